@@ -1,0 +1,245 @@
+"""Makes the development environment `.venv` in the checkout: ComfyUI's requirements, test tools and the pack itself.
+
+Runs with any Python from 3.10 and needs nothing installed. `ensure()` is instant when nothing changed since the last
+complete run, and continues or repairs a run that was interrupted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).absolute().parent.parent
+SCRIPTS = ROOT / "scripts"
+VENV = ROOT / ".venv"
+WINDOWS = os.name == "nt"
+PYTHON = VENV / ("Scripts/python.exe" if WINDOWS else "bin/python")
+STAMP = VENV / ".storyloom-complete"
+UNFINISHED = VENV / ".storyloom-unfinished"
+INPUTS = ("pyproject.toml", "scripts/constraints.txt", "scripts/requirements-host.txt", "scripts/torchvision_shim.py")
+MINIMUM = (3, 10)
+DISK_NEEDED = 4 * 1024**3
+CHECKED_IMPORTS = "torch, torchvision, torchaudio, transformers, aiohttp, av, pytest, hypothesis, storyloom"
+
+
+class SetupError(Exception):
+    """The environment or the host cannot be made ready; the message is one sentence for the user."""
+
+
+def ensure() -> Path:
+    """Bring `.venv` up to date and return its Python. Raises SetupError with a sentence that says what to do."""
+    require_python(sys.version_info)
+    if STAMP.exists() and PYTHON.exists() and STAMP.read_text() == fingerprint():
+        return PYTHON
+    was_unfinished = UNFINISHED.exists()
+    create_venv()
+    STAMP.unlink(missing_ok=True)
+    UNFINISHED.touch()
+    try:
+        install()
+    except SetupError:
+        if not was_unfinished:
+            raise
+        say("The last installation was interrupted: starting over with a new .venv")
+        shutil.rmtree(VENV, ignore_errors=True)
+        create_venv()
+        UNFINISHED.touch()
+        install()
+    STAMP.write_text(fingerprint())
+    UNFINISHED.unlink(missing_ok=True)
+    return PYTHON
+
+
+def enter() -> None:
+    """Continue the running script inside `.venv`; returns at once when it is already there."""
+    python = ensure()
+    if Path(sys.prefix).resolve() == VENV.resolve():
+        return
+    command = [str(python), *sys.argv]
+    sys.stdout.flush()
+    if WINDOWS:
+        sys.exit(subprocess.call(command))
+    os.execv(command[0], command)
+
+
+def require_python(version) -> None:
+    """Raise SetupError unless the version (a sequence major, minor, ...) is new enough."""
+    if tuple(version[:2]) < MINIMUM:
+        found, needed = (".".join(map(str, parts)) for parts in (version[:3], MINIMUM))
+        raise SetupError(
+            f"StoryLoom needs Python {needed} or newer, and {sys.executable} is {found}: "
+            "install a newer one or name it with 'make PYTHON=/path/to/python3'."
+        )
+
+
+def fingerprint() -> str:
+    """Hash of everything that decides what the environment holds, and of where it lies."""
+    digest = hashlib.sha256(str(ROOT).encode())
+    for name in INPUTS:
+        digest.update((ROOT / name).read_bytes())
+    return digest.hexdigest()
+
+
+def create_venv() -> None:
+    """Make `.venv`, unless a working one with a new enough Python is there."""
+    if VENV.exists() and venv_version() is not None:
+        require_venv_python()
+        return
+    free = shutil.disk_usage(ROOT).free
+    if free < DISK_NEEDED:
+        raise SetupError(
+            f"The environment needs about 2 GB, and up to {DISK_NEEDED / 1e9:.0f} GB while it installs, but only "
+            f"{free / 1e9:.1f} GB are free at {ROOT}: make room and try again."
+        )
+    if VENV.exists() and not (VENV / "pyvenv.cfg").exists() and any(VENV.iterdir()):
+        raise SetupError(f"{VENV} is in the way and is not a Python environment: move it and try again.")
+    say("Creating the environment .venv (a few seconds)")
+    shutil.rmtree(VENV, ignore_errors=True)
+    done = run([sys.executable, "-m", "venv", str(VENV)])
+    if done.returncode:
+        raise SetupError(
+            f"Python's venv module could not create {VENV}: {last_line(done.stdout)} "
+            "(on Debian and Ubuntu, install the package python3-venv)."
+        )
+
+
+def venv_version() -> list[int] | None:
+    """The version of `.venv`'s Python, or None when it does not run or has no pip."""
+    if not PYTHON.exists():
+        return None
+    done = run([PYTHON, "-c", "import sys, pip; print(*sys.version_info[:3])"])
+    return [int(part) for part in done.stdout.split()] if done.returncode == 0 else None
+
+
+def require_venv_python() -> None:
+    version = venv_version()
+    if version is None or tuple(version[:2]) < MINIMUM:
+        raise SetupError(f"{VENV} holds a Python older than 3.10: remove it with 'make clean' and try again.")
+
+
+def install() -> None:
+    """Run pip, install the shim where torchvision needs it, and check the imports."""
+    fresh = not any((VENV / path).exists() for path in site_paths("torch"))
+    say(
+        "Installing torch, ComfyUI's requirements and the test tools (about 1.9 GB, 1 to 5 minutes)"
+        if fresh
+        else "Checking torch, ComfyUI's requirements and the test tools (up to a minute)"
+    )
+    constraints = ["-c", str(SCRIPTS / "constraints.txt")]
+    pip(*constraints, "-r", str(SCRIPTS / "requirements-host.txt"), *dev_tools())
+    say("Installing StoryLoom into the environment (a few seconds)")
+    pip("--no-build-isolation", "--no-deps", "-e", str(ROOT))
+    say("Checking that everything imports (a few seconds)")
+    install_shim_if_needed()
+    set_audio_library_aside_if_needed()
+    problem = import_problem(CHECKED_IMPORTS)
+    if problem:
+        raise SetupError(f"The environment is damaged ({problem}): remove it with 'make clean' and try again.")
+
+
+def dev_tools() -> list[str]:
+    """The requirements of the `dev` extra in pyproject.toml (read by hand: Python 3.10 has no TOML reader)."""
+    for line in (ROOT / "pyproject.toml").read_text(encoding="utf-8").splitlines():
+        if line.startswith("dev = ["):
+            return [item.strip().strip("\"'") for item in line.split("[", 1)[1].rstrip("] ").split(",")]
+    raise SetupError("pyproject.toml has no line 'dev = [...]' with the test tools.")
+
+
+def pip(*arguments: str) -> None:
+    """Run `pip install` quietly. Raises SetupError with the reason, after showing the tail of pip's output."""
+    command = [PYTHON, "-m", "pip", "install", "--no-input", "--disable-pip-version-check", "--no-warn-script-location"]
+    done = run([*command, *arguments])
+    if done.returncode:
+        print("\n".join(done.stdout.strip().splitlines()[-15:]), file=sys.stderr)
+        raise SetupError(pip_failure(done.stdout))
+
+
+def pip_failure(output: str) -> str:
+    """One sentence for the user from pip's output."""
+    if "No space left on device" in output:
+        return "pip failed because the disk is full: make room (about 4 GB) and try again."
+    if any(sign in output for sign in ("NewConnectionError", "Temporary failure in name resolution", "timed out")):
+        return "pip could not reach the package index: check the network (or pip's configuration) and try again."
+    if "No matching distribution found" in output:
+        return f"pip found no fitting package: {last_line(output)}"
+    return f"pip failed: {last_line(output)}"
+
+
+def install_shim_if_needed() -> None:
+    """Put torchvision_shim.py into site-packages when torchvision does not import without it."""
+    site = VENV / site_paths("")[0]
+    module, hook = site / "storyloom_torchvision_shim.py", site / "storyloom_torchvision_shim.pth"
+    source = SCRIPTS / "torchvision_shim.py"
+    if hook.exists() and module.exists() and module.read_bytes() == source.read_bytes():
+        return
+    hook.unlink(missing_ok=True)
+    if "torchvision::nms" not in (import_problem("torchvision") or ""):
+        return
+    shutil.copyfile(source, module)
+    hook.write_text("import storyloom_torchvision_shim\n")
+
+
+def set_audio_library_aside_if_needed() -> None:
+    """Where torchaudio's compiled part needs CUDA libraries, rename it: torchaudio then imports without it.
+
+    ComfyUI imports torchaudio at start. Only the pure Python part is used by the nodes that this project runs.
+    """
+    if "Could not load this library" not in (import_problem("torchaudio") or ""):
+        return
+    for library in (VENV / site_paths("torchaudio")[0] / "lib").glob("*.so"):
+        library.replace(library.with_name(library.name + ".unused"))
+
+
+def site_paths(name: str) -> list[Path]:
+    """Where a module may lie in site-packages, relative to `.venv`."""
+    folders = [Path("Lib")] if WINDOWS else sorted(path.relative_to(VENV) for path in VENV.glob("lib/python3.*"))
+    return [folder / "site-packages" / name for folder in folders]
+
+
+def import_problem(names: str) -> str | None:
+    """The last line of the error when `.venv` imports these modules, from a folder outside the checkout, or None."""
+    done = run([PYTHON, "-c", f"import {names}"], cwd=VENV)
+    return last_line(done.stdout) if done.returncode else None
+
+
+def run(command, cwd=ROOT) -> subprocess.CompletedProcess:
+    """Run a command and return it with both output streams in stdout."""
+    return subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+
+
+def last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("[notice]")]
+    return lines[-1] if lines else "no output"
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def exit_with(error: BaseException) -> None:
+    """Print one sentence and leave with an exit code that says failure (130 for Ctrl-C)."""
+    if isinstance(error, KeyboardInterrupt):
+        print("\nStopped.", file=sys.stderr)
+        sys.exit(130)
+    print(f"\n{error}", file=sys.stderr)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    try:
+        ensure()
+    except (SetupError, KeyboardInterrupt) as reason:
+        exit_with(reason)
+    say(f"The environment is ready: {PYTHON}")

@@ -1,0 +1,176 @@
+"""Runs every test, those that need ComfyUI once on each version found: `make test`. Extra arguments go to pytest."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import comfyui
+import environment
+
+ROOT = Path(__file__).absolute().parent.parent
+TESTS = ROOT / "tests"
+HOST_TESTS = TESTS / "host"
+NOTHING_COLLECTED = 5
+# The tests' models are tiny: more threads gain nothing, and waiting for each other costs minutes on a busy machine.
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One run of pytest."""
+
+    name: str
+    arguments: tuple[str, ...]
+    comfyui: Path | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a pass counted; `failed` includes errors, `problem` says why a pass counts as failed as a whole."""
+
+    name: str
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+    problem: str = ""
+
+    @property
+    def ran(self) -> int:
+        return self.passed + self.failed
+
+
+def read_counts(name: str, report: Path) -> Result:
+    """Count the test cases of a JUnit report. A test that fails and errors counts as one failure.
+
+    Raises OSError or ElementTree.ParseError when pytest left no report or half of one.
+    """
+    outcomes: dict[tuple[str, str], str] = {}
+    rank = ("passed", "skipped", "failed")
+    for case in ElementTree.parse(report).iter("testcase"):
+        key = (case.get("classname", ""), case.get("name", ""))
+        tags = {child.tag for child in case}
+        outcome = "failed" if tags & {"failure", "error"} else "skipped" if "skipped" in tags else "passed"
+        outcomes[key] = max(outcomes.get(key, "passed"), outcome, key=rank.index)
+    counts = list(outcomes.values())
+    return Result(name, counts.count("passed"), counts.count("failed"), counts.count("skipped"))
+
+
+def judge(result: Result, code: int, selected: bool) -> Result:
+    """Add what makes a pass fail as a whole; `selected` says that the user chose tests, so that none may be left."""
+    if result.ran == 0 and code in (0, NOTHING_COLLECTED) and not selected:
+        return replace(result, problem="no test ran")
+    if code not in (0, NOTHING_COLLECTED) and result.failed == 0:
+        return replace(result, problem=f"pytest ended with code {code}")
+    return result
+
+
+def run_pass(one: Pass, folder: Path, extra: Sequence[str], capture: bool) -> tuple[Result, str]:
+    """Run pytest for a pass; returns its result and, with `capture`, its output."""
+    slug = one.name.replace(" ", "-")
+    report = folder / f"{slug}.xml"
+    command = [str(environment.PYTHON), str(environment.PYTHON.with_name("pytest")), *one.arguments]
+    command += [f"--junitxml={report}", f"--basetemp={folder / slug}", "-o", f"cache_dir={ROOT}/.pytest_cache/{slug}"]
+    variables = {**ONE_THREAD, **os.environ}
+    if one.comfyui:
+        variables["COMFYUI_PATH"] = str(one.comfyui)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True} if capture else {}
+    began = time.monotonic()
+    done = subprocess.run([*command, *extra], cwd=ROOT, env=variables, stdin=subprocess.DEVNULL, **streams)
+    try:
+        result = judge(read_counts(one.name, report), done.returncode, selected=bool(extra))
+    except (OSError, ElementTree.ParseError):
+        result = Result(one.name, problem=f"pytest ended with code {done.returncode} and without a report")
+        if done.returncode == NOTHING_COLLECTED and extra:
+            result = Result(one.name)
+    return replace(result, seconds=time.monotonic() - began), done.stdout or ""
+
+
+def run_host_passes(passes: Sequence[Pass], folder: Path, extra: Sequence[str]) -> list[Result]:
+    """Run the host passes, as many at a time as there are cores, and show each one's output in order."""
+    together = min(len(passes), os.cpu_count() or 1)
+    if together < 2:
+        return [show_and_run(one, folder, extra) for one in passes]
+    names = " and ".join(one.name for one in passes)
+    environment.say(f"\n==== {names} at the same time (output follows when each is done) ====")
+    results = []
+    with ThreadPoolExecutor(together) as pool:
+        running = [pool.submit(run_pass, one, folder, extra, True) for one in passes]
+        for one, future in zip(passes, running, strict=True):
+            result, output = future.result()
+            environment.say(f"\n==== {one.name} ====\n{output.rstrip()}")
+            results.append(result)
+    return results
+
+
+def show_and_run(one: Pass, folder: Path, extra: Sequence[str]) -> Result:
+    environment.say(f"\n==== {one.name} ====")
+    return run_pass(one, folder, extra, capture=False)[0]
+
+
+def plain_pass() -> list[Pass]:
+    """The pass over everything that needs no ComfyUI."""
+    return [Pass("no host", (str(TESTS), f"--ignore={HOST_TESTS}"))] if TESTS.is_dir() else []
+
+
+def host_passes(hosts: Sequence[Path]) -> list[Pass]:
+    """A pass over the host tests for each ComfyUI."""
+    if not HOST_TESTS.is_dir():
+        return []
+    versions = [comfyui.version_text(host) for host in hosts]
+    names = [
+        f"ComfyUI {version}" + (f" #{number}" if versions.count(version) > 1 else "")
+        for number, version in enumerate(versions, 1)
+    ]
+    return [Pass(name, (str(HOST_TESTS),), host) for name, host in zip(names, hosts, strict=True)]
+
+
+def summary(plain: Sequence[Result], host: Sequence[Result]) -> list[str]:
+    """The table, the number of host tests run and the totals as the last line."""
+    results = [*plain, *host]
+    width = max([len(result.name) for result in results] + [4])
+    lines = [f"{'pass':<{width}}  passed  failed  skipped  seconds"]
+    for one in results:
+        row = f"{one.name:<{width}}  {one.passed:>6}  {one.failed:>6}  {one.skipped:>7}  {one.seconds:>7.1f}"
+        lines.append(f"{row}  {one.problem}".rstrip())
+    lines.append(f"host tests run: {sum(one.ran for one in host)}")
+    totals = (sum(getattr(one, kind) for one in results) for kind in ("passed", "failed", "skipped"))
+    return [*lines, "{} passed, {} failed, {} skipped".format(*totals)]
+
+
+def available_hosts() -> tuple[list[Path], str]:
+    """Every ComfyUI, and the sentence about it when there is none."""
+    try:
+        return comfyui.find_all_comfyui(), ""
+    except comfyui.NoComfyUIError as error:
+        help_text = comfyui.how_to_provide()
+        return [], f"NO COMFYUI WAS FOUND: all host tests are skipped (cloning it failed: {error.reason}; {help_text})"
+
+
+def main(extra: Sequence[str]) -> int:
+    """Run everything and return the exit code."""
+    environment.ensure()
+    hosts, missing = available_hosts()
+    with comfyui.scratch("test") as folder:
+        plain = [show_and_run(one, folder, extra) for one in plain_pass()]
+        host = run_host_passes(host_passes(hosts), folder, extra)
+    if not plain + host:
+        missing = f"No test was found: {TESTS} does not exist."
+    print("\n" + "\n".join([*filter(None, [missing]), *summary(plain, host)]), flush=True)
+    return 1 if not plain + host or any(one.failed or one.problem for one in plain + host) else 0
+
+
+if __name__ == "__main__":
+    try:
+        environment.require_python(sys.version_info)
+        sys.exit(main(sys.argv[1:]))
+    except (environment.SetupError, comfyui.ComfyUIError, KeyboardInterrupt) as reason:
+        environment.exit_with(reason)
