@@ -1,0 +1,1 @@
+"""Story script -> token rows -> reweighted embeddings. Knows no host; only torch."""

@@ -1,0 +1,246 @@
+"""The story script: what an artist types, parsed into a `Story`.
+
+identity   one description ("a red fox in a blue coat", lines are joined), or one character per line: `[Fox] a red fox`
+frames     one frame per line: `[Name]` stands for that character, `[NC]` marks a frame without any character,
+           `#` starts the caption
+style      optional text around `{prompt}`
+
+The syntax is StoryDiffusion's (arXiv 2405.01434), so its scripts can be pasted in. `\\#` and `\\[` are the plain signs.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import NoReturn
+
+NO_CHARACTER = "NC"
+PLACEHOLDER = "{prompt}"
+
+_NAME = re.compile(r"(?<!\\)\[([^\[\]]*)\]")
+_CAPTION = re.compile(r"(?<!\\)#")
+_ESCAPED = re.compile(r"\\([#\[\]])")
+_STRAY = re.compile(r"(?<!\\)[\[\]]")
+
+
+class StoryScriptError(ValueError):
+    """A fault in a story script. `box` is the input it is in, `line` the line there (1 is the first) or None."""
+
+    def __init__(self, box: str, line: int | None, message: str):
+        self.box, self.line = box, line
+        place = f"Story script, {box}" if line is None else f"Story script, {box}, line {line}"
+        super().__init__(f"{place}: {message}")
+
+
+@dataclass(frozen=True)
+class Character:
+    """Someone the story is about. `name` is "" when the identity is one description without a name."""
+
+    name: str
+    description: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """A run of a frame's text: the description of `character`, or the frame's own words (`character` is None)."""
+
+    text: str
+    character: str | None = None
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One picture of the story.
+
+    text        the frame's own words, without any character's description
+    characters  names of the characters in it, in order of appearance
+    parts       the whole prompt in order, descriptions inserted; joined by a space it is what the frame says
+    caption     what a page prints: the text after `#`, else the line as typed without brackets
+    line        line in the frames box
+    """
+
+    text: str
+    characters: tuple[str, ...]
+    parts: tuple[Part, ...]
+    caption: str
+    line: int
+
+
+@dataclass(frozen=True)
+class Story:
+    """A parsed story script. `identity` is the description of everybody in it."""
+
+    identity: str
+    characters: tuple[Character, ...]
+    frames: tuple[Frame, ...]
+    style: str = ""
+
+    @property
+    def style_around(self) -> tuple[str, str]:
+        """Style text before and after the prompt, ("", "") without a style."""
+        before, _, after = self.style.partition(PLACEHOLDER)
+        return before, after
+
+
+def parse_story(identity: str, frames: str, style: str = "") -> Story:
+    """Parse the three texts of a story script.
+
+    Raises StoryScriptError naming box, line and remedy: no frame, empty identity, unknown, reserved or duplicate name,
+    `{prompt}` missing from the style, a frame that is only a caption.
+    """
+    characters = parse_identity(identity)
+    return Story(
+        identity=" and ".join(c.description for c in characters),
+        characters=characters,
+        frames=parse_frames(frames, characters),
+        style=parse_style(style),
+    )
+
+
+def parse_identity(text: str) -> tuple[Character, ...]:
+    """Characters of an identity text: named ones, or a single one without a name."""
+    lines = [(number, _plain(_CAPTION.split(line)[0])) for number, line in _lines(text)]
+    lines = [(number, line) for number, line in lines if line]
+    if not lines:
+        _fail("identity", None, 'it is empty. Describe who the story is about, for example "a red fox in a blue coat".')
+    if not any(_NAME.match(line) for _, line in lines):
+        return (Character("", _unescape(" ".join(line for _, line in lines))),)
+
+    characters: dict[str, Character] = {}
+    for number, line in lines:
+        _refuse_stray_bracket("identity", number, line)
+        match = _NAME.match(line)
+        if match is None:
+            _fail(
+                "identity", number, f'"{_short(line)}" has no name. Begin the line with one, for example "[Fox] ...".'
+            )
+        name, description = match[1].strip(), _unescape(line[match.end() :].strip())
+        if not name:
+            _fail("identity", number, "the name in [ ] is empty. Give the character a name.")
+        if _key(name) == _key(NO_CHARACTER):
+            _fail("identity", number, "[NC] is reserved for frames without a character. Choose another name.")
+        if _key(name) in characters:
+            _fail("identity", number, f"[{name}] is described twice. Give every character its own name.")
+        if not description:
+            _fail("identity", number, f"[{name}] has no description. Write it after the name.")
+        characters[_key(name)] = Character(name, description)
+    return tuple(characters.values())
+
+
+def parse_frames(text: str, characters: tuple[Character, ...] | None) -> tuple[Frame, ...]:
+    """Frames of a frames text. `characters` None: names are not known yet and stand for themselves."""
+    frames = tuple(_frame(number, line, characters) for number, line in _lines(text) if _plain(line))
+    if not frames:
+        _fail("frames", None, 'there is no frame. Write one per line, for example "asleep in the snow".')
+    return frames
+
+
+def parse_style(text: str) -> str:
+    """A style text: empty, or with `{prompt}` in it exactly once."""
+    style = " ".join(_plain(line) for _, line in _lines(text)).strip()
+    count = style.count(PLACEHOLDER)
+    if style and count != 1:
+        found = "has no {prompt}" if count == 0 else f"has {{prompt}} {count} times"
+        _fail(
+            "style",
+            None,
+            f'"{_short(style)}" {found}. Put {{prompt}} once where the story goes: "ink drawing of {{prompt}}".',
+        )
+    return style
+
+
+def _frame(number: int, line: str, characters: tuple[Character, ...] | None) -> Frame:
+    prompt, *caption = _CAPTION.split(line, maxsplit=1)
+    prompt = _plain(prompt)
+    if not prompt:
+        _fail("frames", number, "the frame is only a caption. Write what it shows before the #.")
+    _refuse_stray_bracket("frames", number, prompt)
+    known = None if characters is None else {_key(c.name): c for c in characters}
+    parts: list[Part] = []
+    cast: list[str] = []
+    without = False
+    position = 0
+    for match in _NAME.finditer(prompt):
+        parts.append(Part(prompt[position : match.start()]))
+        position = match.end()
+        if _key(match[1]) == _key(NO_CHARACTER):
+            without = True
+            continue
+        character = _named(match[1].strip(), known, number)
+        parts.append(Part(character.description, character.name))
+        cast.append(character.name)
+    parts.append(Part(prompt[position:]))
+    if without and cast:
+        _fail("frames", number, f"[NC] means no character, but [{cast[0]}] is named too. Remove one of them.")
+    if not cast and not without and characters is not None and len(characters) == 1:
+        only = characters[0]
+        parts.insert(0, Part(only.description, only.name))
+        cast.append(only.name)
+
+    cleaned = [Part(p.text if p.character is not None else _unescape(_plain(p.text)), p.character) for p in parts]
+    cleaned = [p for p in cleaned if p.text]
+    if not cleaned:
+        _fail("frames", number, "the frame shows nothing. Write what it shows after [NC].")
+    return Frame(
+        text=" ".join(p.text for p in cleaned if p.character is None),
+        characters=tuple(dict.fromkeys(cast)),
+        parts=tuple(cleaned),
+        caption=_unescape(_plain(caption[0])) if caption else _spoken(prompt),
+        line=number,
+    )
+
+
+def _named(name: str, known: dict[str, Character] | None, line: int) -> Character:
+    if not name:
+        _fail("frames", line, "the name in [ ] is empty. Write whose it is, or [NC] for nobody.")
+    if known is None:
+        return Character(name, name)
+    if _key(name) in known:
+        return known[_key(name)]
+    names = ", ".join(f"[{c.name}]" for c in known.values() if c.name)
+    if not names:
+        _fail(
+            "frames", line, f'[{name}] is not known: the identity names nobody. Begin an identity line with "[{name}]".'
+        )
+    _fail(
+        "frames",
+        line,
+        f"[{name}] is not known. Known: {names}, and [NC] for nobody. Correct it or add it to the identity.",
+    )
+
+
+def _refuse_stray_bracket(box: str, line: int, text: str) -> None:
+    if _STRAY.search(_NAME.sub("", text)):
+        _fail(
+            box, line, f'a bracket in "{_short(text)}" has no partner. Add it, or write \\[ or \\] for a plain bracket.'
+        )
+
+
+def _spoken(prompt: str) -> str:
+    """A frame line as a caption: [NC] removed, brackets of names removed."""
+    return _unescape(_plain(_NAME.sub(lambda m: " " if _key(m[1]) == _key(NO_CHARACTER) else m[1], prompt)))
+
+
+def _lines(text: str) -> list[tuple[int, str]]:
+    lines = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return list(enumerate(lines, start=1))
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _unescape(text: str) -> str:
+    return _ESCAPED.sub(r"\1", text)
+
+
+def _key(name: str) -> str:
+    return _plain(name).casefold()
+
+
+def _short(text: str, limit: int = 60) -> str:
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def _fail(box: str, line: int | None, message: str) -> NoReturn:
+    raise StoryScriptError(box, line, message)

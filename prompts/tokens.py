@@ -1,0 +1,202 @@
+"""Which rows of an encoded prompt belong to which part of the story: counted, never searched for.
+
+Every part of a prompt is tokenized on its own and its length is the number of rows it takes in the joined prompt, so
+words that the identity and the frames share, sub-words, punctuation and embeddings all keep the right rows.
+
+A tokenizer here is a function text -> {"l": chunks, "g": chunks}; a chunk is a list of (token, weight, word id), the
+word id is 0 for start, end and padding. It is ComfyUI's own SDXL tokenizer with `return_word_ids=True`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from torch import Tensor
+
+from .script import Frame, Story
+
+Chunk = list[tuple]
+Tokens = dict[str, list[Chunk]]
+Tokenize = Callable[[str], Tokens]
+
+ROOM = 75
+"""Tokens of text that one window of the encoders holds, between its start and its end token."""
+
+
+@dataclass(frozen=True)
+class StoryTokens:
+    """Rows of an encoded prompt. Row 0 is the start token.
+
+    identity  rows of the identity
+    frames    rows of every frame's own words, in prompt order
+    eot       the first end-of-text row; it and all rows after it up to `length` are end and padding
+    length    number of rows
+    """
+
+    identity: range
+    frames: tuple[range, ...]
+    eot: int
+    length: int
+
+
+@dataclass(frozen=True)
+class FrameTokens:
+    """Rows of one frame's own prompt: as StoryTokens (first description, own words) plus all descriptions in it."""
+
+    tokens: StoryTokens
+    descriptions: tuple[range, ...]
+
+
+class StoryTooLongError(ValueError):
+    """The story does not fit into one prompt."""
+
+
+def one_prompt_parts(story: Story) -> list[str]:
+    """Texts that make up the story as one prompt: the identity with the style around it, then every frame's words.
+
+    Raises ValueError for what one prompt cannot hold: several characters, frames without a character, frames that add
+    no words to the identity.
+    """
+    if len(story.characters) > 1:
+        names = ", ".join(f"[{c.name}]" for c in story.characters)
+        raise ValueError(
+            f"One prompt tells of one identity, but the story has {len(story.characters)} characters ({names}). "
+            'Keep one of them, or use "Encode story frame by frame".'
+        )
+    for number, frame in enumerate(story.frames, start=1):
+        if not frame.characters:
+            raise ValueError(
+                f"Frame {number} (line {frame.line}) is marked [NC], but in one prompt every frame shows the identity. "
+                'Remove [NC] or that frame, or use "Encode story frame by frame".'
+            )
+        if not frame.text:
+            raise ValueError(
+                f"Frame {number} (line {frame.line}) says nothing beyond the identity. Write what happens in it."
+            )
+    before, after = story.style_around
+    return [f"{before}{story.identity}{after}", *(frame.text for frame in story.frames)]
+
+
+def locate_story(tokenize: Tokenize, parts: Sequence[str], *, weights: bool = True) -> tuple[StoryTokens, Tokens]:
+    """Tokenize identity and frames joined by single spaces, and say which rows each of them takes.
+
+    parts: the identity, then the frames. weights: whether the tokenizer reads "(words:1.2)".
+    Returns the rows and the tokens of the joined text. Raises StoryTooLongError when it takes more than one window,
+    ValueError when a part has no tokens, when its parentheses are open, or when CLIP-L and CLIP-G count it differently.
+    """
+    names = ["the identity", *(f"frame {i}" for i in range(1, len(parts)))]
+    joined, lengths = _measure(tokenize, parts, names, weights)
+    if sum(lengths) > ROOM:
+        raise StoryTooLongError(_too_long(lengths))
+    starts = list(accumulate(lengths, initial=1))
+    spans = tuple(range(start, start + n) for start, n in zip(starts, lengths, strict=False))
+    return StoryTokens(spans[0], spans[1:], starts[-1], len(joined["l"][0])), joined
+
+
+def locate_frame(
+    tokenize: Tokenize, frame: Frame, style: tuple[str, str], name: str, *, weights: bool = True
+) -> tuple[FrameTokens, Tokens]:
+    """Tokenize one frame's own prompt with the style around it, and say which rows describe its characters.
+
+    Text over 75 tokens takes further windows of 77 rows, as in the stock node. name: how errors call the frame.
+    Raises ValueError as `locate_story` does.
+    """
+    texts = [part.text for part in frame.parts]
+    texts[0] = style[0] + texts[0]
+    texts[-1] = texts[-1] + style[1]
+    joined, lengths = _measure(tokenize, texts, [name] * len(texts), weights)
+    rows = [row for row, (_, _, word) in enumerate(t for chunk in joined["l"] for t in chunk) if word]
+    described, own = [], []
+    start = 0
+    for part, n in zip(frame.parts, lengths, strict=True):
+        (own if part.character is None else described).extend(consecutive(rows[start : start + n]))
+        start += n
+    first = joined["l"][0]
+    eot = 1 + sum(1 for token in first if token[2])
+    tokens = StoryTokens(described[0] if described else range(1, 1), tuple(own), eot, sum(map(len, joined["l"])))
+    return FrameTokens(tokens, tuple(described)), joined
+
+
+def without_word_ids(tokens: Tokens) -> dict[str, list[list[tuple]]]:
+    """The same tokens as the text encoders take them: (token, weight)."""
+    return {
+        key: [[(token, weight) for token, weight, _ in chunk] for chunk in chunks] for key, chunks in tokens.items()
+    }
+
+
+def _measure(tokenize: Tokenize, parts: Sequence[str], names: Sequence[str], weights: bool) -> tuple[Tokens, list[int]]:
+    if weights:
+        for part, name in zip(parts, names, strict=True):
+            _check_parentheses(part, name)
+    separate = [{key: _words(chunks) for key, chunks in tokenize(part).items()} for part in parts]
+    for words, part, name in zip(separate, parts, names, strict=True):
+        if len(words["l"]) != len(words["g"]):
+            raise ValueError(
+                f'{name.capitalize()} ("{part}") takes {len(words["l"])} tokens in CLIP-L but {len(words["g"])} in '
+                "CLIP-G. An embedding in it has different lengths for the two encoders: use one made for SDXL."
+            )
+        if not words["l"]:
+            raise ValueError(f'{name.capitalize()} ("{part}") has no words that the text encoders know.')
+    joined = tokenize(" ".join(parts))
+    for key, chunks in joined.items():
+        if not _same(_words(chunks), [token for words in separate for token in words[key]]):
+            raise ValueError(
+                "The identity and the frames are tokenized differently when they are joined than each alone. "
+                "Remove unusual characters at the beginning or end of the identity and the frames."
+            )
+    return joined, [len(words["l"]) for words in separate]
+
+
+def _words(chunks: list[Chunk]) -> Chunk:
+    return [token for chunk in chunks for token in chunk if token[2]]
+
+
+def _same(a: Chunk, b: Chunk) -> bool:
+    def equal(x, y):
+        return bool((x == y).all()) if isinstance(x, Tensor) and isinstance(y, Tensor) else x is y or x == y
+
+    return len(a) == len(b) and all(equal(x[0], y[0]) and x[1] == y[1] for x, y in zip(a, b, strict=True))
+
+
+def consecutive(rows: Sequence[int]) -> list[range]:
+    """Ascending row numbers as runs of consecutive ones."""
+    runs: list[range] = []
+    for row in rows:
+        if runs and runs[-1].stop == row:
+            runs[-1] = range(runs[-1].start, row + 1)
+        else:
+            runs.append(range(row, row + 1))
+    return runs
+
+
+def _check_parentheses(text: str, name: str) -> None:
+    depth = 0
+    for sign in text.replace("\\(", "").replace("\\)", ""):
+        depth += (sign == "(") - (sign == ")")
+        if depth < 0:
+            break
+    if depth:
+        raise ValueError(
+            f'The parentheses of {name} ("{text}") do not close in it. A weight such as (words:1.2) must begin and end '
+            "within the identity or within one frame; write \\( and \\) for plain parentheses."
+        )
+
+
+def _too_long(lengths: Sequence[int]) -> str:
+    identity, frames = lengths[0], lengths[1:]
+    total = sum(lengths)
+    fitting = sum(1 for end in accumulate(frames, initial=identity) if end <= ROOM) - 1
+    if fitting > 0:
+        room = f"The identity takes {identity}; frames 1 to {fitting} would fit." if fitting > 1 else ""
+        room = room or f"The identity takes {identity}; only frame 1 would fit."
+    elif identity > ROOM:
+        room = f"The identity alone takes {identity}; no frame would fit."
+    else:
+        room = f"The identity takes {identity} and frame 1 {frames[0]}; not even frame 1 would fit."
+    excess = f"{total - ROOM} token{'s' if total - ROOM > 1 else ''} too long"
+    return (
+        f"The story is {excess} for one prompt ({total} of {ROOM}). {room} "
+        'Shorten it, tell fewer frames, or use "Encode story frame by frame".'
+    )
