@@ -1,0 +1,247 @@
+"""Where patches meet a sampling run: settings wait on the model, all work happens while it samples.
+
+A node stores its settings on a clone of the model (`StorySampling`, a wrapper around the sampler). When sampling starts
+the wrapper checks the batch and adds two wrappers to that run's own options: one sees every evaluation and learns which
+conditioning is a story's, one sees every UNet call and puts StoryLoom's attention around whatever stands there then.
+Nothing is written to the model, so nothing is left behind, and the order of nodes does not matter.
+
+Written for ComfyUI's wrapper interface, with everything of the host passed in.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import reduce
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..prompts.conditioning import TAG, StoryCond
+from .blocks import Blocks
+from .inner import HostAttend, Inner, Replacement
+from .unet_call import KEY, Conditioning, SamplerCall, UNetCall, read_call, window_images
+
+SAMPLER_SAMPLE, CALC_COND_BATCH, APPLY_MODEL = "sampler_sample", "calc_cond_batch", "apply_model"
+"""ComfyUI's names for what is wrapped: a sampling run, an evaluation of all conditionings, a call of the UNet."""
+
+COMPILED = "torch.compile"
+"""Name of ComfyUI's wrapper around the UNet call that runs a compiled copy of the UNet instead."""
+
+
+class Patch(Protocol):
+    """Settings of one method, stored on the model by a node."""
+
+    name: str
+    slot: str
+    blocks: Blocks
+    start_percent: float
+    end_percent: float
+
+    @property
+    def neutral(self) -> bool:
+        """Whether these settings change nothing at all."""
+
+    def combine(self, other: Patch) -> Patch:
+        """These settings and another node's of the same method, on one layer at one time."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, heads: int, call: UNetCall, inner: Inner) -> Tensor:
+        """Attention of one layer; `inner` is what stood there before."""
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A patch and the sigmas between which it acts, both ends included."""
+
+    patch: Patch
+    first: float
+    last: float
+
+    def at(self, sigma: float) -> bool:
+        return self.last <= sigma <= self.first
+
+
+@dataclass(frozen=True, eq=False)
+class LayerAttention:
+    """StoryLoom's attention at one layer of one UNet call, around the one that stood there before."""
+
+    patches: tuple[Opened, ...]
+    call: UNetCall
+    host: HostAttend
+    owner: Replacement | None
+
+    @torch.compiler.disable
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any]) -> Tensor:
+        """q, k, v: [rows, tokens, C] projected, heads not split. Not compiled: the host drops its guards here."""
+        inner = Inner(options, self.host, self.owner)
+        heads = options["n_heads"]
+        active = [opened.patch for opened in self.patches if opened.at(self.call.sigma)]
+        if not active:
+            return inner(q, k, v, heads)
+        return reduce(lambda a, b: a.combine(b), active).attend(q, k, v, heads, self.call, inner)
+
+
+@dataclass(frozen=True, eq=False)
+class StoryRun:
+    """One sampling run: its two wrappers. Holds settings only, no tensors."""
+
+    patches: tuple[Opened, ...]
+    host: HostAttend
+
+    def evaluate(self, executor, model, conds, x_in: Tensor, timestep: Tensor, model_options: dict[str, Any]):
+        """CALC_COND_BATCH wrapper: tell the UNet calls of this evaluation what its conditionings are."""
+        options = model_options["transformer_options"]
+        known = {
+            (number, cond["uuid"]): Conditioning(cond.get(TAG), _context(cond).shape[1])
+            for number, group in enumerate(conds)
+            for cond in group or ()
+        }
+        call = SamplerCall(float(timestep.flatten()[0]), known, window_images(options, x_in.shape[0]))
+        model_options = {**model_options, "transformer_options": {**options, KEY: call}}
+        return executor(model, conds, x_in, timestep, model_options)
+
+    def call_unet(
+        self, executor, x: Tensor, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs
+    ):
+        """APPLY_MODEL wrapper: put StoryLoom's attention into this call's options, which are complete by now."""
+        options = transformer_options or {}
+        call = read_call(options, x.shape[0])
+        if call is not None:
+            options = self.installed(options, call)
+        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+
+    def installed(self, options: dict[str, Any], call: UNetCall) -> dict[str, Any]:
+        """A copy of transformer_options with the attention of every patched layer replaced.
+
+        A per-index key hides its block's key in the host, so a whole block takes the block key, plus the per-index keys
+        that somebody owns there already; per-index keys alone are taken where the choice itself is finer.
+        """
+        replacements = options.get("patches_replace", {})
+        taken = dict(replacements)
+        for slot in {opened.patch.slot for opened in self.patches}:
+            owners = replacements.get(slot, {})
+            patches = [opened for opened in self.patches if opened.patch.slot == slot]
+            taken[slot] = dict(owners)
+            for key, here in _layers(patches, owners):
+                owner = owners.get(key, owners.get(key[:2]))
+                taken[slot][key] = LayerAttention(here, call, self.host, owner)
+        return {**options, "patches_replace": taken}
+
+
+@dataclass(frozen=True, eq=False)
+class StorySampling:
+    """SAMPLER_SAMPLE wrapper that carries the settings of all StoryLoom nodes in a model's chain."""
+
+    patches: tuple[Patch, ...]
+    host: HostAttend
+
+    def with_patch(self, patch: Patch) -> StorySampling:
+        return replace(self, patches=(*self.patches, patch))
+
+    def __call__(self, executor, guider, sigmas: Tensor, extra_args: dict, callback, noise: Tensor, *args, **kwargs):
+        """Check the batch against the stories and sample with this run's own wrappers.
+
+        Raises ValueError when a story does not have as many frames as the latent batch has images.
+        """
+        guider.conds = _tagged_by_context(guider.conds, guider.original_conds)
+        stories = [cond[TAG] for group in guider.conds.values() for cond in group if TAG in cond]
+        for story in stories:
+            _check_batch(story, noise.shape[0])
+        opened = self._opened(guider.inner_model.model_sampling)
+        if opened:
+            _warn_of_no_effect(opened, stories, sigmas)
+            run = StoryRun(opened, self.host)
+            wrappers = {CALC_COND_BATCH: run.evaluate, APPLY_MODEL: run.call_unet}
+            extra_args = {**extra_args, "model_options": _with_wrappers(extra_args["model_options"], wrappers)}
+        return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
+
+    def _opened(self, model_sampling) -> tuple[Opened, ...]:
+        to_sigma = model_sampling.percent_to_sigma
+        return tuple(
+            Opened(patch, float(to_sigma(patch.start_percent)), float(to_sigma(patch.end_percent)))
+            for patch in self.patches
+            if not patch.neutral
+        )
+
+
+def _layers(patches: list[Opened], owners: Mapping[tuple, Replacement]) -> Iterator[tuple[tuple, tuple[Opened, ...]]]:
+    """Keys to take in one slot, each with the patches that act there."""
+    for block in dict.fromkeys(block for opened in patches for block in opened.patch.blocks):
+        here = [opened for opened in patches if block in opened.patch.blocks]
+        whole = tuple(opened for opened in here if opened.patch.blocks[block] is None)
+        finer = {j for opened in here for j in opened.patch.blocks[block] or ()}
+        if whole:
+            yield block, whole
+            finer |= {key[2] for key in owners if len(key) == 3 and key[:2] == block}
+        for j in sorted(finer):
+            yield (*block, j), tuple(o for o in here if o in whole or j in (o.patch.blocks[block] or ()))
+
+
+def _with_wrappers(model_options: dict[str, Any], wrappers: Mapping[str, Any]) -> dict[str, Any]:
+    """Model options with our wrappers among the others, and without the one that runs a compiled UNet.
+
+    ComfyUI compiles without guards on transformer_options, so a UNet that was compiled without a patch, or with another
+    window or other blocks, would go on as it was and never call ours.
+    """
+    options = model_options.get("transformer_options", {})
+    present = dict(options.get("wrappers", {}))
+    for kind, wrapper in wrappers.items():
+        present[kind] = {**present.get(kind, {}), TAG: [wrapper]}
+    if present[APPLY_MODEL].pop(COMPILED, None):
+        logging.warning(
+            "The torch.compile node is left out of this run: a model compiled by ComfyUI does not notice attention "
+            "patches, so StoryLoom's would silently do nothing. Remove the node, or the patch to have its speed back."
+        )
+    return {**model_options, "transformer_options": {**options, "wrappers": present}}
+
+
+def _tagged_by_context(conds: Mapping[str, list[dict]], original: Mapping[str, list[dict]]) -> dict[str, list[dict]]:
+    """This run's conditionings, each tagged with the story whose context it really holds.
+
+    A tag travels with a conditioning's dict, but the context may be another's: ConditioningZeroOut leaves only zeros,
+    and for a region the host adds a copy of the dict, with the context of the other side, behind that side's own.
+    """
+    stories = {
+        id(_context(cond)): cond[TAG]
+        for name, group in conds.items()
+        for cond in group[: len(original[name])]
+        if TAG in cond and _context(cond).any()
+    }
+    return {name: [_with_tag(cond, stories.get(id(_context(cond)))) for cond in group] for name, group in conds.items()}
+
+
+def _with_tag(cond: dict, story: StoryCond | None) -> dict:
+    untagged = {key: value for key, value in cond.items() if key != TAG}
+    return untagged if story is None else {**untagged, TAG: story}
+
+
+def _context(cond: Mapping[str, Any]) -> Tensor:
+    """A conditioning's text context [rows, T, D], as the UNet gets it."""
+    return cond["model_conds"]["c_crossattn"].cond
+
+
+def _check_batch(story: StoryCond, images: int) -> None:
+    if len(story.rows) != images:
+        raise ValueError(
+            f"The story has {len(story.rows)} frames but the latent batch has {images} images. "
+            'Use "Empty story latent" with this story connected, or a latent batch with one image per frame.'
+        )
+
+
+def _warn_of_no_effect(opened: tuple[Opened, ...], stories: list[StoryCond], sigmas: Tensor) -> None:
+    steps = sigmas[:-1].tolist()
+    for entry in opened:
+        if not stories:
+            logging.warning(
+                "%s has no effect in this run: no conditioning comes from a StoryLoom encode node.", entry.patch.name
+            )
+        elif not any(entry.at(sigma) for sigma in steps):
+            logging.warning(
+                "%s has no effect in this run: none of its %d steps lies between start_percent %g and end_percent %g.",
+                entry.patch.name,
+                len(steps),
+                entry.patch.start_percent,
+                entry.patch.end_percent,
+            )

@@ -1,0 +1,167 @@
+"""The view of one UNet call: which rows belong to which conditioning, and what a story says about them.
+
+The only reader of the host's `transformer_options`. A host calls the UNet with several conditionings stacked along the
+rows ("chunks"), in any order and split over several calls as memory allows. Chunks are known by the uuid that the host
+gives every conditioning, never by their place or number alone: what is 0 in one guider is the negative in another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import lcm
+from typing import Any, NamedTuple
+
+from ..prompts.conditioning import StoryCond
+
+Rows = slice | list[int]
+"""Row numbers of a UNet call, a slice where they are consecutive, so that indexing copies nothing."""
+
+KEY = "storyloom"
+"""Where a SamplerCall travels in the transformer_options of a call."""
+
+
+@dataclass(frozen=True, eq=False)
+class Conditioning:
+    """What is known of one conditioning before it is batched: its story, if any, and its own context length."""
+
+    story: StoryCond | None
+    length: int
+
+
+@dataclass(frozen=True, eq=False)
+class SamplerCall:
+    """One evaluation asked for by a sampler.
+
+    sigma           noise level
+    conditionings   by the guider's number and the uuid: for regions the host puts a copy with the same uuid and another
+                    context into the guider's other list
+    images          numbers, in the latent batch, of the images that a chunk holds
+    """
+
+    sigma: float
+    conditionings: Mapping[tuple[int, Any], Conditioning]
+    images: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """One conditioning's rows in a UNet call."""
+
+    rows: range
+    conditioning: Conditioning
+
+
+class IdentityGroup(NamedTuple):
+    """Rows of a call whose identity stands in the same columns of the first `length` keys (None: of all keys)."""
+
+    rows: Rows
+    columns: tuple[int, ...]
+    length: int | None
+
+
+@dataclass(frozen=True, eq=False)
+class UNetCall:
+    """One call of the UNet. `images` are the numbers, in the latent batch, of the images that a chunk's rows hold."""
+
+    sigma: float
+    chunks: tuple[Chunk, ...]
+    images: tuple[int, ...]
+
+    @cached_property
+    def context_length(self) -> int:
+        """Key columns of the call: conditionings of different length are repeated to their least common multiple."""
+        return lcm(*(chunk.conditioning.length for chunk in self.chunks))
+
+    def identity_groups(self, cut: bool) -> list[IdentityGroup]:
+        """Rows that tell of a story's identity, grouped by the key columns that do.
+
+        cut: for keys that are cut back to each conditioning's own length. Otherwise for keys as the host makes them,
+        repeated to `context_length`: the columns of every repeat.
+        """
+        return self._cut_groups if cut else self._whole_groups
+
+    def rows_outside(self, groups: Iterable[IdentityGroup]) -> Rows | None:
+        """Rows of the call that are in none of these groups, None when there are none."""
+        inside = {row for group in groups for row in _numbers(group.rows)}
+        outside = [row for chunk in self.chunks for row in chunk.rows if row not in inside]
+        return _compact(outside) if outside else None
+
+    @cached_property
+    def _cut_groups(self) -> list[IdentityGroup]:
+        return self._grouped(cut=True)
+
+    @cached_property
+    def _whole_groups(self) -> list[IdentityGroup]:
+        return self._grouped(cut=False)
+
+    def _grouped(self, cut: bool) -> list[IdentityGroup]:
+        rows_by_columns: dict[tuple[tuple[int, ...], int], list[int]] = {}
+        for chunk in self.chunks:
+            if chunk.conditioning.story is None:
+                continue
+            own = chunk.conditioning.length
+            for row, columns in zip(chunk.rows, self._identity_columns(chunk), strict=True):
+                if not cut:
+                    columns = tuple(start + c for start in range(0, self.context_length, own) for c in columns)
+                if columns:
+                    rows_by_columns.setdefault((columns, own), []).append(row)
+        return [
+            IdentityGroup(_compact(rows), columns, own if cut else None)
+            for (columns, own), rows in rows_by_columns.items()
+        ]
+
+    def _identity_columns(self, chunk: Chunk) -> list[tuple[int, ...]]:
+        story = chunk.conditioning.story
+        if len(chunk.rows) == len(self.images):
+            return [story.identity_columns(image) for image in self.images]
+        everywhere = {story.identity_columns(row) for row in range(len(story.rows))}
+        if len(everywhere) > 1:
+            raise ValueError(
+                f"The model is called with {len(chunk.rows)} images for a story of {len(story.rows)} frames, so it is "
+                "unknown which frame is which. Another node splits the images (tiled sampling?): remove it."
+            )
+        return [*everywhere] * len(chunk.rows)
+
+
+def _compact(rows: Sequence[int]) -> Rows:
+    first, last = rows[0], rows[-1]
+    return slice(first, last + 1) if list(rows) == list(range(first, last + 1)) else list(rows)
+
+
+def _numbers(rows: Rows) -> Iterable[int]:
+    return range(rows.start, rows.stop) if isinstance(rows, slice) else rows
+
+
+def window_images(options: Mapping[str, Any], rows: int) -> tuple[int, ...]:
+    """Numbers, in the latent batch, of the images that one evaluation holds.
+
+    All of them in order, unless the host slides a context window over the batch. Raises ValueError when a window does
+    not have as many images as there are rows.
+    """
+    window = options.get("context_window")
+    if window is None or window.dim != 0:
+        return tuple(range(rows))
+    anchor = getattr(window, "causal_anchor_index", None)
+    images = (*([] if anchor is None or anchor < 0 else [anchor]), *window.index_list)
+    if len(images) != rows:
+        raise ValueError(
+            f"A context window over the batch names {len(images)} images but the model is called with {rows}. "
+            "Use context windows over the batch (dim 0) without retained latents, or remove the context window node."
+        )
+    return images
+
+
+def read_call(options: Mapping[str, Any], rows: int) -> UNetCall | None:
+    """The view of a UNet call with `rows` rows, or None when it was not made by a sampler that StoryLoom follows."""
+    sampler: SamplerCall | None = options.get(KEY)
+    if sampler is None:
+        return None
+    keys = list(zip(options["cond_or_uncond"], options["uuids"], strict=True))
+    each = rows // len(keys)
+    unknown = Conditioning(None, 1)
+    chunks = (
+        Chunk(range(i * each, (i + 1) * each), sampler.conditionings.get(key, unknown)) for i, key in enumerate(keys)
+    )
+    return UNetCall(sampler.sigma, tuple(chunks), sampler.images)
