@@ -1,0 +1,1 @@
+"""Networks and the demo model. Knows no host; only torch."""

@@ -1,0 +1,1 @@
+"""Comic pages. Knows no host; only Pillow and numpy."""
