@@ -1,0 +1,14 @@
+"""The nodes of the pack: schemas and thin execute methods, one file per menu group."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from .attention import IPCA
+from .conditioning import EncodeOnePrompt, EncodePerFrame
+from .demo import DemoModel
+from .page import Page
+from .story import EmptyLatent, Script
+
+
+class StoryLoomExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [Script, EncodeOnePrompt, EncodePerFrame, EmptyLatent, IPCA, Page, DemoModel]

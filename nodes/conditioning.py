@@ -1,0 +1,249 @@
+"""Encoding a story as one batched conditioning, a row per frame."""
+
+from functools import partial
+
+import comfy.utils
+import torch
+from comfy_api.latest import io
+
+from ..prompts.conditioning import TAG, StoryCond, StoryRow, batch_contexts, per_encoder
+from ..prompts.report import one_prompt_report
+from ..prompts.svr import SVRSettings, express_frame, express_frame_naively
+from ..prompts.tokens import locate_frame, locate_story, one_prompt_parts, without_word_ids
+from .types import Story
+
+CONSTANT = {"step": 0.001, "advanced": True}
+
+
+class EncodeOnePrompt(io.ComfyNode):
+    """One-Prompt-One-Story (arXiv 2501.13554): prompt consolidation and singular-value reweighting."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="StoryLoom_EncodeOnePrompt",
+            display_name="Encode story as one prompt (SVR)",
+            category="StoryLoom/conditioning",
+            description=(
+                "Encodes the whole story as one prompt, so that all frames share its context, and lets every frame "
+                "express its own words while the others are suppressed (One-Prompt-One-Story, singular-value "
+                "reweighting). Holds 75 tokens. The published negative is all zeros: ConditioningZeroOut, not an empty "
+                "prompt."
+            ),
+            search_aliases=[
+                "SVR",
+                "One-Prompt-One-Story",
+                "1Prompt1Story",
+                "NPR",
+                "prompt reweighting",
+                "story prompt",
+            ],
+            inputs=[
+                io.Clip.Input("clip", tooltip="The text encoders of an SDXL checkpoint."),
+                Story.Input("story", tooltip="The story to encode: one identity, at least one frame."),
+                io.Combo.Input(
+                    "reweighting",
+                    options=["svr", "svr_eot", "npr", "none"],
+                    default="svr",
+                    tooltip=(
+                        "svr: the published method. svr_eot: the variant of the published benchmark, gentler on the "
+                        "end-of-text tokens. npr: the paper's naive baseline, times 2 and 0.5. none: the story as it "
+                        "is, every frame gets the same."
+                    ),
+                ),
+                io.Combo.Input(
+                    "pooled",
+                    options=["full", "zero", "frame"],
+                    default="full",
+                    tooltip=(
+                        "SDXL's second, short summary of the prompt. full: of the whole story (published). zero: none. "
+                        "frame: of the identity with this frame's words only, which helps when frames look too alike."
+                    ),
+                ),
+                io.Boolean.Input(
+                    "literal",
+                    default=False,
+                    advanced=True,
+                    tooltip="On: (word:1.2) is read as plain text, as the published method does. Off: it is a weight.",
+                ),
+                io.Combo.Input(
+                    "order",
+                    options=["weaken_first", "enhance_first"],
+                    default="weaken_first",
+                    advanced=True,
+                    tooltip="weaken_first: as the published code. enhance_first: as the paper prints it, stronger.",
+                ),
+                io.Float.Input(
+                    "weaken_alpha",
+                    default=0.01,
+                    min=-1.0,
+                    max=1.0,
+                    tooltip="How steeply a suppressed frame's strong directions fall off. Published: 0.01.",
+                    **CONSTANT,
+                ),
+                io.Float.Input(
+                    "weaken_beta",
+                    default=0.05,
+                    min=0.0,
+                    max=4.0,
+                    tooltip="What is left of a suppressed frame: 0 nothing, 1 all. Published: 0.05.",
+                    **CONSTANT,
+                ),
+                io.Float.Input(
+                    "enhance_alpha",
+                    default=-0.01,
+                    min=-1.0,
+                    max=1.0,
+                    tooltip="How steeply the expressed frame's strong directions rise. Published: -0.01.",
+                    **CONSTANT,
+                ),
+                io.Float.Input(
+                    "enhance_beta",
+                    default=1.0,
+                    min=0.0,
+                    max=4.0,
+                    tooltip="Overall factor of the expressed frame. Published: 1.",
+                    **CONSTANT,
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output(
+                    "conditioning",
+                    display_name="CONDITIONING",
+                    tooltip="One row per frame, for KSampler's positive. The latent batch needs one image per frame.",
+                ),
+                io.String.Output(
+                    "report",
+                    display_name="report",
+                    tooltip="Tokens used, and for every frame what is expressed and what is suppressed.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        clip,
+        story,
+        reweighting,
+        pooled,
+        literal,
+        order,
+        weaken_alpha,
+        weaken_beta,
+        enhance_alpha,
+        enhance_beta,
+    ) -> io.NodeOutput:
+        tokenize = sdxl_tokenizer(clip, literal)
+        parts = one_prompt_parts(story)
+        tokens, joined = locate_story(tokenize, parts, weights=not literal)
+        eot = "scale" if reweighting == "svr_eot" else "svr"
+        settings = SVRSettings(weaken_alpha, weaken_beta, enhance_alpha, enhance_beta, order, eot)
+        if reweighting == "none":
+            express = None
+        elif reweighting == "npr":
+            express = partial(express_frame_naively, tokens=tokens)
+        else:
+            express = partial(express_frame, tokens=tokens, settings=settings)
+
+        frames = range(len(story.frames))
+        rows = tuple(StoryRow(i, frame.characters, tokens, (tokens.identity,)) for i, frame in enumerate(story.frames))
+        own = None
+        if pooled == "frame":
+            own = encode_all(clip, [tokenize(f"{parts[0]} {words}") for words in parts[1:]])
+        out = []
+        for number, (context, info) in enumerate(encode(clip, joined)):
+            contexts = [
+                context if express is None else per_encoder(context[0], partial(express, frame=i))[None] for i in frames
+            ]
+            summaries = [info["pooled_output"] if own is None else own[i][number][1]["pooled_output"] for i in frames]
+            summary = torch.cat(summaries)
+            info = {**info, "pooled_output": torch.zeros_like(summary) if pooled == "zero" else summary}
+            out.append(story_entry(contexts, info, rows))
+        return io.NodeOutput(out, one_prompt_report(story, parts, tokens, reweighting))
+
+
+class EncodePerFrame(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="StoryLoom_EncodePerFrame",
+            display_name="Encode story frame by frame",
+            category="StoryLoom/conditioning",
+            description=(
+                "Encodes every frame on its own: identity, then the frame's words, with the style around them. No "
+                "limit of length, several characters and [NC] frames; the text alone does not hold the character "
+                "together, so add an attention node."
+            ),
+            search_aliases=["prompt list", "batch prompts", "prompt per image", "story frames", "StoryDiffusion"],
+            inputs=[
+                io.Clip.Input("clip", tooltip="The text encoders of an SDXL checkpoint."),
+                Story.Input("story", tooltip="The story to encode."),
+                io.Boolean.Input(
+                    "literal",
+                    default=False,
+                    advanced=True,
+                    tooltip="On: (word:1.2) is read as plain text. Off: it is a weight, as in CLIP Text Encode.",
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output(
+                    "conditioning",
+                    display_name="CONDITIONING",
+                    tooltip="One row per frame, for KSampler's positive. The latent batch needs one image per frame.",
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, clip, story, literal) -> io.NodeOutput:
+        tokenize = sdxl_tokenizer(clip, literal)
+        located = [
+            locate_frame(tokenize, frame, story.style_around, f"frame {number}", weights=not literal)
+            for number, frame in enumerate(story.frames, start=1)
+        ]
+        rows = tuple(
+            StoryRow(i, frame.characters, found.tokens, found.descriptions)
+            for i, (frame, (found, _)) in enumerate(zip(story.frames, located, strict=True))
+        )
+        out = []
+        for entries in zip(*encode_all(clip, [tokens for _, tokens in located]), strict=True):
+            summary = torch.cat([info["pooled_output"] for _, info in entries])
+            contexts = [context for context, _ in entries]
+            out.append(story_entry(contexts, {**entries[0][1], "pooled_output": summary}, rows))
+        return io.NodeOutput(out)
+
+
+def sdxl_tokenizer(clip, literal: bool):
+    """Tokenizer of a CLIP with word ids. Raises ValueError when the CLIP is not SDXL's pair of encoders."""
+    encoders = sorted(clip.tokenize(""))
+    if encoders != ["g", "l"]:
+        raise ValueError(
+            f"The story needs the two text encoders of SDXL (l and g), but this CLIP has {', '.join(encoders)}. "
+            "Connect the CLIP of an SDXL checkpoint."
+        )
+    return partial(clip.tokenize, return_word_ids=True, **({"disable_weights": True} if literal else {}))
+
+
+def encode(clip, tokens) -> list:
+    """Encode tokens as the stock node does.
+
+    Returns entries (context [1, T, 2048], info): one, or several when hooks on the CLIP change it along the schedule.
+    """
+    return clip.encode_from_tokens_scheduled(without_word_ids(tokens), show_pbar=False)
+
+
+def encode_all(clip, prompts: list) -> list[list]:
+    """Encode several prompts one by one, with a progress bar."""
+    progress = comfy.utils.ProgressBar(len(prompts))
+    encoded = []
+    for tokens in prompts:
+        encoded.append(encode(clip, tokens))
+        progress.update(1)
+    return encoded
+
+
+def story_entry(contexts: list[torch.Tensor], info: dict, rows: tuple[StoryRow, ...]) -> list:
+    """One entry of a story's CONDITIONING, batched over frames and tagged."""
+    batch = batch_contexts(contexts)
+    return [batch, {**info, TAG: StoryCond(rows, batch.shape[1])}]

@@ -1,0 +1,62 @@
+"""Putting StoryLoom's patches onto a ComfyUI MODEL."""
+
+from __future__ import annotations
+
+from comfy.ldm.modules import attention as comfy_attention
+
+from ..attention.blocks import Blocks, choose_blocks
+from ..attention.sampling import SAMPLER_SAMPLE, Patch, StorySampling
+from ..prompts.conditioning import TAG
+
+
+def with_patch(model, patch: Patch):
+    """A clone of `model` that carries `patch` to its sampling runs, beside the patches that it carries already."""
+    patched = model.clone()
+    carried = patched.get_wrappers(SAMPLER_SAMPLE, TAG)
+    sampling = carried[0] if carried else StorySampling((), attend)
+    patched.remove_wrappers_with_key(SAMPLER_SAMPLE, TAG)
+    patched.add_wrapper_with_key(SAMPLER_SAMPLE, TAG, sampling.with_patch(patch))
+    return patched
+
+
+def blocks_of(model, text: str) -> Blocks:
+    """The blocks of `model` that a block string names. Raises ValueError when it is not a UNet or has no such block."""
+    return choose_blocks(text, attention_depths(model))
+
+
+def attention_depths(model) -> dict[tuple[str, int], int]:
+    """Number of attention layers of every block of a UNet that has any. Raises ValueError for other networks."""
+    unet = model.get_model_object("diffusion_model")
+    parts = {
+        "input": getattr(unet, "input_blocks", ()),
+        "middle": [getattr(unet, "middle_block", ())],
+        "output": getattr(unet, "output_blocks", ()),
+    }
+    depths = {
+        (part, number): sum(len(getattr(layer, "transformer_blocks", ())) for layer in block)
+        for part, blocks in parts.items()
+        for number, block in enumerate(blocks)
+    }
+    depths = {key: depth for key, depth in depths.items() if depth}
+    if not depths:
+        raise ValueError(
+            f"This model ({type(model.model).__name__}) is not a UNet with attention blocks. "
+            "StoryLoom's attention nodes work on SDXL and SD 1.5 checkpoints and their relatives."
+        )
+    return depths
+
+
+def attend(q, k, v, heads, mask, options):
+    """The attention that ComfyUI itself would run at this layer; looked up late, since other packs exchange it."""
+    kernel = comfy_attention.optimized_attention if mask is None else comfy_attention.optimized_attention_masked
+    precision = options.get("attn_precision")
+    return kernel(q, k, v, heads, mask=mask, attn_precision=precision, transformer_options=options)
+
+
+def check_window(start_percent: float, end_percent: float) -> None:
+    """Raise ValueError when a window ends before it starts."""
+    if start_percent > end_percent:
+        raise ValueError(
+            f"start_percent {start_percent:g} lies after end_percent {end_percent:g}, so the node would never act. "
+            "Set start_percent below end_percent."
+        )

@@ -1,0 +1,120 @@
+"""The story itself: its script, and an empty latent for every frame."""
+
+import comfy.model_management
+import torch
+from comfy_api.latest import io
+
+from ..prompts.script import parse_frames, parse_identity, parse_story, parse_style
+from .types import Story
+
+EXAMPLE_IDENTITY = "a red fox in a blue coat"
+EXAMPLE_FRAMES = """asleep in the snow # Winter came early.
+reading on a train # So he went south.
+drinking tea by the sea # The sea was warm,
+waving from a lighthouse # and there he stayed."""
+
+
+class Script(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="StoryLoom_Script",
+            display_name="Story script",
+            category="StoryLoom/story",
+            description=(
+                "Write a story: who it is about, and one line for every frame. Connect it to an encode node, to Empty "
+                "story latent and to Story page."
+            ),
+            search_aliases=["story", "storyboard", "comic", "frames", "prompt list", "StoryDiffusion", "1Prompt1Story"],
+            inputs=[
+                io.String.Input(
+                    "identity",
+                    multiline=True,
+                    default=EXAMPLE_IDENTITY,
+                    tooltip=(
+                        "Who the story is about, in the words that every frame shares. For several characters write "
+                        "one per line with a name: [Fox] a red fox in a blue coat."
+                    ),
+                ),
+                io.String.Input(
+                    "frames",
+                    multiline=True,
+                    default=EXAMPLE_FRAMES,
+                    tooltip=(
+                        "One frame per line: what happens in it, without the identity. # starts the caption for the "
+                        "page, [Name] stands for that character, [NC] marks a frame without any character. \\# and \\[ "
+                        "are the plain signs."
+                    ),
+                ),
+                io.String.Input(
+                    "style",
+                    default="",
+                    tooltip='Optional words around every frame; {prompt} is the frame: "ink drawing of {prompt}".',
+                ),
+            ],
+            outputs=[
+                Story.Output("story", display_name="STORY", tooltip="The parsed story, for the other StoryLoom nodes."),
+                io.Int.Output("frame_count", display_name="frame count", tooltip="How many frames the story has."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, identity=None, frames=None, style=None):
+        """Refuse a faulty script before anything runs, as far as it is typed (linked and missing texts are None here).
+
+        A fault is raised, not returned: ComfyUI would repeat a returned message once for every input named above.
+        """
+        characters = None if identity is None else parse_identity(identity)
+        if frames is not None:
+            parse_frames(frames, characters)
+        if style is not None:
+            parse_style(style)
+        return True
+
+    @classmethod
+    def execute(cls, identity, frames, style) -> io.NodeOutput:
+        story = parse_story(identity, frames, style)
+        return io.NodeOutput(story, len(story.frames))
+
+
+class EmptyLatent(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        size = {"min": 64, "max": 16384, "step": 8}
+        return io.Schema(
+            node_id="StoryLoom_EmptyLatent",
+            display_name="Empty story latent",
+            category="StoryLoom/story",
+            description="An empty latent image for every frame of a story, so that one KSampler draws all of them.",
+            search_aliases=["empty latent", "story batch", "same noise", "batch size"],
+            inputs=[
+                io.Int.Input(
+                    "width", default=1024, tooltip="Width of a frame in pixels. SDXL is at home at 1024.", **size
+                ),
+                io.Int.Input("height", default=1024, tooltip="Height of a frame in pixels.", **size),
+                Story.Input("story", tooltip="The story whose frames are counted."),
+                io.Boolean.Input(
+                    "shared_noise",
+                    default=True,
+                    tooltip=(
+                        "On: all frames start from the same noise, as published, which keeps composition and colours "
+                        "close. Off: every frame starts from its own noise."
+                    ),
+                ),
+            ],
+            outputs=[
+                io.Latent.Output("latent", display_name="LATENT", tooltip="One empty latent per frame, for KSampler.")
+            ],
+        )
+
+    @classmethod
+    def execute(cls, width, height, story, shared_noise) -> io.NodeOutput:
+        count = len(story.frames)
+        where = {
+            "device": comfy.model_management.intermediate_device(),
+            "dtype": comfy.model_management.intermediate_dtype(),
+        }
+        latent = {"samples": torch.zeros([count, 4, height // 8, width // 8], **where)}
+        if shared_noise:
+            latent["batch_index"] = [0] * count
+        return io.NodeOutput(latent)

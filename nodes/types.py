@@ -1,0 +1,5 @@
+"""Link types of the pack."""
+
+from comfy_api.latest import io
+
+Story = io.Custom("STORYLOOM_STORY")

@@ -1,0 +1,88 @@
+"""Writes locales/en/nodeDefs.json, the nodes' names and tooltips for ComfyUI's front end, from their schemas.
+
+    python scripts/locales.py
+
+Needs a ComfyUI to import the nodes, found as `make test` finds it (COMFYUI_PATH names one).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+FILE = Path(__file__).absolute().parent.parent / "locales" / "en" / "nodeDefs.json"
+
+SYNTAX = re.compile(r"[{}@|]")
+"""Signs that vue-i18n reads as its own syntax.
+
+Some versions of the front end read a tooltip as a message and others as it stands, so no spelling of these signs is
+right in all of them. A text with one is left out: the front end then shows the schema's own text, which is the same.
+"""
+
+
+def definitions(nodes: Iterable[type]) -> dict[str, Any]:
+    """Texts of V3 node classes in ComfyUI's format of node translations."""
+    schemas = sorted((node.GET_SCHEMA() for node in nodes), key=lambda schema: schema.node_id)
+    return {_key(schema.node_id): _node(schema) for schema in schemas}
+
+
+def written(definitions: dict[str, Any]) -> str:
+    """The file's text."""
+    return json.dumps(definitions, indent=2, ensure_ascii=False) + "\n"
+
+
+def _node(schema) -> dict[str, Any]:
+    inputs = {
+        _key(entry.id): _texts(name=entry.display_name or entry.id, tooltip=entry.tooltip) | _options(entry)
+        for entry in schema.inputs
+    }
+    outputs = {
+        str(number): _texts(name=entry.display_name, tooltip=entry.tooltip)
+        for number, entry in enumerate(schema.outputs)
+    }
+    texts = _texts(display_name=schema.display_name, description=schema.description)
+    return texts | {key: entries for key, entries in (("inputs", inputs), ("outputs", outputs)) if entries}
+
+
+def _options(entry) -> dict[str, dict[str, str]]:
+    options = getattr(entry, "options", None) or ()
+    return {"options": {_key(str(option)): str(option) for option in options}} if options else {}
+
+
+def _texts(**texts: str | None) -> dict[str, str]:
+    return {key: text for key, text in texts.items() if text and not SYNTAX.search(text)}
+
+
+def _key(name: str) -> str:
+    """A name as the front end looks it up: dots would be taken for nesting."""
+    return name.replace(".", "_")
+
+
+def main() -> None:
+    from comfyui import ComfyUIError, find_comfyui
+
+    try:
+        sys.path.insert(0, str(find_comfyui()))
+    except ComfyUIError as error:
+        raise SystemExit(str(error)) from None
+    sys.argv = sys.argv[:1]
+    from comfy.cli_args import args
+
+    args.cpu = True
+    import storyloom
+
+    async def catalogue():
+        return await (await storyloom.comfy_entrypoint()).get_node_list()
+
+    FILE.parent.mkdir(parents=True, exist_ok=True)
+    FILE.write_text(written(definitions(asyncio.run(catalogue()))), encoding="utf-8")
+    print(FILE)
+
+
+if __name__ == "__main__":
+    main()

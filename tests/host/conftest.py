@@ -1,0 +1,302 @@
+"""A real ComfyUI in this process, with the pack loaded as ComfyUI loads it, and graphs run by its own executor."""
+
+import asyncio
+import importlib
+import inspect
+import math
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+PACK = Path(__file__).resolve().parents[2]
+COMFYUI = os.environ.get("COMFYUI_PATH")
+EXTRAS = [
+    "nodes_pag",
+    "nodes_perpneg",
+    "nodes_custom_sampler",
+    "nodes_context_windows",
+    "nodes_hooks",
+    "nodes_torch_compile",
+    "nodes_model_advanced",
+]
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.host)
+            if not COMFYUI:
+                item.add_marker(pytest.mark.skip(reason="no ComfyUI: set COMFYUI_PATH or run make test"))
+
+
+class Graph(dict):
+    """An API-format prompt that is written node by node."""
+
+    def add(self, class_type, **inputs):
+        """Add a node and return a function that links to its outputs."""
+        number = str(len(self) + 1)
+        self[number] = {"class_type": class_type, "inputs": inputs}
+        return lambda output=0: [number, output]
+
+    def capture(self, **links):
+        """Keep what arrives at these links under these names."""
+        for name, link in links.items():
+            self.add("TestCapture", value=link, name=name)
+
+
+class Capture:
+    RETURN_TYPES = ()
+    FUNCTION = "keep"
+    OUTPUT_NODE = True
+    captured = {}
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"value": ("*",), "name": ("STRING", {})}}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, input_types):
+        return True
+
+    @classmethod
+    def IS_CHANGED(cls, **kwargs):
+        return float("nan")
+
+    def keep(self, value, name):
+        self.captured[name] = value
+        return {}
+
+
+class Call:
+    """Calls a function that a test hands over, in the middle of a graph: value -> function(value)."""
+
+    RETURN_TYPES = ("*",)
+    FUNCTION = "call"
+    functions = {}
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"value": ("*",), "function": ("STRING", {})}}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, input_types):
+        return True
+
+    @classmethod
+    def IS_CHANGED(cls, **kwargs):
+        return float("nan")
+
+    def call(self, value, function):
+        return (self.functions[function](value),)
+
+
+class Server:
+    """The members of PromptServer that the executor touches."""
+
+    client_id = None
+    last_node_id = None
+    sockets_metadata = {}
+
+    def __init__(self):
+        self.messages = []
+
+    def send_sync(self, event, data, sid=None):
+        self.messages.append((event, data))
+
+    def queue_updated(self):
+        pass
+
+
+class PromptFailed(Exception):
+    """A graph stopped with an exception in one of its nodes. `node` is its class."""
+
+    def __init__(self, node, message):
+        super().__init__(message)
+        self.node = node
+
+
+class PromptRefused(Exception):
+    """A graph did not pass ComfyUI's validation. `errors` are the errors of each node, by class."""
+
+    def __init__(self, errors):
+        super().__init__(str(errors))
+        self.errors = errors
+
+
+class Host:
+    """ComfyUI: `run` graphs, reach its modules and the pack's."""
+
+    def __init__(self, pack_name, execution, base):
+        self.pack_name, self.execution, self.base = pack_name, execution, base
+        self.executor = self.new_executor()
+
+    def new_executor(self):
+        options = {}
+        if "cache_args" in inspect.signature(self.execution.PromptExecutor.__init__).parameters:
+            options = {"cache_args": {"lru": 0, "ram": 0.0, "ram_inactive": 0.0}}
+        return self.execution.PromptExecutor(Server(), **options)
+
+    def pack(self, name):
+        """A module of the pack as ComfyUI has loaded it."""
+        return importlib.import_module(f"{self.pack_name}.{name}")
+
+    def function(self, function):
+        """A name by which a TestCall node finds this function."""
+        name = f"{function.__name__}-{len(Call.functions)}"
+        Call.functions[name] = function
+        return name
+
+    def validate(self, graph):
+        valid, error, outputs, node_errors = asyncio.run(self.execution.validate_prompt("test", dict(graph), None))
+        if not valid:
+            raise PromptRefused({e["class_type"]: e["errors"] for e in node_errors.values()} or {"": [error]})
+        return outputs
+
+    def run(self, graph, fresh=False):
+        """Run a graph and return what it captured. `fresh`: with an executor that has nothing cached."""
+        outputs = self.validate(graph)
+        executor = self.new_executor() if fresh else self.executor
+        Capture.captured = {}
+        executor.execute(dict(graph), "test", {}, outputs)
+        if not executor.success:
+            error = next(data for event, data in executor.status_messages if event == "execution_error")
+            raise PromptFailed(error["node_type"], error["exception_message"].strip())
+        return SimpleNamespace(**Capture.captured)
+
+
+def fill_(module, seed):
+    """Give every parameter of a module that ComfyUI leaves uninitialised a value, with variance kept through layers."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(False)
+        if parameter.ndim >= 2:
+            parameter.normal_(0, 1 / math.sqrt(parameter[0].numel()), generator=generator)
+        else:
+            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+    return module
+
+
+def tiny_sdxl(model_channels=32, head_channels=16, depths=(1, 2), context=2048):
+    """A MODEL with SDXL's block layout and little else. depths: layers in the upper and the lower blocks."""
+    import comfy.model_management
+    import comfy.model_patcher
+    import comfy.supported_models
+    import torch
+
+    upper, lower = depths
+    config = comfy.supported_models.SDXL(
+        {
+            "use_checkpoint": False,
+            "image_size": 32,
+            "use_spatial_transformer": True,
+            "legacy": False,
+            "num_classes": "sequential",
+            "adm_in_channels": 2816,
+            "dtype": torch.float32,
+            "in_channels": 4,
+            "out_channels": 4,
+            "model_channels": model_channels,
+            "num_res_blocks": [2, 2, 2],
+            "channel_mult": [1, 2, 4],
+            "use_linear_in_transformer": True,
+            "context_dim": context,
+            "use_temporal_attention": False,
+            "use_temporal_resblock": False,
+            "transformer_depth": [0, 0, upper, upper, lower, lower],
+            "transformer_depth_middle": lower,
+            "transformer_depth_output": [0, 0, 0, upper, upper, upper, lower, lower, lower],
+        }
+    )
+    config.unet_config["num_head_channels"] = head_channels
+    config.set_inference_dtype(torch.float32, None)
+    model = config.get_model({}, "", device=torch.device("cpu"))
+    fill_(model.diffusion_model, 0)
+    patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+    cpu = torch.device("cpu")
+    return patcher(model, load_device=comfy.model_management.get_torch_device(), offload_device=cpu)
+
+
+def tiny_clip(embedding_directory=None):
+    """A CLIP with SDXL's tokenizer and widths, and shallow encoders of random weights."""
+    import comfy.sd
+    import comfy.sdxl_clip
+    import comfy.supported_models_base
+
+    def encoder(width):
+        return {
+            "num_hidden_layers": 3,
+            "intermediate_size": 64,
+            "hidden_size": width,
+            "num_attention_heads": width // 64,
+        }
+
+    target = comfy.supported_models_base.ClipTarget(comfy.sdxl_clip.SDXLTokenizer, comfy.sdxl_clip.SDXLClipModel)
+    options = {"clip_l_model_config": encoder(768), "clip_g_model_config": encoder(1280)}
+    clip = comfy.sd.CLIP(target, embedding_directory=embedding_directory, model_options=options, parameters=0)
+    fill_(clip.cond_stage_model, 1)
+    return clip
+
+
+class Tiny:
+    RETURN_TYPES = ("MODEL", "CLIP")
+    FUNCTION = "give"
+    built = None
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {}}
+
+    def give(self):
+        if Tiny.built is None:
+            Tiny.built = (tiny_sdxl(), tiny_clip())
+        return Tiny.built
+
+
+@pytest.fixture(scope="session")
+def host(tmp_path_factory):
+    base = tmp_path_factory.mktemp("comfyui")
+    folder = base / "custom_nodes" / "storyloom"
+    folder.parent.mkdir()
+    folder.symlink_to(PACK)
+    (base / "models" / "embeddings").mkdir(parents=True)
+
+    sys.path.insert(0, COMFYUI)
+    argv, sys.argv = sys.argv, sys.argv[:1]
+    from comfy.cli_args import args
+
+    args.cpu = True
+    args.base_directory = str(base)
+    import execution
+    import torch
+
+    import nodes
+
+    sys.argv = argv
+    torch.set_num_threads(1)  # the tiny model gains nothing from threads, and they wait for each other on busy machines
+
+    async def load():
+        for name in EXTRAS:
+            path = os.path.join(COMFYUI, "comfy_extras", f"{name}.py")
+            assert await nodes.load_custom_node(path, module_parent="comfy_extras"), f"{name} did not load"
+        assert await nodes.load_custom_node(str(folder), module_parent="custom_nodes"), "the pack did not load"
+
+    asyncio.run(load())
+    nodes.NODE_CLASS_MAPPINGS |= {"TestCapture": Capture, "TestCall": Call, "TestTiny": Tiny}
+    loaded = sys.modules[nodes.NODE_CLASS_MAPPINGS["StoryLoom_Script"].__module__].__name__
+    return Host(loaded.removesuffix(".nodes.story"), execution, base)
+
+
+@pytest.fixture
+def graph():
+    return Graph()
+
+
+@pytest.fixture(scope="session")
+def models(host):
+    """(MODEL, CLIP) of the tiny SDXL that TestTiny gives."""
+    return Tiny().give()

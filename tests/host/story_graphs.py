@@ -1,0 +1,128 @@
+"""Pieces of graphs that the host tests share, and the reference that IPCA is compared with."""
+
+import math
+
+import torch
+
+STORY = {
+    "identity": "a red fox in a blue coat",
+    "frames": "asleep in the snow\nreading on a train\ndrinking tea",
+    "style": "",
+}
+SVR = {
+    "reweighting": "svr",
+    "pooled": "full",
+    "literal": False,
+    "order": "weaken_first",
+    "weaken_alpha": 0.01,
+    "weaken_beta": 0.05,
+    "enhance_alpha": -0.01,
+    "enhance_beta": 1.0,
+}
+IPCA = {"identity_weight": 2.0, "start_percent": 0.0, "end_percent": 1.0, "blocks": "all"}
+SAMPLER = {"seed": 7, "steps": 2, "cfg": 5.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
+IDENTITY_COLUMNS = range(0, 1 + 7)
+"""Start token and the seven tokens of STORY's identity."""
+
+
+def build(graph, encode="EncodeOnePrompt", size=(128, 128), shared_noise=True, **changes):
+    """Tiny model, story, conditioning and latents: links to what a sampler needs."""
+    tiny = graph.add("TestTiny")
+    story = graph.add("StoryLoom_Script", **STORY | {k: v for k, v in changes.items() if k in STORY})
+    settings = SVR if encode == "EncodeOnePrompt" else {"literal": False}
+    settings = settings | {k: v for k, v in changes.items() if k in settings}
+    encoded = graph.add(f"StoryLoom_{encode}", clip=tiny(1), story=story(), **settings)
+    latent = graph.add("StoryLoom_EmptyLatent", width=size[0], height=size[1], story=story(), shared_noise=shared_noise)
+    return {
+        "model": tiny(0),
+        "clip": tiny(1),
+        "story": story(),
+        "positive": encoded(),
+        "negative": graph.add("ConditioningZeroOut", conditioning=encoded())(),
+        "latent_image": latent(),
+    }
+
+
+def ipca(graph, model, **changes):
+    return graph.add("StoryLoom_IPCA", model=model, **IPCA | changes)()
+
+
+def sample(graph, parts, name, **changes):
+    """A stock KSampler whose LATENT is captured as `name`."""
+    keys = ("model", "positive", "negative", "latent_image")
+    link = graph.add("KSampler", **SAMPLER | {key: parts[key] for key in keys} | changes)()
+    graph.capture(**{name: link})
+    return link
+
+
+def call(graph, host, function, value):
+    """Put function(value) into the graph."""
+    return graph.add("TestCall", value=value, function=host.function(function))()
+
+
+def watched(graph, host, model, seen):
+    """The model, with every UNet call's options and first-order results of guidance kept in the list `seen`."""
+
+    def watch(patcher):
+        patcher = patcher.clone()
+
+        def apply_model(executor, x, t, c_concat, c_crossattn, control, options, **kwargs):
+            out = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+            seen.append({"options": options, "rows": x.shape[0], "context": c_crossattn.shape[1], "out": out.clone()})
+            return out
+
+        patcher.add_wrapper_with_key("apply_model", "test", apply_model)
+        return patcher
+
+    return call(graph, host, watch, model)
+
+
+def distance(a, b):
+    """Largest difference, in units of the largest value."""
+    return ((a - b).abs().max() / a.abs().max()).item()
+
+
+def close(a, b):
+    return distance(a["samples"], b["samples"]) < 2e-5
+
+
+def differ(a, b):
+    return distance(a["samples"], b["samples"]) > 2e-4
+
+
+LAYERS = {("input", 4): 1, ("input", 5): 1, ("input", 7): 2, ("input", 8): 2, ("middle", 0): 2}
+LAYERS |= {("output", number): 2 if number < 3 else 1 for number in range(6)}
+"""Attention layers of every block of the tiny SDXL."""
+
+
+def biased_attention(weight, gain=1.0):
+    """Cross-attention with a dense log bias on the positive's identity columns (ordinary guider only)."""
+
+    def attention(q, k, v, options):
+        from comfy.ldm.modules.attention import attention_basic
+
+        rows = q.shape[0] // len(options["cond_or_uncond"])
+        out = attention_basic(q, k, v, options["n_heads"])
+        bias = torch.zeros(q.shape[1], k.shape[1])
+        bias[:, list(IDENTITY_COLUMNS)] = math.log(weight)
+        for place, kind in enumerate(options["cond_or_uncond"]):
+            if kind == 0:
+                own = slice(place * rows, (place + 1) * rows)
+                out[own] = attention_basic(q[own], k[own], v[own], options["n_heads"], mask=bias)
+        return gain * out
+
+    return attention
+
+
+def log_bias(weight, gains=None):
+    """IPCA by another road, for every layer; gains: layer (part, number, index) -> factor of its attention there."""
+
+    def patch(model):
+        model = model.clone()
+        for (part, number), depth in LAYERS.items():
+            for index in range(depth):
+                gain = (gains or {}).get((part, number, index), 1.0)
+                model.set_model_attn2_replace(biased_attention(weight, gain), part, number, index)
+        return model
+
+    return patch

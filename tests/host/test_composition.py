@@ -1,0 +1,268 @@
+"""StoryLoom's patches beside everything else that a graph may put on a model."""
+
+import pytest
+import torch
+from story_graphs import SAMPLER, build, call, close, differ, distance, ipca, log_bias, sample, watched
+
+IPCA_WEIGHTS = [2.0, 1.5]
+
+
+def foreign(seen, gain=0.5):
+    """Another node's cross-attention: ordinary, times `gain`, and it notes every call."""
+
+    def attention(q, k, v, options):
+        from comfy.ldm.modules.attention import attention_basic
+
+        seen.append((*options["block"], options["block_index"]))
+        assert q.shape[0] == len(options["cond_or_uncond"]) * 3, "a replacement wants the whole batch"
+        return gain * attention_basic(q, k, v, options["n_heads"])
+
+    return attention
+
+
+def put(attention, *keys):
+    """A node that sets a cross-attention replacement at these keys."""
+
+    def replace(model):
+        model = model.clone()
+        for key in keys:
+            model.set_model_attn2_replace(attention, *key)
+        return model
+
+    return replace
+
+
+@pytest.mark.parametrize("weight", IPCA_WEIGHTS)
+@pytest.mark.parametrize("first", ["theirs", "ours"])
+@pytest.mark.parametrize(
+    "key, layers",
+    [(("output", 1), [("output", 1, 0), ("output", 1, 1)]), (("output", 1, 1), [("output", 1, 1)])],
+    ids=["block", "layer"],
+)
+def test_another_replacement_is_called_wherever_it_was_set(host, graph, weight, first, key, layers):
+    parts, seen = build(graph), []
+    theirs = put(foreign(seen), key)
+    if first == "theirs":
+        both = ipca(graph, call(graph, host, theirs, parts["model"]), identity_weight=weight)
+    else:
+        both = call(graph, host, theirs, ipca(graph, parts["model"], identity_weight=weight))
+    sample(graph, parts, "both", model=both)
+    reference = log_bias(weight, dict.fromkeys(layers, 0.5))
+    sample(graph, parts, "reference", model=call(graph, host, reference, parts["model"]))
+    sample(graph, parts, "without_ours", model=call(graph, host, theirs, parts["model"]))
+    result = host.run(graph)
+    assert set(seen) == set(layers)
+    assert close(result.both, result.reference)
+    assert differ(result.both, result.without_ours)
+
+
+def test_a_layer_choice_inside_a_block_that_someone_owns(host, graph):
+    parts, seen = build(graph), []
+    theirs = call(graph, host, put(foreign(seen), ("output", 1)), parts["model"])
+    sample(graph, parts, "one", model=ipca(graph, theirs, blocks="output 1.0"))
+    sample(graph, parts, "none", model=theirs)
+    result = host.run(graph)
+    assert set(seen) == {("output", 1, 0), ("output", 1, 1)}
+    assert differ(result.one, result.none)
+
+
+def test_with_a_lora(host, graph):
+    import safetensors.torch
+
+    folder = host.base / "models" / "loras"
+    folder.mkdir(exist_ok=True)
+    name = "diffusion_model.output_blocks.1.1.transformer_blocks.0.attn2.to_k"
+    generator = torch.Generator().manual_seed(3)
+    width = 128
+    halves = {
+        f"{name}.lora_up.weight": torch.randn(width, 4, generator=generator) / 2,
+        f"{name}.lora_down.weight": torch.randn(4, 2048, generator=generator) / 2,
+    }
+    safetensors.torch.save_file(halves, folder / "test.safetensors")
+    parts = build(graph)
+    settings = {"lora_name": "test.safetensors", "strength_model": 1.0}
+    lora = graph.add("LoraLoaderModelOnly", model=parts["model"], **settings)()
+    after = graph.add("LoraLoaderModelOnly", model=ipca(graph, parts["model"]), **settings)()
+    sample(graph, parts, "before", model=ipca(graph, lora))
+    sample(graph, parts, "after", model=after)
+    sample(graph, parts, "reference", model=call(graph, host, log_bias(2.0), lora))
+    sample(graph, parts, "no_lora", model=ipca(graph, parts["model"]))
+    result = host.run(graph)
+    assert close(result.before, result.reference)
+    assert close(result.after, result.reference)
+    assert differ(result.before, result.no_lora)
+
+
+def test_with_perturbed_attention_guidance(host, graph):
+    parts = build(graph)
+
+    def pag(model):
+        return graph.add("PerturbedAttentionGuidance", model=model, scale=3.0)()
+
+    sample(graph, parts, "before", model=ipca(graph, pag(parts["model"])))
+    sample(graph, parts, "after", model=pag(ipca(graph, parts["model"])))
+    sample(graph, parts, "reference", model=call(graph, host, log_bias(2.0), pag(parts["model"])))
+    sample(graph, parts, "no_pag", model=ipca(graph, parts["model"]))
+    result = host.run(graph)
+    assert close(result.before, result.reference)
+    assert close(result.after, result.reference)
+    assert differ(result.before, result.no_pag)
+
+
+def test_a_replacement_that_appears_in_the_middle_of_a_run_is_kept(host, graph):
+    """As PAG and its relatives do it: a block key written into the options of one more evaluation."""
+    seen = []
+
+    def guidance(gain_or_bias):
+        def patch(model):
+            import comfy.model_patcher
+            import comfy.samplers
+
+            model = model.clone()
+
+            def after(args):
+                options = comfy.model_patcher.set_model_options_patch_replace(
+                    args["model_options"].copy(), gain_or_bias, "attn2", "middle", 0
+                )
+                (extra,) = comfy.samplers.calc_cond_batch(
+                    args["model"], [args["cond"]], args["input"], args["sigma"], options
+                )
+                return args["denoised"] + (args["cond_denoised"] - extra)
+
+            model.set_model_sampler_post_cfg_function(after)
+            return model
+
+        return patch
+
+    parts = build(graph)
+    sample(graph, parts, "ours", model=call(graph, host, guidance(foreign(seen)), ipca(graph, parts["model"])))
+    sample(graph, parts, "plain", model=call(graph, host, guidance(foreign([])), parts["model"]))
+    result = host.run(graph)
+    assert set(seen) == {("middle", 0, 0), ("middle", 0, 1)}
+    assert len(seen) == 2 * SAMPLER["steps"], "the story's own evaluation of the block must not be replaced by theirs"
+    assert differ(result.ours, result.plain)
+
+
+def test_replacements_of_a_hook_are_kept(host, graph):
+    """A conditioning's own transformer options arrive only with its UNet call."""
+    import comfy.hooks
+
+    parts, seen = build(graph), []
+
+    def hooked(conditioning):
+        hook = comfy.hooks.TransformerOptionsHook(
+            transformers_dict={"patches_replace": {"attn2": {("output", 1, 0): foreign(seen)}}}
+        )
+        group = comfy.hooks.HookGroup()
+        group.add(hook)
+        return [[context, {**info, "hooks": group}] for context, info in conditioning]
+
+    positive = call(graph, host, hooked, parts["positive"])
+    settings = {"positive": positive, "cfg": 1.0}
+    sample(graph, parts, "ours", model=ipca(graph, parts["model"]), **settings)
+    reference = log_bias(2.0, {("output", 1, 0): 0.5})
+    sample(graph, parts, "reference", model=call(graph, host, reference, parts["model"]), cfg=1.0)
+    result = host.run(graph)
+    assert set(seen) == {("output", 1, 0)}
+    assert close(result.ours, result.reference)
+
+
+@pytest.mark.parametrize("region", ["positive", "negative", "both"])
+def test_regions_of_the_picture(host, graph, region):
+    """For a region on one side the host copies its conditioning, tag and uuid included, to the other side."""
+    parts = build(graph)
+    text = graph.add("CLIPTextEncode", clip=parts["clip"], text="a lighthouse")()
+
+    def left(conditioning):
+        area = {"width": 64, "height": 128, "x": 0, "y": 0, "strength": 1.0}
+        return graph.add("ConditioningSetArea", conditioning=conditioning, **area)()
+
+    positive = left(parts["positive"]) if region != "negative" else parts["positive"]
+    positive = graph.add("ConditioningCombine", conditioning_1=positive, conditioning_2=text)()
+    negative = left(text) if region != "positive" else text
+    negative = graph.add("ConditioningCombine", conditioning_1=negative, conditioning_2=text)()
+    settings = {"positive": positive, "negative": negative, "steps": 1}
+    ours, plain = [], []
+    sample(graph, parts, "ours", model=watched(graph, host, ipca(graph, parts["model"]), ours), **settings)
+    sample(graph, parts, "plain", model=watched(graph, host, parts["model"], plain), **settings)
+    result = host.run(graph)
+    assert differ(result.ours, result.plain)
+    chunks = [
+        (kind, distance(a, b) > 2e-4)
+        for with_ours, without in zip(ours, plain, strict=True)
+        for kind, a, b in zip(
+            with_ours["options"]["cond_or_uncond"],
+            with_ours["out"].chunk(len(with_ours["options"]["uuids"])),
+            without["out"].chunk(len(with_ours["options"]["uuids"])),
+            strict=True,
+        )
+    ]
+    assert not any(changed for kind, changed in chunks if kind == 1), "the negative must stay as it is"
+    assert any(changed for kind, changed in chunks if kind == 0)
+
+
+@pytest.mark.parametrize("length", [2, 3])
+def test_context_windows_over_the_batch_know_which_frame_is_which(host, graph, length):
+    frames = "asleep\n[NC] an empty beach\nreading\n[NC] a lighthouse\nwaving"
+    parts = build(graph, encode="EncodePerFrame", frames=frames)
+    settings = {
+        "context_length": length,
+        "context_overlap": 1,
+        "context_schedule": "standard_static",
+        "context_stride": 1,
+        "closed_loop": False,
+        "fuse_method": "pyramid",
+        "dim": 0,
+        "freenoise": False,
+        "cond_retain_index_list": "",
+        "split_conds_to_windows": False,
+        "latent_retain_index_list": "",
+        "causal_window_fix": True,
+    }
+
+    def windows(model):
+        return graph.add("ContextWindowsManual", model=model, **settings)()
+
+    ours, plain = [], []
+    run = {"cfg": 1.0, "steps": 1}
+    sample(graph, parts, "whole", model=ipca(graph, parts["model"]), **run)
+    sample(
+        graph,
+        parts,
+        "windowed",
+        model=watched(graph, host, windows(ipca(graph, parts["model"])), ours),
+        **run,
+    )
+    sample(graph, parts, "plain", model=watched(graph, host, windows(parts["model"]), plain), **run)
+    result = host.run(graph)
+    assert len(ours) == len(plain) > 1
+    assert close(result.whole, result.windowed), "frames do not see each other here, so windows change nothing"
+    touched = (result.windowed["samples"] - result.plain["samples"]).flatten(1).abs().amax(1) > 1e-3
+    assert touched.tolist() == [True, False, True, False, True]
+
+
+def test_a_model_that_was_compiled_without_the_patch_still_runs_it_and_follows_its_window(host, graph, caplog):
+    """ComfyUI compiles without guards on transformer_options: the patch would never be called, or freeze at step 1."""
+    from comfy_api.torch_helpers import set_torch_compile_wrapper
+
+    def compiled(model):
+        model = model.clone()
+        options = {"guard_filter_fn": lambda guards: ["transformer_options" not in guard.name for guard in guards]}
+        set_torch_compile_wrapper(model=model, backend="eager", options=options)
+        return model
+
+    parts = build(graph)
+    late = {"start_percent": 0.4}
+    base = call(graph, host, compiled, parts["model"])
+    plain, eager, patched = [], [], []
+    sample(graph, parts, "a", steps=3, model=watched(graph, host, base, plain))
+    sample(graph, parts, "b", steps=3, model=watched(graph, host, ipca(graph, parts["model"], **late), eager))
+    sample(graph, parts, "c", steps=3, model=watched(graph, host, ipca(graph, base, **late), patched))
+    torch.compiler.reset()
+    host.run(graph)
+    torch.compiler.reset()
+    expected = [distance(a["out"], b["out"]) for a, b in zip(plain, eager, strict=True)]
+    changes = [distance(a["out"], b["out"]) for a, b in zip(plain, patched, strict=True)]
+    assert expected[0] < 1e-6 and expected[1] > 1e-4, expected
+    assert changes == pytest.approx(expected, rel=0.01, abs=1e-6)
+    assert len([record for record in caplog.records if "torch.compile node is left out" in record.message]) == 1

@@ -1,0 +1,298 @@
+"""The encode nodes on ComfyUI's own SDXL tokenizer and text encoders."""
+
+import pytest
+import torch
+from story_graphs import STORY, SVR, build
+
+EOT = 49407
+
+
+def encode(graph, node="EncodeOnePrompt", clip=None, **changes):
+    tiny = graph.add("TestTiny")
+    script = STORY | {k: v for k, v in changes.items() if k in STORY}
+    story = graph.add("StoryLoom_Script", **script)
+    settings = SVR if node == "EncodeOnePrompt" else {"literal": False}
+    settings = settings | {k: v for k, v in changes.items() if k in settings}
+    encoded = graph.add(f"StoryLoom_{node}", clip=clip or tiny(1), story=story(), **settings)
+    graph.capture(out=encoded())
+    if node == "EncodeOnePrompt":
+        graph.capture(report=encoded(1))
+
+
+def stock(host, models, text, **options):
+    clip = models[1]
+    (context, info) = clip.encode_from_tokens_scheduled(clip.tokenize(text, **options))[0]
+    return context, info["pooled_output"]
+
+
+def text_of(tokenizer, rows, ids):
+    """Text of some rows, without spaces: the tokenizer puts its own around signs."""
+    return tokenizer.decode([ids[row] for row in rows]).replace(" ", "")
+
+
+def test_every_part_gets_its_own_rows_also_when_words_repeat(host, graph, models):
+    frames = ["a red fox", "fox, a red fox!", "unbelievably red (very red:1.3) foxes", "red", "café #1 naïve 漢字"]
+    encode(graph, identity="a red fox in a red coat, red", frames="\n".join(f.replace("#", "\\#") for f in frames))
+    ((context, info),) = host.run(graph).out
+    tokenizer = models[1].tokenizer.clip_l.tokenizer
+    tokens = info["storyloom"].rows[0].tokens
+    text = "a red fox in a red coat, red " + " ".join(frames)
+    ids = [token for token, _ in models[1].tokenize(text)["l"][0]]
+    assert ids.index(EOT) == tokens.eot == 1 + sum(map(len, (tokens.identity, *tokens.frames)))
+    assert context.shape == (5, 77, 2048) and tokens.length == 77
+    assert text_of(tokenizer, tokens.identity, ids) == "aredfoxinaredcoat,red"
+    found = [text_of(tokenizer, rows, ids) for rows in tokens.frames]
+    assert found[:2] == ["aredfox", "fox,aredfox!"]
+    assert found[3:] == ["red", "café#1naïve漢字"]
+
+
+def test_the_identity_is_encoded_the_same_in_front_of_any_story(host, graph, models):
+    encode(graph)
+    ((context, info),) = host.run(graph).out
+    rows = info["storyloom"].rows[0].tokens.identity.stop
+    alone, _ = stock(host, models, STORY["identity"])
+    whole, _ = stock(host, models, " ".join([STORY["identity"], *STORY["frames"].split("\n")]))
+    assert torch.equal(alone[0, :rows], whole[0, :rows])
+    for row in context:
+        assert torch.equal(row[:rows], whole[0, :rows])
+
+
+def reference(hidden, tokens, frame, settings, eot="svr"):
+    """The published loop, from its description: tokens as columns, thin SVD, cast back after every call."""
+    hidden = hidden.clone()
+    rest = list(range(tokens.eot, 77))
+
+    def call(rows, alpha, beta):
+        chosen = list(rows) + (rest if eot == "svr" else [])
+        u, s, vt = torch.linalg.svd(hidden[chosen].T.double(), full_matrices=False)
+        hidden[chosen] = (u @ torch.diag(beta * s * torch.exp(-alpha * s)) @ vt).T.to(hidden.dtype)
+        if eot == "scale":
+            hidden[rest] *= 0.9
+
+    for k, rows in enumerate(tokens.frames):
+        if k != frame:
+            call(rows, settings["weaken_alpha"], settings["weaken_beta"])
+    call(tokens.frames[frame], settings["enhance_alpha"], settings["enhance_beta"])
+    return hidden
+
+
+@pytest.mark.parametrize("mode, eot", [("svr", "svr"), ("svr_eot", "scale")])
+def test_every_frame_expresses_its_own_words(host, graph, models, mode, eot):
+    encode(graph, reweighting=mode)
+    ((context, info),) = host.run(graph).out
+    whole, pooled = stock(host, models, " ".join([STORY["identity"], *STORY["frames"].split("\n")]))
+    tokens = info["storyloom"].rows[0].tokens
+    for frame, row in enumerate(context):
+        expected = torch.cat(
+            [reference(part, tokens, frame, SVR, eot) for part in (whole[0, :, :768], whole[0, :, 768:])], -1
+        )
+        assert torch.allclose(row, expected, atol=1e-4)
+        assert (row - whole[0])[list(tokens.frames[frame])].abs().max() > 0.01, "nothing was reweighted"
+    assert torch.equal(info["pooled_output"], pooled.repeat(3, 1))
+
+
+def test_settings_change_the_result_and_none_is_the_plain_story(host, graph, models):
+    whole, _ = stock(host, models, " ".join([STORY["identity"], *STORY["frames"].split("\n")]))
+    seen = []
+    for changes in (
+        {},
+        {"reweighting": "svr_eot"},
+        {"reweighting": "npr"},
+        {"order": "enhance_first"},
+        {"weaken_beta": 0.5},
+        {"weaken_alpha": 0.1},
+        {"enhance_beta": 2.0},
+        {"enhance_alpha": -0.02},
+    ):
+        graph.clear()
+        encode(graph, **changes)
+        seen.append(host.run(graph).out[0][0])
+    assert all(not torch.allclose(a, b, atol=1e-3) for i, a in enumerate(seen) for b in seen[:i])
+    graph.clear()
+    encode(graph, reweighting="none")
+    assert torch.equal(host.run(graph).out[0][0], whole.repeat(3, 1, 1))
+
+
+def test_naive_reweighting_doubles_the_frame_and_halves_the_others(host, graph, models):
+    whole, _ = stock(host, models, " ".join([STORY["identity"], *STORY["frames"].split("\n")]))
+    encode(graph, reweighting="npr")
+    ((context, info),) = host.run(graph).out
+    tokens = info["storyloom"].rows[0].tokens
+    factors = torch.ones(3, 77, 1)
+    for frame in range(3):
+        for k, rows in enumerate(tokens.frames):
+            factors[frame, list(rows)] = 2.0 if k == frame else 0.5
+    assert torch.equal(context, whole * factors)
+
+
+def test_pooled_summaries(host, graph, models):
+    frames = STORY["frames"].split("\n")
+    expected = {
+        "full": stock(host, models, " ".join([STORY["identity"], *frames]))[1].repeat(3, 1),
+        "zero": torch.zeros(3, 1280),
+        "frame": torch.cat([stock(host, models, f"{STORY['identity']} {frame}")[1] for frame in frames]),
+    }
+    for pooled, summary in expected.items():
+        graph.clear()
+        encode(graph, pooled=pooled)
+        assert torch.equal(host.run(graph).out[0][1]["pooled_output"], summary)
+
+
+def test_weights_work_as_in_the_stock_node_and_literal_reads_them_as_text(host, graph, models):
+    script = {"identity": "a (red:1.4) fox", "frames": "(asleep:0.5) in snow\nreading \\(quietly\\)"}
+    text = "a (red:1.4) fox (asleep:0.5) in snow reading \\(quietly\\)"
+    encode(graph, reweighting="none", **script)
+    assert torch.equal(host.run(graph).out[0][0][0], stock(host, models, text)[0][0])
+    graph.clear()
+    encode(graph, reweighting="none", literal=True, **script)
+    literal = stock(host, models, text, disable_weights=True)[0][0]
+    assert torch.equal(host.run(graph).out[0][0][1], literal)
+
+
+def test_a_style_surrounds_the_identity_in_one_prompt(host, graph, models):
+    encode(graph, reweighting="none", style="ink drawing of {prompt}, detailed")
+    ((context, info),) = host.run(graph).out
+    text = "ink drawing of a red fox in a blue coat, detailed asleep in the snow reading on a train drinking tea"
+    assert torch.equal(context[0], stock(host, models, text)[0][0])
+    assert len(info["storyloom"].rows[0].tokens.identity) == 7 + 5
+
+
+def save_embedding(host, name, rows_l, rows_g):
+    import safetensors.torch
+
+    generator = torch.Generator().manual_seed(5)
+    tensors = {
+        "clip_l": torch.randn(rows_l, 768, generator=generator),
+        "clip_g": torch.randn(rows_g, 1280, generator=generator),
+    }
+    folder = host.base / "models" / "embeddings"
+    safetensors.torch.save_file(tensors, folder / f"{name}.safetensors")
+    return str(folder)
+
+
+@pytest.fixture
+def embeddings(models):
+    """A CLIP that finds the embeddings folder, as a checkpoint's does."""
+    tokenizer = models[1].tokenizer
+    encoders = (tokenizer.clip_l, tokenizer.clip_g)
+    before = [encoder.embedding_directory for encoder in encoders]
+
+    def find_in(folder):
+        for encoder in encoders:
+            encoder.embedding_directory = folder
+
+    yield find_in
+    for encoder, folder in zip(encoders, before, strict=True):
+        encoder.embedding_directory = folder
+
+
+def test_embeddings_take_their_rows(host, graph, models, embeddings):
+    embeddings(save_embedding(host, "three", 3, 3))
+    script = {"identity": "a fox embedding:three in snow", "frames": "embedding:three, asleep\nreading embedding:three"}
+    encode(graph, reweighting="none", **script)
+    ((context, info),) = host.run(graph, fresh=True).out
+    tokens = info["storyloom"].rows[0].tokens
+    assert [len(rows) for rows in (tokens.identity, *tokens.frames)] == [2 + 3 + 2, 3 + 2, 1 + 3]
+    text = "a fox embedding:three in snow embedding:three, asleep reading embedding:three"
+    assert torch.equal(context[0], stock(host, models, text)[0][0])
+
+
+def test_an_embedding_of_unequal_lengths_is_refused(host, graph, embeddings):
+    embeddings(save_embedding(host, "odd", 3, 4))
+    encode(graph, identity="a fox", frames="asleep\nreading embedding:odd")
+    with pytest.raises(Exception, match=r"Frame 2 .* takes 4 tokens in CLIP-L but 5 in CLIP-G"):
+        host.run(graph, fresh=True)
+
+
+@pytest.mark.parametrize(
+    "script, message",
+    [
+        ({"identity": "a fox", "frames": "word " * 80}, "7 tokens too long.*not even frame 1"),
+        ({"identity": "a fox", "frames": "\n".join(["asleep in the snow"] * 20)}, "7 tokens too long.*frames 1 to 18"),
+        ({"identity": "word " * 76, "frames": "asleep"}, "alone takes 76"),
+        ({"identity": "[A] a fox\n[B] a crow", "frames": "[A] asleep\n[B] flying"}, "2 characters"),
+        ({"frames": "asleep\n[NC] a beach"}, r"Frame 2 \(line 2\) is marked \[NC\]"),
+        ({"identity": "a (red fox", "frames": "asleep) in snow"}, "parentheses of the identity"),
+        ({"identity": "[Fox] a fox", "frames": "[Fox]"}, "says nothing beyond the identity"),
+    ],
+)
+def test_what_one_prompt_cannot_hold_is_refused_with_a_remedy(host, graph, script, message):
+    encode(graph, **script)
+    with pytest.raises(Exception, match=message) as failed:
+        host.run(graph)
+    assert failed.value.node == "StoryLoom_EncodeOnePrompt"
+
+
+@pytest.mark.parametrize("node", ["EncodeOnePrompt", "EncodePerFrame"])
+def test_other_text_encoders_are_refused(host, graph, node):
+    import comfy.sd
+    import comfy.sd1_clip
+    import comfy.supported_models_base
+
+    def sd15(_):
+        target = comfy.supported_models_base.ClipTarget(comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel)
+        return comfy.sd.CLIP(target, parameters=0)
+
+    tiny = graph.add("TestTiny")
+    clip = graph.add("TestCall", value=tiny(1), function=host.function(sd15))
+    encode(graph, node, clip=clip())
+    with pytest.raises(Exception, match="needs the two text encoders of SDXL"):
+        host.run(graph)
+
+
+def test_frame_by_frame_equals_the_stock_node_for_every_frame(host, graph, models):
+    frames = "[Fox] asleep in the snow\n[NC] an empty beach\nat sea, [Crow] and [Fox] (argue:1.2)"
+    encode(
+        graph,
+        "EncodePerFrame",
+        identity="[Fox] a red fox\n[Crow] a (black:1.1) crow",
+        frames=frames,
+        style="ink drawing of {prompt}, fine lines",
+    )
+    ((context, info),) = host.run(graph).out
+    texts = [
+        "ink drawing of a red fox asleep in the snow, fine lines",
+        "ink drawing of an empty beach, fine lines",
+        "ink drawing of at sea, a (black:1.1) crow and a red fox (argue:1.2), fine lines",
+    ]
+    for row, pooled, text in zip(context, info["pooled_output"], texts, strict=True):
+        expected, summary = stock(host, models, text)
+        assert torch.equal(row, expected[0]) and torch.equal(pooled, summary[0])
+    rows = info["storyloom"].rows
+    assert [row.characters for row in rows] == [("Fox",), (), ("Crow", "Fox")]
+    assert [len(row.descriptions) for row in rows] == [1, 0, 2]
+
+
+def test_frames_of_unequal_length_are_repeated_to_a_common_one(host, graph, models):
+    long = "word " * 100
+    encode(graph, "EncodePerFrame", identity="a fox", frames=f"asleep\n{long}")
+    ((context, info),) = host.run(graph).out
+    short, _ = stock(host, models, "a fox asleep")
+    longer, _ = stock(host, models, f"a fox {long}".strip())
+    assert context.shape[1] == 2 * 77
+    assert torch.equal(context[0], short[0].repeat(2, 1)) and torch.equal(context[1], longer[0])
+    tag = info["storyloom"]
+    assert tag.identity_columns(0) == (0, 1, 2, 77, 78, 79) and tag.identity_columns(1) == (0, 1, 2)
+
+
+def test_the_report_names_tokens_and_what_is_suppressed(host, graph):
+    encode(graph)
+    report = host.run(graph).report
+    assert "One prompt: 17 of 75 tokens, 58 free" in report
+    assert "Frame 2: 4 tokens (rows 12-15): reading on a train" in report
+    assert "expressed: 2; suppressed: 1, 3" in report
+
+
+def test_a_hundred_frames_frame_by_frame(host, graph):
+    encode(graph, "EncodePerFrame", frames="\n".join(f"chapter {number}" for number in range(100)))
+    ((context, info),) = host.run(graph).out
+    assert context.shape == (100, 77, 2048) and len(info["storyloom"].rows) == 100
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_an_empty_latent_for_every_frame(host, graph, shared):
+    parts = build(graph, size=(192, 128), shared_noise=shared)
+    graph.capture(latent=parts["latent_image"])
+    latent = host.run(graph).latent
+    assert latent["samples"].shape == (3, 4, 16, 24) and not latent["samples"].any()
+    assert latent.get("batch_index") == ([0, 0, 0] if shared else None)

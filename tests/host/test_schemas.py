@@ -1,0 +1,193 @@
+"""What an artist sees of the nodes, and what ComfyUI's validation refuses before anything runs."""
+
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from story_graphs import IPCA, STORY, SVR
+
+PACK = Path(__file__).resolve().parents[2]
+CATALOGUE = [
+    "StoryLoom_DemoModel",
+    "StoryLoom_EmptyLatent",
+    "StoryLoom_EncodeOnePrompt",
+    "StoryLoom_EncodePerFrame",
+    "StoryLoom_IPCA",
+    "StoryLoom_Page",
+    "StoryLoom_Script",
+]
+VALUES = {
+    "StoryLoom_Script": STORY,
+    "StoryLoom_EncodeOnePrompt": SVR,
+    "StoryLoom_EncodePerFrame": {"literal": False},
+    "StoryLoom_EmptyLatent": {"width": 128, "height": 128, "shared_noise": True},
+    "StoryLoom_IPCA": IPCA,
+}
+OMITTED = object()
+NUMBERS = {"INT": int, "FLOAT": float}
+
+
+@pytest.fixture
+def schema(host, node_id):
+    return node_class(node_id).GET_SCHEMA()
+
+
+def node_class(node_id):
+    import nodes
+
+    return nodes.NODE_CLASS_MAPPINGS[node_id]
+
+
+def locales():
+    path = PACK / "scripts" / "locales.py"
+    spec = importlib.util.spec_from_file_location("storyloom_script_locales", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_loading_the_pack_registers_the_catalogue_and_the_help_pages(host):
+    import nodes
+
+    ours = {name for name, node in nodes.NODE_CLASS_MAPPINGS.items() if node.__module__.startswith(host.pack_name)}
+    assert sorted(ours) == CATALOGUE
+    assert Path(nodes.EXTENSION_WEB_DIRS["storyloom"]).resolve() == (PACK / "web").resolve()
+
+
+@pytest.mark.parametrize("node_id", CATALOGUE)
+def test_a_node_says_what_it_is(schema, node_id):
+    import nodes
+
+    assert schema.node_id == node_id
+    assert schema.display_name and schema.display_name == nodes.NODE_DISPLAY_NAME_MAPPINGS[node_id]
+    assert re.fullmatch(r"StoryLoom/\w+", schema.category)
+    assert schema.description.endswith(".") and len(schema.search_aliases) >= 3
+
+
+@pytest.mark.parametrize("node_id", CATALOGUE)
+def test_every_input_and_output_has_a_tooltip(schema):
+    for entry in (*schema.inputs, *schema.outputs):
+        assert entry.tooltip and entry.tooltip.endswith("."), entry.id
+    assert all(output.display_name for output in schema.outputs) and schema.outputs
+
+
+@pytest.mark.parametrize("node_id", CATALOGUE)
+def test_ids_are_plain_and_no_output_has_the_id_of_an_input(schema):
+    inputs, outputs = ([entry.id for entry in entries] for entries in (schema.inputs, schema.outputs))
+    assert len({*inputs, *outputs}) == len(inputs) + len(outputs)
+    assert all(re.fullmatch(r"[a-z][a-z_]*", name) for name in (*inputs, *outputs))
+
+
+@pytest.mark.parametrize("node_id", CATALOGUE)
+def test_every_number_has_a_range_with_its_default_inside(schema):
+    for entry in schema.inputs:
+        if entry.get_io_type() in NUMBERS:
+            assert entry.min <= entry.default <= entry.max, entry.id
+
+
+@pytest.mark.parametrize("node_id", CATALOGUE)
+def test_the_help_page_names_every_input(schema, node_id):
+    page = (PACK / "web" / "docs" / f"{node_id}.md").read_text(encoding="utf-8")
+    assert page.startswith(f"# {schema.display_name}\n")
+    missing = [entry.id for entry in schema.inputs if not re.search(rf"\b{entry.id}\b", page)]
+    assert not missing
+    options = [option for entry in schema.inputs for option in getattr(entry, "options", None) or ()]
+    assert not [option for option in options if not re.search(rf"\b{option}\b", page)]
+
+
+def test_the_english_texts_are_those_of_the_schemas(host):
+    """When this fails, run scripts/locales.py."""
+    module = locales()
+    expected = module.written(module.definitions(node_class(node_id) for node_id in CATALOGUE))
+    assert module.FILE.read_text(encoding="utf-8") == expected
+
+
+def test_no_english_text_has_a_sign_that_the_front_end_would_interpret(host):
+    module = locales()
+    texts = json.loads(module.FILE.read_text(encoding="utf-8"))
+    assert sorted(texts) == CATALOGUE
+    assert not re.search(r"[{}@|]", "".join(strings(texts)))
+    assert "tooltip" not in texts["StoryLoom_Script"]["inputs"]["style"], "it has {prompt}: the schema's own is shown"
+    assert texts["StoryLoom_IPCA"]["inputs"]["identity_weight"]["tooltip"].startswith("How many times")
+
+
+def strings(texts):
+    for value in texts.values():
+        yield from strings(value) if isinstance(value, dict) else [value]
+
+
+def refused(host, graph, node_id, **changes):
+    """Errors of one node with everything around it in order, [] when it is accepted."""
+    tiny = graph.add("TestTiny")
+    story = graph.add("StoryLoom_Script", **STORY)
+    around = {"model": tiny(0), "clip": tiny(1), "story": story()}
+    links = {entry.id: around[entry.id] for entry in node_class(node_id).GET_SCHEMA().inputs if entry.id in around}
+    inputs = links | VALUES[node_id] | changes
+    graph.capture(x=graph.add(node_id, **{name: value for name, value in inputs.items() if value is not OMITTED})())
+    try:
+        host.validate(graph)
+    except Exception as error:
+        assert type(error).__name__ == "PromptRefused" and list(error.errors) == [node_id]
+        return error.errors[node_id]
+    return []
+
+
+@pytest.mark.parametrize("node_id", VALUES)
+def test_the_usual_values_are_accepted(host, graph, node_id):
+    assert refused(host, graph, node_id) == []
+
+
+@pytest.mark.parametrize("node_id", VALUES)
+def test_every_number_outside_its_range_is_refused_and_its_ends_are_not(host, graph, node_id):
+    for entry in node_class(node_id).GET_SCHEMA().inputs:
+        kind = NUMBERS.get(entry.get_io_type())
+        if kind is None:
+            continue
+        below, above = entry.min - kind(1), entry.max + kind(1)
+        for value, reason in ((below, "value_smaller_than_min"), (above, "value_bigger_than_max")):
+            (error,) = refused(host, type(graph)(), node_id, **{entry.id: value})
+            assert (error["type"], error["details"]) == (reason, entry.id)
+        for value in (entry.min, entry.max):
+            assert refused(host, type(graph)(), node_id, **{entry.id: value}) == []
+
+
+@pytest.mark.parametrize(
+    "node_id, values",
+    [
+        ("StoryLoom_IPCA", {"identity_weight": 0.5, "blocks": "output"}),
+        ("StoryLoom_IPCA", {"end_percent": 1.5, "blocks": "output 0-2.0-3"}),
+        ("StoryLoom_EncodeOnePrompt", {"weaken_beta": 99.0}),
+        ("StoryLoom_EmptyLatent", {"width": 1}),
+        ("StoryLoom_EncodeOnePrompt", {"reweighting": "svd"}),
+        ("StoryLoom_EncodeOnePrompt", {"order": "both"}),
+    ],
+)
+def test_a_wrong_value_is_one_error(host, graph, node_id, values):
+    (error,) = refused(host, graph, node_id, **values)
+    assert error["type"] in ("value_smaller_than_min", "value_bigger_than_max", "value_not_in_list")
+
+
+@pytest.mark.parametrize("blocks", ["up 3", "output 3-1", "", "output, middle 0.x"])
+def test_a_wrong_block_string_is_one_error_that_shows_it(host, graph, blocks):
+    (error,) = refused(host, graph, "StoryLoom_IPCA", blocks=blocks)
+    assert f'Blocks "{blocks}"' in error["details"]
+
+
+def test_a_block_string_may_come_through_a_link(host, graph):
+    text = graph.add("TestCall", value="output", function=host.function(str.lower))()
+    graph.capture(x=graph.add("StoryLoom_IPCA", **IPCA | {"model": graph.add("TestTiny")(), "blocks": text})())
+    host.run(graph)
+
+
+def test_importing_the_nodes_needs_none_of_the_optional_modules(host):
+    assert not {"diffusers", "insightface", "open_clip", "onnxruntime"} & set(sys.modules)
+
+
+@pytest.mark.parametrize("node_id, name", [("StoryLoom_Script", "style"), ("StoryLoom_IPCA", "blocks")])
+def test_a_missing_input_is_named_and_nothing_else(host, graph, node_id, name):
+    """As an API prompt may have it that was written by hand."""
+    (error,) = refused(host, graph, node_id, **{name: OMITTED})
+    assert (error["type"], error["details"]) == ("required_input_missing", name)
