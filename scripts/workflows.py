@@ -1,0 +1,311 @@
+"""Writes the example workflows, in the format of the browser interface and in that of POST /prompt, from one text each.
+
+`python scripts/workflows.py` after a change here or of a node's inputs. It asks a real ComfyUI for the nodes' schemas
+(`/object_info`), so everything that is not said here has the schema's default.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import comfyui
+import environment
+
+WORKFLOWS = Path(__file__).absolute().parent.parent / "workflows"
+WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+SEED_MODE = "fixed"
+"""Value of the widget that the browser interface adds below a seed: the same picture until someone asks for another."""
+TITLE, PADDING, GROUP_TITLE = 30, 24, 44
+"""Height of a node's title bar, room around the nodes of a group, height of its title."""
+NOTE_COLORS = {"color": "#432", "bgcolor": "#000"}
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node of a workflow. place: x, y below its title bar; links: input -> (key of the source node, its output)."""
+
+    kind: str
+    place: tuple[int, int]
+    size: tuple[int, int]
+    values: dict = field(default_factory=dict)
+    links: dict[str, tuple[str, int]] = field(default_factory=dict)
+    title: str = ""
+    properties: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Workflow:
+    """Nodes by key, and the groups around some of them: title -> keys."""
+
+    name: str
+    nodes: dict[str, Node]
+    groups: dict[str, tuple[str, ...]]
+
+
+# ---- the workflows ---------------------------------------------------------------------------------------------------
+
+CHECKPOINT = "sd_xl_base_1.0.safetensors"
+SOURCE = f"https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/resolve/main/{CHECKPOINT}"
+NEGATIVE = """## Negative
+All zeros (ConditioningZeroOut), as published. An empty prompt is not the same: it gives another picture."""
+
+REAL_NOTE = f"""## Change this first
+**Story script**: *identity* is who the story is about, *frames* has one line per picture. The text after `#` is the \
+caption. All of it has to fit in 75 tokens; *Report* shows how many are left.
+
+**identity_weight**: 1 is off, 2 is the published value. More holds the character tighter and leaves less room for the \
+frame.
+
+## Checkpoint
+Any SDXL checkpoint, in `models/checkpoints`. This one is \
+[{CHECKPOINT}]({SOURCE}) (6.9 GB). LoRA, ControlNet, another sampler: put them in as usual.
+
+{NEGATIVE}
+
+## Settings
+1024 x 1024, 50 steps, euler, ddim_uniform, cfg 5: as published. All frames are drawn in one batch and start from the \
+same noise (*shared_noise*)."""
+
+DEMO_NOTE = f"""## What this is
+The demo model is a tiny SDXL with random weights. It needs no download and draws **coloured noise**, to show that \
+everything runs. It knows no fox.
+
+## Change this first
+**Story script**: *identity* is who the story is about, *frames* has one line per picture. The text after `#` is the \
+caption. All of it has to fit in 75 tokens; *Report* shows how many are left.
+
+## Real pictures
+1. Put an SDXL checkpoint, for example [{CHECKPOINT}]({SOURCE}), into `models/checkpoints`.
+2. Add **Load Checkpoint** and drag its MODEL, CLIP and VAE to where the demo model's go. Delete the demo model.
+3. **Empty story latent**: 1024 x 1024. **KSampler**: 50 steps.
+
+{NEGATIVE}"""
+
+
+def one_prompt_one_story(name: str, note: str, loader: Node, size: int, steps: int) -> Workflow:
+    """One-Prompt-One-Story at its published settings: SVR on the words, IPCA on the model, a zero negative."""
+    nodes = {
+        "note": Node("MarkdownNote", (-460, 0), (380, 560), {"": note}, title="Read me"),
+        "script": Node(
+            "StoryLoom_Script", (0, 0), (420, 300), {"style": "watercolor illustration of {prompt}, soft light"}
+        ),
+        "loader": loader,
+        "latent": Node(
+            "StoryLoom_EmptyLatent", (480, 0), (380, 130), {"width": size, "height": size}, {"story": ("script", 0)}
+        ),
+        "words": Node(
+            "StoryLoom_EncodeOnePrompt", (480, 190), (380, 260), links={"clip": ("loader", 1), "story": ("script", 0)}
+        ),
+        "negative": Node(
+            "ConditioningZeroOut",
+            (480, 510),
+            (380, 50),
+            links={"conditioning": ("words", 0)},
+            title="Negative: all zeros",
+        ),
+        "report": Node("PreviewAny", (0, 360), (420, 200), links={"source": ("words", 1)}, title="Report"),
+        "ipca": Node("StoryLoom_IPCA", (480, 690), (380, 130), links={"model": ("loader", 0)}),
+        "sampler": Node(
+            "KSampler",
+            (980, 0),
+            (320, 270),
+            {"seed": 7, "steps": steps, "cfg": 5.0, "sampler_name": "euler", "scheduler": "ddim_uniform"},
+            {
+                "model": ("ipca", 0),
+                "positive": ("words", 0),
+                "negative": ("negative", 0),
+                "latent_image": ("latent", 0),
+            },
+        ),
+        "decode": Node("VAEDecode", (980, 330), (320, 50), links={"samples": ("sampler", 0), "vae": ("loader", 2)}),
+        "frames": Node("PreviewImage", (980, 440), (320, 380), links={"images": ("decode", 0)}, title="Frames"),
+        "page": Node("StoryLoom_Page", (1420, 0), (480, 160), links={"images": ("decode", 0), "story": ("script", 0)}),
+        "save": Node(
+            "SaveImage", (1420, 220), (480, 600), {"filename_prefix": "StoryLoom/page"}, {"images": ("page", 0)}
+        ),
+    }
+    groups = {
+        "Story": ("script", "latent", "words", "negative", "report"),
+        "Model": ("loader", "ipca"),
+        "Draw": ("sampler", "decode", "frames"),
+        "Page": ("page", "save"),
+    }
+    return Workflow(name, nodes, groups)
+
+
+def workflows() -> list[Workflow]:
+    """Every example workflow."""
+    model = {"name": CHECKPOINT, "url": SOURCE, "directory": "checkpoints"}
+    checkpoint = Node(
+        "CheckpointLoaderSimple", (0, 690), (420, 130), {"ckpt_name": CHECKPOINT}, properties={"models": [model]}
+    )
+    demo = Node("StoryLoom_DemoModel", (0, 690), (420, 130))
+    return [
+        one_prompt_one_story("One Prompt One Story", REAL_NOTE, checkpoint, 1024, 50),
+        one_prompt_one_story("Demo - One Prompt One Story", DEMO_NOTE, demo, 256, 10),
+    ]
+
+
+# ---- the two formats -------------------------------------------------------------------------------------------------
+
+
+def api_form(workflow: Workflow, schemas: dict) -> dict:
+    """A workflow as POST /prompt takes it. schemas: the answer of `/object_info`."""
+    numbers = {key: number for number, key in enumerate(workflow.nodes, start=1)}
+    prompt = {}
+    for key, node in workflow.nodes.items():
+        if node.kind not in schemas:  # a note
+            continue
+        inputs = {}
+        for name, kind, options in inputs_of(schemas[node.kind]):
+            if name in node.links:
+                source, output = node.links[name]
+                inputs[name] = [str(numbers[source]), output]
+            elif kind in WIDGETS:
+                inputs[name] = value_of(node, name, options)
+        title = node.title or schemas[node.kind]["display_name"]
+        prompt[str(numbers[key])] = {"class_type": node.kind, "inputs": inputs, "_meta": {"title": title}}
+    return prompt
+
+
+def ui_form(workflow: Workflow, schemas: dict) -> dict:
+    """A workflow as the browser interface saves it. schemas: the answer of `/object_info`."""
+    numbers = {key: number for number, key in enumerate(workflow.nodes, start=1)}
+    links = []
+    for key, node in workflow.nodes.items():
+        slots = [name for name, kind, _ in inputs_of(schemas.get(node.kind)) if kind not in WIDGETS]
+        for name, (source, output) in node.links.items():
+            kind = schemas[workflow.nodes[source].kind]["output"][output]
+            links.append([len(links) + 1, numbers[source], output, numbers[key], slots.index(name), kind])
+    return {
+        "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"storyloom/{workflow.name}")),
+        "revision": 0,
+        "last_node_id": len(numbers),
+        "last_link_id": len(links),
+        "nodes": [
+            ui_node(node, numbers[key], order, schemas.get(node.kind), links)
+            for order, (key, node) in enumerate(workflow.nodes.items())
+        ],
+        "links": links,
+        "groups": [
+            ui_group(number, title, [workflow.nodes[key] for key in keys])
+            for number, (title, keys) in enumerate(workflow.groups.items(), start=1)
+        ],
+        "config": {},
+        "extra": {},
+        "version": 0.4,
+    }
+
+
+def ui_node(node: Node, number: int, order: int, schema: dict | None, links: list[list]) -> dict:
+    arriving = {link[4]: link[0] for link in links if link[3] == number}
+    slots = [(name, kind) for name, kind, _ in inputs_of(schema) if kind not in WIDGETS]
+    values = [value for _, value in widget_values(node, schema)]
+    properties = dict(node.properties)
+    if schema:
+        own = schema["python_module"].startswith("custom_nodes.")
+        properties = {"Node name for S&R": node.kind, "cnr_id": "storyloom" if own else "comfy-core", **properties}
+    saved = {
+        "id": number,
+        "type": node.kind,
+        "pos": list(node.place),
+        "size": list(node.size),
+        "flags": {},
+        "order": order,
+        "mode": 0,
+        "inputs": [{"name": name, "type": kind, "link": arriving.get(slot)} for slot, (name, kind) in enumerate(slots)],
+        "outputs": [
+            {
+                "name": name,
+                "type": kind,
+                "slot_index": slot,
+                "links": [link[0] for link in links if link[1:3] == [number, slot]],
+            }
+            for slot, (name, kind) in enumerate(
+                zip(schema["output_name"], schema["output"], strict=True) if schema else ()
+            )
+        ],
+        "properties": properties,
+    }
+    if values:
+        saved["widgets_values"] = values
+    if node.title:
+        saved["title"] = node.title
+    if not schema:
+        saved |= NOTE_COLORS
+    return saved
+
+
+def ui_group(number: int, title: str, members: list[Node]) -> dict:
+    left = min(node.place[0] for node in members) - PADDING
+    top = min(node.place[1] for node in members) - TITLE - GROUP_TITLE
+    right = max(node.place[0] + node.size[0] for node in members) + PADDING
+    bottom = max(node.place[1] + node.size[1] for node in members) + PADDING
+    box = [left, top, right - left, bottom - top]
+    return {"id": number, "title": title, "bounding": box, "color": "#3f789e", "font_size": 24, "flags": {}}
+
+
+def inputs_of(schema: dict | None) -> Iterator[tuple[str, str, dict]]:
+    """(name, type, options) of every input of a node, in order; nothing for a note. Old lists of choices are COMBO."""
+    for part in ("required", "optional"):
+        for name, (kind, *options) in (schema["input"] if schema else {}).get(part, {}).items():
+            options = options[0] if options else {}
+            if isinstance(kind, list):
+                kind, options = "COMBO", {"options": kind, **options}
+            yield name, kind, options
+
+
+def widget_values(node: Node, schema: dict | None) -> Iterator[tuple[str, object]]:
+    """(name, value) of every widget as the browser interface counts them: a seed is followed by its mode."""
+    if schema is None:
+        yield from node.values.items()
+    for name, kind, options in inputs_of(schema):
+        if kind in WIDGETS:
+            yield name, value_of(node, name, options)
+            if options.get("control_after_generate"):
+                yield "control_after_generate", SEED_MODE
+
+
+def value_of(node: Node, name: str, options: dict) -> object:
+    if name in node.values:
+        return node.values[name]
+    return options["default"] if "default" in options else options["options"][0]
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+
+def texts(schemas: dict) -> dict[Path, str]:
+    """The text of every workflow file."""
+    files = {}
+    for workflow in workflows():
+        for folder, form in ((WORKFLOWS, ui_form), (WORKFLOWS / "api", api_form)):
+            text = json.dumps(form(workflow, schemas), indent=2, ensure_ascii=False)
+            files[folder / f"{workflow.name}.json"] = text + "\n"
+    return files
+
+
+def main() -> None:
+    environment.enter()
+    with (
+        comfyui.scratch("workflows") as base,
+        comfyui.Server(comfyui.find_comfyui(), comfyui.pack_base(base), sys.executable) as server,
+        urllib.request.urlopen(f"{server.url}/object_info") as answer,
+    ):
+        files = texts(json.load(answer))
+    for path, text in files.items():
+        path.write_text(text, encoding="utf-8")
+        environment.say(f"Written: {path}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (environment.SetupError, comfyui.ComfyUIError, KeyboardInterrupt) as reason:
+        environment.exit_with(reason)

@@ -1,0 +1,73 @@
+"""The real server: a story through POST /prompt, and the same pixels whenever the same seed is asked for again."""
+
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+PACK = Path(__file__).resolve().parents[2]
+WORKFLOW = PACK / "workflows" / "api" / "Demo - One Prompt One Story.json"
+
+
+@pytest.fixture(scope="module")
+def server_module():
+    spec = importlib.util.spec_from_file_location("storyloom_scripts_comfyui", PACK / "scripts" / "comfyui.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def server(server_module, tmp_path):
+    def start(name):
+        base = server_module.pack_base(tmp_path / name, PACK)
+        return server_module.Server(Path(os.environ["COMFYUI_PATH"]), base, sys.executable)
+
+    return start
+
+
+def demo(seed, **script):
+    """The demo workflow, small and quick."""
+    prompt = json.loads(WORKFLOW.read_text(encoding="utf-8"))
+    for node in prompt.values():
+        if node["class_type"] == "KSampler":
+            node["inputs"] |= {"seed": seed, "steps": 2}
+        if node["class_type"] == "StoryLoom_EmptyLatent":
+            node["inputs"] |= {"width": 128, "height": 64}
+        if node["class_type"] == "StoryLoom_Script":
+            node["inputs"] |= script
+    return prompt
+
+
+def page(server, prompt):
+    entry = server.wait(server.submit(prompt), timeout=300)
+    (path,) = server.outputs(entry)
+    return np.asarray(Image.open(path))
+
+
+def test_a_four_frame_story_has_the_same_pixels_again_and_in_a_fresh_server(server):
+    with server("first") as running:
+        first, other, again = (page(running, demo(seed)) for seed in (1, 2, 1))
+    with server("second") as running:
+        fresh = page(running, demo(1))
+    assert first.ndim == 3 and first.std() > 5
+    assert not np.array_equal(first, other)
+    assert np.array_equal(first, again)
+    assert np.array_equal(first, fresh)
+
+
+def test_a_faulty_script_is_refused_before_anything_runs_and_the_server_goes_on(server, server_module):
+    with server("base") as running:
+        with pytest.raises(server_module.PromptRefused) as refused:
+            running.submit(demo(1, frames="asleep\n# only a caption"))
+        errors = [e for node in refused.value.errors["node_errors"].values() for e in node["errors"]]
+        assert len(errors) == 1
+        assert errors[0]["details"] == (
+            "Story script, frames, line 2: the frame is only a caption. Write what it shows before the #."
+        )
+        assert page(running, demo(1)).size

@@ -1,0 +1,244 @@
+"""The example workflows: what the browser interface opens, what POST /prompt runs, and that both say the same."""
+
+import asyncio
+import importlib
+import json
+import os
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+
+PACK = Path(__file__).resolve().parents[2]
+WORKFLOWS = PACK / "workflows"
+NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
+DEMO = "Demo - One Prompt One Story"
+REAL = "One Prompt One Story"
+NOTES = {"MarkdownNote", "Note"}
+"""Nodes that exist in the browser only."""
+WIDGETS = {"INT": int, "FLOAT": (int, float), "STRING": str, "BOOLEAN": bool}
+TITLE = 30
+"""Height of the title bar above a node's position."""
+
+
+def read(name, folder=WORKFLOWS):
+    return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def api(name):
+    return read(name, WORKFLOWS / "api")
+
+
+@pytest.fixture(scope="module")
+def classes(host):
+    """NODE_CLASS_MAPPINGS with the stock nodes of the workflows."""
+    import nodes
+
+    path = os.path.join(os.environ["COMFYUI_PATH"], "comfy_extras", "nodes_preview_any.py")
+    assert asyncio.run(nodes.load_custom_node(path, module_parent="comfy_extras"))
+    return nodes.NODE_CLASS_MAPPINGS
+
+
+@pytest.fixture(scope="module")
+def checkpoints(host, tmp_path_factory):
+    """A checkpoints folder in which the file of the real workflow lies (empty: it is only looked for)."""
+    import folder_paths
+
+    folder = tmp_path_factory.mktemp("checkpoints")
+    (folder / "sd_xl_base_1.0.safetensors").touch()
+    folder_paths.add_model_folder_path("checkpoints", str(folder))
+
+
+def inputs_of(node_class):
+    """name -> (type or list of choices, options) of required and optional inputs, in order."""
+    described = node_class.INPUT_TYPES()
+    every = {**described.get("required", {}), **described.get("optional", {})}
+    return {name: (kind, rest[0] if rest else {}) for name, (kind, *rest) in every.items()}
+
+
+def widgets_of(node_class):
+    """(name, type, options) of every widget as the browser counts them."""
+    for name, (kind, options) in inputs_of(node_class).items():
+        if isinstance(kind, list) or kind in {*WIDGETS, "COMBO"}:
+            yield name, kind, options
+            if options.get("control_after_generate"):
+                modes = ["fixed", "increment", "decrement", "randomize"]
+                yield "control_after_generate", modes, {}
+
+
+def values_of(node, node_class):
+    """Widget name -> value of a node in the browser's format."""
+    widgets = list(widgets_of(node_class))
+    return {name: value for (name, *_), value in zip(widgets, node.get("widgets_values", []), strict=True)}
+
+
+def links_of(workflow):
+    """(node, input name) -> (node, output number), every link checked at both of its ends."""
+    by_id = {node["id"]: node for node in workflow["nodes"]}
+    found = {}
+    for number, source, output, target, slot, kind in workflow["links"]:
+        sender, receiver = by_id[source]["outputs"][output], by_id[target]["inputs"][slot]
+        assert number in sender["links"], f"link {number} is unknown to node {source}"
+        assert receiver["link"] == number, f"link {number} is unknown to node {target}"
+        assert kind == sender["type"] and receiver["type"] in (kind, "*"), f"link {number} joins different types"
+        found[target, receiver["name"]] = (source, output)
+    ends = [i["link"] for node in workflow["nodes"] for i in node["inputs"] if i["link"] is not None]
+    starts = [link for node in workflow["nodes"] for output in node["outputs"] for link in output["links"] or ()]
+    assert sorted(ends) == sorted(starts) == sorted(link[0] for link in workflow["links"])
+    return found
+
+
+def real_nodes(workflow):
+    return [node for node in workflow["nodes"] if node["type"] not in NOTES]
+
+
+def test_both_workflows_are_here_in_both_formats_and_have_a_thumbnail():
+    assert NAMES == [DEMO, REAL] == sorted(path.stem for path in (WORKFLOWS / "api").glob("*.json"))
+    for name in NAMES:
+        picture = WORKFLOWS / f"{name}.jpg"
+        assert picture.read_bytes()[:3] == b"\xff\xd8\xff" and picture.stat().st_size <= 150_000
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nodes_exist_and_their_slots_are_those_of_the_schema(classes, name):
+    for node in real_nodes(read(name)):
+        assert node["type"] in classes
+        node_class = classes[node["type"]]
+        widgets = {widget for widget, *_ in widgets_of(node_class)}
+        slots = {key: kind for key, (kind, _) in inputs_of(node_class).items() if key not in widgets}
+        assert {i["name"]: i["type"] for i in node["inputs"]} == slots
+        kinds = list(node_class.RETURN_TYPES)
+        used = [output for output in node["outputs"] if output["links"]]
+        assert [output["type"] for output in node["outputs"]][: len(kinds)] == kinds
+        assert all(node["outputs"].index(output) < len(kinds) for output in used)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_widget_values_fit_the_schema(classes, checkpoints, name):
+    for node in real_nodes(read(name)):
+        node_class = classes[node["type"]]
+        values = values_of(node, node_class)
+        for key, kind, options in widgets_of(node_class):
+            value = values[key]
+            choices = kind if isinstance(kind, list) else options.get("options") if kind == "COMBO" else None
+            if choices is not None:
+                assert value in choices, f"{node['type']}.{key}"
+            else:
+                assert isinstance(value, WIDGETS[kind]) and isinstance(value, bool) == (kind == "BOOLEAN")
+            if kind in ("INT", "FLOAT"):
+                assert options.get("min", value) <= value <= options.get("max", value), f"{node['type']}.{key}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_link_agrees_at_both_ends_and_no_required_input_is_open(classes, name):
+    workflow = read(name)
+    links = links_of(workflow)
+    for node in real_nodes(workflow):
+        node_class = classes[node["type"]]
+        widgets = {key for key, *_ in widgets_of(node_class)}
+        for key in node_class.INPUT_TYPES().get("required", {}):
+            assert key in widgets or (node["id"], key) in links, f"{node['type']}.{key} is not connected"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_node_lies_on_another_and_groups_hold_whole_nodes(name):
+    workflow = read(name)
+    boxes = {}
+    for node in workflow["nodes"]:
+        (x, y), (width, height) = node["pos"], node["size"]
+        boxes[node["type"]] = (x, y - TITLE, x + width, y + height)
+    assert len(boxes) == len(workflow["nodes"])
+    groups = [(x, y, x + w, y + h) for x, y, w, h in (group["bounding"] for group in workflow["groups"])]
+
+    def apart(a, b):
+        return a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+
+    def inside(a, b):
+        return b[0] <= a[0] and b[1] <= a[1] and a[2] <= b[2] and a[3] <= b[3]
+
+    for (one, a), (other, b) in combinations(boxes.items(), 2):
+        assert apart(a, b), f"{one} and {other} overlap"
+    assert all(apart(a, b) for a, b in combinations(groups, 2))
+    assert all(apart(a, b) or inside(a, b) for a in boxes.values() for b in groups)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_both_formats_describe_the_same_graph(classes, name):
+    workflow, prompt = read(name), api(name)
+    links = links_of(workflow)
+    expected = {}
+    for node in real_nodes(workflow):
+        values = values_of(node, classes[node["type"]])
+        values.pop("control_after_generate", None)
+        linked = {i["name"]: links.get((node["id"], i["name"])) for i in node["inputs"]}
+        joined = {key: [str(link[0]), link[1]] for key, link in linked.items() if link}
+        expected[str(node["id"])] = (node["type"], {**values, **joined})
+    assert {number: (node["class_type"], node["inputs"]) for number, node in prompt.items()} == expected
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_comfyui_accepts_it(host, classes, checkpoints, name):
+    outputs = host.validate(api(name))
+    kinds = {api(name)[number]["class_type"] for number in outputs}
+    assert kinds == {"SaveImage", "PreviewImage", "PreviewAny"}
+
+
+def test_the_real_one_names_its_checkpoint_and_has_the_published_settings():
+    loader = next(node for node in read(REAL)["nodes"] if node["type"] == "CheckpointLoaderSimple")
+    (model,) = loader["properties"]["models"]
+    assert loader["widgets_values"] == [model["name"]] and model["url"].endswith("/" + model["name"])
+    assert model["directory"] == "checkpoints"
+    by_kind = {node["class_type"]: node["inputs"] for node in api(REAL).values()}
+    sampler = {key: by_kind["KSampler"][key] for key in ("steps", "cfg", "sampler_name", "scheduler", "denoise")}
+    published = {"steps": 50, "cfg": 5.0, "sampler_name": "euler", "scheduler": "ddim_uniform", "denoise": 1.0}
+    assert sampler == published
+    assert (by_kind["StoryLoom_EmptyLatent"]["width"], by_kind["StoryLoom_EmptyLatent"]["height"]) == (1024, 1024)
+    assert api(REAL)[by_kind["KSampler"]["negative"][0]]["class_type"] == "ConditioningZeroOut"
+
+
+def test_the_demo_draws_one_page_of_four_frames(host, classes):
+    import folder_paths
+    from PIL import Image
+
+    prompt = api(DEMO)
+    kinds = {node["class_type"]: node["inputs"] for node in prompt.values()}
+    kinds["KSampler"]["steps"] = 2
+    folder = Path(folder_paths.get_output_directory()) / "StoryLoom"
+    before = set(folder.glob("*"))
+    graph = type("Prompt", (dict,), {})(prompt)
+    host.run(graph, fresh=True)
+    (page,) = set(folder.glob("*")) - before
+    panel, gap = kinds["StoryLoom_EmptyLatent"]["width"], kinds["StoryLoom_Page"]["gap"]
+    with Image.open(page) as image:
+        width, height = image.size
+        colours = len(image.convert("RGB").resize((64, 64)).getcolors(64 * 64))
+    assert width == 2 * panel + 5 * gap, "two panels, a gap between them and margins of two gaps"
+    assert 2 * panel + 5 * gap < height < 2 * panel + 5 * gap + panel // 2, "captions below the panels"
+    assert colours > 50, "the panels are pictures"
+
+
+def test_the_files_are_what_the_script_writes(classes, monkeypatch):
+    """After a change of a node's inputs: `python scripts/workflows.py`."""
+    monkeypatch.syspath_prepend(str(PACK / "scripts"))
+    script = importlib.import_module("workflows")
+    import comfyui
+
+    import nodes
+
+    if comfyui.version_text(Path(os.environ["COMFYUI_PATH"])) != comfyui.PINNED:
+        pytest.skip(f"the files are written with ComfyUI {comfyui.PINNED}")
+
+    def schema(kind):
+        node_class = classes[kind]
+        own = kind.startswith("StoryLoom_")
+        return {
+            "input": node_class.INPUT_TYPES(),
+            "output": list(node_class.RETURN_TYPES),
+            "output_name": list(getattr(node_class, "RETURN_NAMES", None) or node_class.RETURN_TYPES),
+            "display_name": node_class.GET_SCHEMA().display_name if own else nodes.NODE_DISPLAY_NAME_MAPPINGS[kind],
+            "python_module": "custom_nodes.storyloom" if own else "nodes",
+        }
+
+    kinds = {node.kind for workflow in script.workflows() for node in workflow.nodes.values()} - NOTES
+    for path, text in script.texts({kind: schema(kind) for kind in kinds}).items():
+        assert json.loads(path.read_text(encoding="utf-8")) == json.loads(text), path.name
