@@ -88,6 +88,28 @@ caption. All of it has to fit in 75 tokens; *Report* shows how many are left.
 {NEGATIVE}"""
 
 
+FRAMES_NOTE = """## What this is
+Every frame is encoded on its own, so a story may be of any length and have several characters and frames without \
+anybody. The demo model has random weights and draws **coloured noise**.
+
+## Change this first
+**Story script**: in *identity* one character per line, with its name in brackets. In *frames*, `[Name]` inserts that \
+character's description, `[NC]` is a frame without any character.
+
+**identity_weight**: how many times the descriptions count in the frames that have them.
+
+## One prompt or frame by frame?
+One prompt for the whole story ties the frames together, within 75 tokens and for one character. Frame by frame has no \
+such limits, and the text alone does not hold a character together."""
+
+CAST = """[Fox] a red fox in a blue coat
+[Crow] an old crow with a silver key"""
+CAST_FRAMES = """[Fox] asleep in the snow # Winter came early.
+[Crow] tapping at a frozen window # Someone had a key.
+at sea, [Fox] and [Crow] share a boat # They left together.
+[NC] a lighthouse at dawn # Nobody was home yet."""
+
+
 def one_prompt_one_story(name: str, note: str, loader: Node, size: int, steps: int) -> Workflow:
     """One-Prompt-One-Story at its published settings: SVR on the words, IPCA on the model, a zero negative."""
     nodes = {
@@ -139,6 +161,20 @@ def one_prompt_one_story(name: str, note: str, loader: Node, size: int, steps: i
     return Workflow(name, nodes, groups)
 
 
+def frame_by_frame(name: str, note: str, loader: Node, size: int, steps: int) -> Workflow:
+    """The same graph with every frame encoded alone, for a story of two characters."""
+    whole = one_prompt_one_story(name, note, loader, size, steps)
+    changed = {
+        "script": Node("StoryLoom_Script", (0, 0), (420, 560), {"identity": CAST, "frames": CAST_FRAMES}),
+        "words": Node(
+            "StoryLoom_EncodePerFrame", (480, 190), (380, 110), links={"clip": ("loader", 1), "story": ("script", 0)}
+        ),
+    }
+    nodes = {key: changed.get(key, node) for key, node in whole.nodes.items() if key != "report"}
+    story = tuple(key for key in whole.groups["Story"] if key != "report")
+    return Workflow(name, nodes, {**whole.groups, "Story": story})
+
+
 def workflows() -> list[Workflow]:
     """Every example workflow."""
     model = {"name": CHECKPOINT, "url": SOURCE, "directory": "checkpoints"}
@@ -149,6 +185,7 @@ def workflows() -> list[Workflow]:
     return [
         one_prompt_one_story("One Prompt One Story", REAL_NOTE, checkpoint, 1024, 50),
         one_prompt_one_story("Demo - One Prompt One Story", DEMO_NOTE, demo, 256, 10),
+        frame_by_frame("Demo - Frame by Frame", FRAMES_NOTE, demo, 256, 10),
     ]
 
 

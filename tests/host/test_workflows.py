@@ -13,6 +13,7 @@ PACK = Path(__file__).resolve().parents[2]
 WORKFLOWS = PACK / "workflows"
 NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
 DEMO = "Demo - One Prompt One Story"
+FRAMES = "Demo - Frame by Frame"
 REAL = "One Prompt One Story"
 NOTES = {"MarkdownNote", "Note"}
 """Nodes that exist in the browser only."""
@@ -92,8 +93,8 @@ def real_nodes(workflow):
     return [node for node in workflow["nodes"] if node["type"] not in NOTES]
 
 
-def test_both_workflows_are_here_in_both_formats_and_have_a_thumbnail():
-    assert NAMES == [DEMO, REAL] == sorted(path.stem for path in (WORKFLOWS / "api").glob("*.json"))
+def test_all_workflows_are_here_in_both_formats_and_have_a_thumbnail():
+    assert NAMES == [FRAMES, DEMO, REAL] == sorted(path.stem for path in (WORKFLOWS / "api").glob("*.json"))
     for name in NAMES:
         picture = WORKFLOWS / f"{name}.jpg"
         assert picture.read_bytes()[:3] == b"\xff\xd8\xff" and picture.stat().st_size <= 150_000
@@ -180,7 +181,7 @@ def test_both_formats_describe_the_same_graph(classes, name):
 def test_comfyui_accepts_it(host, classes, checkpoints, name):
     outputs = host.validate(api(name))
     kinds = {api(name)[number]["class_type"] for number in outputs}
-    assert kinds == {"SaveImage", "PreviewImage", "PreviewAny"}
+    assert kinds == {"SaveImage", "PreviewImage"} | ({"PreviewAny"} if name != FRAMES else set())
 
 
 def test_the_real_one_names_its_checkpoint_and_has_the_published_settings():
@@ -196,11 +197,17 @@ def test_the_real_one_names_its_checkpoint_and_has_the_published_settings():
     assert api(REAL)[by_kind["KSampler"]["negative"][0]]["class_type"] == "ConditioningZeroOut"
 
 
-def test_the_demo_draws_one_page_of_four_frames(host, classes):
+def test_every_node_of_the_pack_has_a_place_in_a_workflow(classes):
+    used = {node["class_type"] for name in NAMES for node in api(name).values()}
+    assert {kind for kind in classes if kind.startswith("StoryLoom_")} <= used
+
+
+@pytest.mark.parametrize("name", [DEMO, FRAMES])
+def test_a_demo_draws_one_page_of_four_frames(host, classes, name):
     import folder_paths
     from PIL import Image
 
-    prompt = api(DEMO)
+    prompt = api(name)
     kinds = {node["class_type"]: node["inputs"] for node in prompt.values()}
     kinds["KSampler"]["steps"] = 2
     folder = Path(folder_paths.get_output_directory()) / "StoryLoom"
