@@ -1,0 +1,46 @@
+"""What the benchmarks share: reaching ComfyUI, and a plain table."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from unittest import mock
+
+from ..scripts.comfyui import find_comfyui, version_text
+
+
+def enter_comfyui() -> str:
+    """Make ComfyUI's modules importable in this process, on the CPU, and return its version.
+
+    Call it before anything imports `comfy`. Raises ComfyUIError with one sentence when there is no ComfyUI.
+    """
+    folder = find_comfyui()
+    sys.path.insert(0, str(folder))
+    from comfy.cli_args import args
+
+    args.cpu = True
+    return version_text(folder)
+
+
+@contextmanager
+def fused_attention() -> Iterator[None]:
+    """Let ComfyUI attend with PyTorch's fused kernel, as on graphics cards, whatever it chose for this machine."""
+    from comfy.ldm.modules import attention
+
+    fused = attention.attention_pytorch
+    with mock.patch.multiple(attention, optimized_attention=fused, optimized_attention_masked=fused):
+        yield
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Rows of text in columns: the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = [header, ["-" * width for width in widths], *rows]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    )

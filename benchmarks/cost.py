@@ -1,0 +1,194 @@
+"""Floating-point operations of one sampling step of the full SDXL UNet, without and with StoryLoom's patches.
+
+    python -m storyloom.benchmarks.cost
+
+ComfyUI's own UNet class is built in SDXL's shape on the meta device: layers compute shapes and no numbers, so the count
+takes no memory, is exact and has no noise. PyTorch's FlopCounterMode counts matrix products, convolutions and attention
+(a multiplication with its addition is two operations). One step is one UNet call that holds the negative and the story
+with one row per frame. The patched call runs the pack's own code, from the tag of a conditioning to the kernel.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..attention.identity import IdentityPreserving
+from ..attention.sampling import Opened, StoryRun
+from ..attention.unet_call import KEY, Conditioning, SamplerCall, read_call
+from ..prompts.conditioning import StoryCond, StoryRow
+from ..prompts.tokens import StoryTokens
+from .common import enter_comfyui, fused_attention, table
+
+SDXL = {
+    "image_size": 32,
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 320,
+    "channel_mult": [1, 2, 4],
+    "num_res_blocks": [2, 2, 2],
+    "transformer_depth": [0, 0, 2, 2, 10, 10],
+    "transformer_depth_middle": 10,
+    "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
+    "context_dim": 2048,
+    "num_classes": "sequential",
+    "adm_in_channels": 2816,
+    "num_head_channels": 64,
+    "use_spatial_transformer": True,
+    "use_linear_in_transformer": True,
+    "legacy": False,
+}
+BLOCKS = {
+    **{("input", number): 2 for number in (4, 5)},
+    **{("input", number): 10 for number in (7, 8)},
+    ("middle", 0): 10,
+    **{("output", number): 10 for number in (0, 1, 2)},
+    **{("output", number): 2 for number in (3, 4, 5)},
+}
+"""SDXL's blocks with attention: layers in each. Two layers: the upper level, 640 channels; ten: the lower, 1280."""
+
+CONTEXT = 77
+SIGMA = 1.0
+POSITIVE, NEGATIVE = 0, 1
+STORY, NOTHING = "uuid of the story", "uuid of the negative"
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a step samples: `frames` images of `side` x `side` latent pixels (128 is 1024 pixels)."""
+
+    frames: int = 4
+    side: int = 128
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to patch the UNet.
+
+    weight    IPCA's identity_weight, or None for no patch
+    identity  tokens of the identity
+    owned     whether another node's attention stands in every cross-attention layer
+    open      whether the step lies inside the patch's window
+    """
+
+    name: str
+    weight: float | None = None
+    identity: int = 12
+    owned: bool = False
+    open: bool = True
+
+
+CASES = (
+    Case("IPCA weight 2, identity of 8 tokens", 2.0, 8),
+    Case("IPCA weight 2, identity of 12 tokens", 2.0, 12),
+    Case("IPCA weight 2, identity of 30 tokens", 2.0, 30),
+    Case("IPCA weight 1.5 (as a mask)", 1.5),
+    Case("IPCA weight 3", 3.0),
+    Case("IPCA weight 2 around another replacement", 2.0, owned=True),
+    Case("IPCA weight 1.5 around another replacement", 1.5, owned=True),
+    Case("IPCA weight 2, window closed", 2.0, open=False),
+)
+
+
+def sdxl_unet() -> nn.Module:
+    """ComfyUI's UNet in SDXL's shape, in half precision on the meta device."""
+    import comfy.ops
+    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+
+    device = torch.device("meta")
+    return UNetModel(**SDXL, dtype=torch.float16, device=device, operations=comfy.ops.disable_weight_init)
+
+
+def count_step(unet: nn.Module, case: Case, size: Size) -> int:
+    """Floating-point operations of one UNet call with [negative, story] along the rows."""
+    rows = 2 * size.frames
+    options = patched_options(case, size.frames)
+
+    def empty(*shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=torch.float16, device="meta")
+
+    latents, context, adm = empty(rows, 4, size.side, size.side), empty(rows, CONTEXT, 2048), empty(rows, 2816)
+    with torch.no_grad(), fused_attention(), FlopCounterMode(display=False) as counter:
+        unet(latents, empty(rows), context=context, y=adm, transformer_options=options)
+    return counter.get_total_flops()
+
+
+def patched_options(case: Case, frames: int) -> dict[str, Any]:
+    """The transformer_options of a UNet call as the host makes them, with the patches of a case installed."""
+    from ..nodes.patching import attend
+
+    call = SamplerCall(SIGMA, {(POSITIVE, STORY): story_conditioning(case, frames)}, tuple(range(frames)))
+    options = {"cond_or_uncond": [NEGATIVE, POSITIVE], "uuids": [NOTHING, STORY], KEY: call}
+    if case.owned:
+        options["patches_replace"] = {"attn2": dict.fromkeys(BLOCKS, plain_replacement)}
+    if case.weight is None:
+        return options
+    patch = IdentityPreserving(case.weight, 0.0, 1.0, dict.fromkeys(BLOCKS))
+    window = (SIGMA, SIGMA) if case.open else (SIGMA / 2, SIGMA / 4)
+    run = StoryRun((Opened(patch, *window),), attend)
+    return run.installed(options, read_call(options, 2 * frames))
+
+
+def story_conditioning(case: Case, frames: int) -> Conditioning:
+    """A story whose identity takes `case.identity` tokens; frames share the other tokens of the prompt."""
+    starts = torch.linspace(1 + case.identity, CONTEXT - 1, frames + 1).long().tolist()
+    spans = tuple(range(a, b) for a, b in zip(starts, starts[1:], strict=False))
+    tokens = StoryTokens(range(1, 1 + case.identity), spans, CONTEXT - 1, CONTEXT)
+    rows = tuple(StoryRow(frame, ("",), tokens, (tokens.identity,)) for frame in range(frames))
+    return Conditioning(StoryCond(rows, CONTEXT), CONTEXT)
+
+
+def plain_replacement(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
+    """Another node's replacement that costs what the host's own attention does."""
+    from ..nodes.patching import attend
+
+    return attend(q, k, v, options["n_heads"], None, options)
+
+
+def expected_extra(case: Case, size: Size) -> int:
+    """Operations that a case adds, from its formula: 4 N C for every query row and key column that is added.
+
+    A whole weight adds weight - 1 copies of the start token and the identity to the story's rows, a fraction as a mask
+    adds nothing. Around another replacement the whole batch is attended to a second time, with p copies of these
+    columns and q of the others for a weight p/q.
+    """
+    if case.weight is None or not case.open:
+        return 0
+    counted, whole = 1 + case.identity, case.weight == int(case.weight)
+    if case.owned:
+        p, q = case.weight.as_integer_ratio()
+        columns = 2 * (q * CONTEXT + (p - q) * counted)
+    else:
+        columns = (int(case.weight) - 1) * counted if whole else 0
+    tokens = {2: (size.side // 2) ** 2, 10: (size.side // 4) ** 2}
+    channels = {2: 640, 10: 1280}
+    return sum(4 * size.frames * columns * layers * tokens[layers] * channels[layers] for layers in BLOCKS.values())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--frames", type=int, default=4, help="images in the batch (default 4)")
+    parser.add_argument("--pixels", type=int, default=1024, help="side of the square images (default 1024)")
+    arguments = parser.parse_args()
+    size = Size(arguments.frames, arguments.pixels // 8)
+    version = enter_comfyui()
+
+    unet = sdxl_unet()
+    plain = {owned: count_step(unet, Case("", owned=owned), size) for owned in (False, True)}
+    rows = [["unpatched", f"{plain[False] / 1e12:.4f}", "", "", "1"]]
+    for case in CASES:
+        flops = count_step(unet, case, size)
+        extra, expected = flops - plain[case.owned], expected_extra(case, size)
+        ratio = flops / plain[case.owned]
+        rows.append([case.name, f"{flops / 1e12:.4f}", f"{extra / 1e9:.3f}", f"{expected / 1e9:.3f}", f"{ratio:.6f}"])
+    print(f"SDXL, {arguments.pixels} x {arguments.pixels}, {size.frames} frames with negative, ComfyUI {version}\n")
+    print(table(["one step", "TFLOP", "extra GFLOP", "expected", "ratio"], rows))
+
+
+if __name__ == "__main__":
+    main()
