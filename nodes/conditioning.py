@@ -76,7 +76,7 @@ class EncodeOnePrompt(io.ComfyNode):
                 io.Float.Input(
                     "weaken_alpha",
                     default=0.01,
-                    min=-1.0,
+                    min=-0.1,
                     max=1.0,
                     tooltip="How steeply a suppressed frame's strong directions fall off. Published: 0.01.",
                     **CONSTANT,
@@ -92,7 +92,7 @@ class EncodeOnePrompt(io.ComfyNode):
                 io.Float.Input(
                     "enhance_alpha",
                     default=-0.01,
-                    min=-1.0,
+                    min=-0.1,
                     max=1.0,
                     tooltip="How steeply the expressed frame's strong directions rise. Published: -0.01.",
                     **CONSTANT,
@@ -244,6 +244,11 @@ def encode_all(clip, prompts: list) -> list[list]:
 
 
 def story_entry(contexts: list[torch.Tensor], info: dict, rows: tuple[StoryRow, ...]) -> list:
-    """One entry of a story's CONDITIONING, batched over frames and tagged."""
+    """One entry of a story's CONDITIONING, batched over frames and tagged. Raises ValueError when it overflowed."""
     batch = batch_contexts(contexts)
+    if not torch.isfinite(batch).all():
+        raise ValueError(
+            "Reweighting made numbers that are not finite. Bring the constants closer to the published ones: "
+            "weaken 0.01 and 0.05, enhance -0.01 and 1."
+        )
     return [batch, {**info, TAG: StoryCond(rows, batch.shape[1])}]

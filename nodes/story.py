@@ -33,7 +33,7 @@ class Script(io.ComfyNode):
                     default=EXAMPLE_IDENTITY,
                     tooltip=(
                         "Who the story is about, in the words that every frame shares. For several characters write "
-                        "one per line with a name: [Fox] a red fox in a blue coat."
+                        "one per line with a name: [Fox] a red fox in a blue coat. # starts a note."
                     ),
                 ),
                 io.String.Input(

@@ -1,6 +1,7 @@
 """The story script: what an artist types, parsed into a `Story`.
 
-identity   one description ("a red fox in a blue coat", lines are joined), or one character per line: `[Fox] a red fox`
+identity   one description ("a red fox in a blue coat", lines are joined), or one character per line: `[Fox] a red fox`;
+           `#` starts a note
 frames     one frame per line: `[Name]` stands for that character, `[NC]` marks a frame without any character,
            `#` starts the caption
 style      optional text around `{prompt}`
@@ -17,7 +18,7 @@ from typing import NoReturn
 NO_CHARACTER = "NC"
 PLACEHOLDER = "{prompt}"
 
-_NAME = re.compile(r"(?<!\\)\[([^\[\]]*)\]")
+_NAME = re.compile(r"(?<!\\)\[([^\[\]]*)\]:?")
 _CAPTION = re.compile(r"(?<!\\)#")
 _ESCAPED = re.compile(r"\\([#\[\]])")
 _STRAY = re.compile(r"(?<!\\)[\[\]]")
@@ -218,7 +219,11 @@ def _refuse_stray_bracket(box: str, line: int, text: str) -> None:
 
 def _spoken(prompt: str) -> str:
     """A frame line as a caption: [NC] removed, brackets of names removed."""
-    return _unescape(_plain(_NAME.sub(lambda m: " " if _key(m[1]) == _key(NO_CHARACTER) else m[1], prompt)))
+
+    def said(match: re.Match) -> str:
+        return " " if _key(match[1]) == _key(NO_CHARACTER) else match[1] + match[0].partition("]")[2]
+
+    return _unescape(_plain(_NAME.sub(said, prompt)))
 
 
 def _lines(text: str) -> list[tuple[int, str]]:

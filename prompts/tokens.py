@@ -43,7 +43,7 @@ class StoryTokens:
 
 @dataclass(frozen=True)
 class FrameTokens:
-    """Rows of one frame's own prompt: as StoryTokens (first description, own words) plus all descriptions in it."""
+    """Rows of one frame's own prompt: as StoryTokens (first description, own words) plus all descriptions."""
 
     tokens: StoryTokens
     descriptions: tuple[range, ...]
@@ -86,8 +86,7 @@ def locate_story(tokenize: Tokenize, parts: Sequence[str], *, weights: bool = Tr
     Returns the rows and the tokens of the joined text. Raises StoryTooLongError when it takes more than one window,
     ValueError when a part has no tokens, when its parentheses are open, or when CLIP-L and CLIP-G count it differently.
     """
-    names = ["the identity", *(f"frame {i}" for i in range(1, len(parts)))]
-    joined, lengths = _measure(tokenize, parts, names, weights)
+    joined, lengths = _measure(tokenize, parts, None, weights, " ".join(parts))
     if sum(lengths) > ROOM:
         raise StoryTooLongError(_too_long(lengths))
     starts = list(accumulate(lengths, initial=1))
@@ -103,15 +102,24 @@ def locate_frame(
     Text over 75 tokens takes further windows of 77 rows, as in the stock node. name: how errors call the frame.
     Raises ValueError as `locate_story` does.
     """
-    texts = [part.text for part in frame.parts]
-    texts[0] = style[0] + texts[0]
-    texts[-1] = texts[-1] + style[1]
-    joined, lengths = _measure(tokenize, texts, [name] * len(texts), weights)
+    before, after = style
+    described: list[range] = []
+    own: list[range] = []
+    said = [(part.text, own if part.character is None else described) for part in frame.parts]
+    text = before + " ".join(words for words, _ in said) + after
+    try:
+        apart = [(before, []), *said, (after, [])]
+        pieces = [(words, kind) for words, kind in apart if words.strip()]
+        joined, lengths = _measure(tokenize, [words for words, _ in pieces], name, weights, text)
+    except _MergedError:  # a frame that ends with "." before a style that begins with ","
+        pieces = list(said)
+        pieces[0] = (before + pieces[0][0], pieces[0][1])
+        pieces[-1] = (pieces[-1][0] + after, pieces[-1][1])
+        joined, lengths = _measure(tokenize, [words for words, _ in pieces], name, weights, text)
     rows = [row for row, (_, _, word) in enumerate(t for chunk in joined["l"] for t in chunk) if word]
-    described, own = [], []
     start = 0
-    for part, n in zip(frame.parts, lengths, strict=True):
-        (own if part.character is None else described).extend(consecutive(rows[start : start + n]))
+    for (_, kind), n in zip(pieces, lengths, strict=True):
+        kind.extend(consecutive(rows[start : start + n]))
         start += n
     first = joined["l"][0]
     eot = 1 + sum(1 for token in first if token[2])
@@ -126,7 +134,18 @@ def without_word_ids(tokens: Tokens) -> dict[str, list[list[tuple]]]:
     }
 
 
-def _measure(tokenize: Tokenize, parts: Sequence[str], names: Sequence[str], weights: bool) -> tuple[Tokens, list[int]]:
+class _MergedError(ValueError):
+    """Two parts share a token where they meet."""
+
+
+def _measure(
+    tokenize: Tokenize, parts: Sequence[str], name: str | None, weights: bool, text: str
+) -> tuple[Tokens, list[int]]:
+    """Tokens of `text`, which is the parts in order, and how many each part takes.
+
+    name: how errors call the parts; None for a whole story, identity first.
+    """
+    names = [name] * len(parts) if name else ["the identity", *(f"frame {i}" for i in range(1, len(parts)))]
     if weights:
         for part, name in zip(parts, names, strict=True):
             _check_parentheses(part, name)
@@ -139,12 +158,12 @@ def _measure(tokenize: Tokenize, parts: Sequence[str], names: Sequence[str], wei
             )
         if not words["l"]:
             raise ValueError(f'{name.capitalize()} ("{part}") has no words that the text encoders know.')
-    joined = tokenize(" ".join(parts))
+    joined = tokenize(text)
     for key, chunks in joined.items():
         if not _same(_words(chunks), [token for words in separate for token in words[key]]):
-            raise ValueError(
-                "The identity and the frames are tokenized differently when they are joined than each alone. "
-                "Remove unusual characters at the beginning or end of the identity and the frames."
+            raise _MergedError(
+                f'"{text}" is tokenized differently as a whole than its parts (style, identity, frames) one by one. '
+                "Remove unusual characters where they meet."
             )
     return joined, [len(words["l"]) for words in separate]
 
@@ -180,7 +199,8 @@ def _check_parentheses(text: str, name: str) -> None:
     if depth:
         raise ValueError(
             f'The parentheses of {name} ("{text}") do not close in it. A weight such as (words:1.2) must begin and end '
-            "within the identity or within one frame; write \\( and \\) for plain parentheses."
+            "within the identity or within a frame's own words, and cannot enclose [Name]: put the weight into the "
+            "identity. Write \\( and \\) for plain parentheses."
         )
 
 

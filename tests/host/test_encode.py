@@ -113,6 +113,12 @@ def test_settings_change_the_result_and_none_is_the_plain_story(host, graph, mod
     assert torch.equal(host.run(graph).out[0][0], whole.repeat(3, 1, 1))
 
 
+def test_numbers_that_overflow_are_refused_and_not_drawn_black(host, graph):
+    encode(graph, order="enhance_first", enhance_alpha=-0.1, enhance_beta=4.0, weaken_alpha=-0.1, weaken_beta=4.0)
+    with pytest.raises(Exception, match="not finite.*closer to the published"):
+        host.run(graph)
+
+
 def test_naive_reweighting_doubles_the_frame_and_halves_the_others(host, graph, models):
     whole, _ = stock(host, models, " ".join([STORY["identity"], *STORY["frames"].split("\n")]))
     encode(graph, reweighting="npr")
@@ -234,7 +240,7 @@ def test_other_text_encoders_are_refused(host, graph, node):
         return comfy.sd.CLIP(target, parameters=0)
 
     tiny = graph.add("TestTiny")
-    clip = graph.add("TestCall", value=tiny(1), function=host.function(sd15))
+    clip = graph.add("TestCall", value=tiny(1), name=host.function(sd15))
     encode(graph, node, clip=clip())
     with pytest.raises(Exception, match="needs the two text encoders of SDXL"):
         host.run(graph)

@@ -229,3 +229,10 @@ def test_any_three_texts_are_a_story_or_a_story_script_error(identity, frames, s
         assert set(f.characters) == {p.character for p in f.parts} - {None} <= names
         assert f.text == " ".join(p.text for p in f.parts if p.character is None)
     assert story.style.count("{prompt}") == bool(story.style)
+
+
+def test_a_colon_after_a_name_is_not_part_of_the_words():
+    story = parse_story("[Fox]: a red fox\n[Crow]  a crow", "[Fox]: asleep\n[Crow] flies: high")
+    assert [character.description for character in story.characters] == ["a red fox", "a crow"]
+    assert [frame.text for frame in story.frames] == ["asleep", "flies: high"]
+    assert story.frames[0].caption == "Fox: asleep"

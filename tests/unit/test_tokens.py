@@ -200,7 +200,7 @@ def test_parts_that_merge_with_their_neighbour_are_an_error_and_not_wrong_rows()
         def groups(self, key, text):
             return super().groups(key, text.replace("fox asleep", "foxasleep"))
 
-    with pytest.raises(ValueError, match="tokenized differently when they are joined"):
+    with pytest.raises(ValueError, match="tokenized differently as a whole"):
         locate("a fox", "asleep here", tokenizer=Merging())
 
 
@@ -283,14 +283,27 @@ def test_two_descriptions_of_a_frame_are_found():
 def test_a_frame_without_a_character_has_no_descriptions():
     found, _ = located_frame("a fox", "[NC] an empty beach", style="ink of {prompt}")
     assert found.descriptions == () and len(found.tokens.identity) == 0
-    assert found.tokens.frames == (range(1, 8),)
+    assert found.tokens.frames == (range(3, 8),)
 
 
-def test_a_style_is_put_around_a_frame():
-    found, joined = located_frame("a fox", "asleep", style="ink of {prompt}, flat")
-    assert words(joined["l"], range(1, found.tokens.eot)) == ["ink", "of", "a", "fox", "asle", "ep", ",", "flat"]
-    assert words(joined["l"], found.descriptions[0])[-2:] == ["a", "fox"]
-    assert words(joined["l"], found.tokens.frames[0])[:2] == ["asle", "ep"]
+@pytest.mark.parametrize("frame", ["[Fox] asleep", "asleep [Fox]", "asleep, [Fox] too"])
+def test_a_style_is_put_around_a_frame_and_never_counts_as_a_description(frame):
+    found, joined = located_frame("[Fox] a fox\n[Bob] a man", frame, style="ink of {prompt}, flat")
+    said = words(joined["l"], range(1, found.tokens.eot))
+    assert said[:2] == ["ink", "of"] and said[-2:] == [",", "flat"]
+    assert [words(joined["l"], rows) for rows in found.descriptions] == [["a", "fox"]]
+    own = [word for rows in found.tokens.frames for word in words(joined["l"], rows)]
+    assert "ink" not in own and "flat" not in own and own[:2] == ["asle", "ep"]
+
+
+def test_a_style_that_merges_with_the_end_of_a_frame_is_taken_with_it():
+    class Merging(Tokenizer):
+        def groups(self, key, text):
+            return super().groups(key, text.replace(".,", "dotcomma"))
+
+    story = parse_story("a fox", "asleep.", "{prompt}, flat")
+    found, joined = locate_frame(Merging(), story.frames[0], story.style_around, "frame 1")
+    assert words(joined["l"], found.descriptions[0]) == ["a", "fox"]
 
 
 def test_a_long_frame_goes_on_in_further_windows():
