@@ -19,7 +19,7 @@ from torch import Tensor
 from ..prompts.tokens import consecutive
 from .blocks import Blocks
 from .inner import Inner
-from .unet_call import UNetCall
+from .unet_call import IdentityGroup, UNetCall
 
 Attend = Callable[..., Tensor]
 
@@ -56,15 +56,20 @@ def identity_cross_attention(
     return attend(q, k, v, heads, mask=bias)
 
 
-def duplicate_columns(k: Tensor, v: Tensor, columns: Sequence[int], weight: Fraction) -> tuple[Tensor, Tensor]:
+def duplicate_columns(k: Tensor, v: Tensor, columns: Sequence[int] | Tensor, weight: Fraction) -> tuple[Tensor, Tensor]:
     """Keys and values in which `columns` count `weight` times as often as the others, exactly and without a mask.
 
-    k, v: [B, T, C]; columns ascending; weight at least 1. A weight p/q repeats these columns p times and all others q
-    times, because softmax does not see a common factor.
+    k, v: [B, T, C]; columns: ascending, for all rows, or a tensor [B, n] with those of each row; weight at least 1. A
+    weight p/q repeats these columns p times and all others q times, because softmax does not see a common factor.
     """
     p, q = weight.numerator, weight.denominator
-    runs = [slice(run.start, run.stop) for run in consecutive(columns)]
-    return tuple(torch.cat([part] * q + [part[:, run] for run in runs] * (p - q), dim=1) for part in (k, v))
+
+    def chosen(part: Tensor) -> list[Tensor]:
+        if isinstance(columns, Tensor):
+            return [part.take_along_dim(columns[..., None], dim=1)]
+        return [part[:, run.start : run.stop] for run in consecutive(columns)]
+
+    return tuple(torch.cat([part] * q + chosen(part) * (p - q), dim=1) for part in (k, v))
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +113,26 @@ class IdentityPreserving:
             if rest is not None:
                 out[rest] = inner(q, k, v, heads)[rest]
             weight = Fraction(self.weight).limit_denominator(MAX_DENOMINATOR)
-            for rows, columns, _ in groups:
-                out[rows] = inner(q, *duplicate_columns(k, v, columns, weight), heads)[rows]
+            for together in _by_column_count(groups):
+                answer = inner(q, *duplicate_columns(k, v, _columns_of(together, k), weight), heads)
+                for rows, _, _ in together:
+                    out[rows] = answer[rows]
         return out
+
+
+def _by_column_count(groups: Sequence[IdentityGroup]) -> list[list[IdentityGroup]]:
+    """Groups that one call for the whole batch can serve, because their rows gain equally many columns."""
+    by_count: dict[int, list[IdentityGroup]] = {}
+    for group in groups:
+        by_count.setdefault(len(group.columns), []).append(group)
+    return list(by_count.values())
+
+
+def _columns_of(groups: Sequence[IdentityGroup], k: Tensor) -> Sequence[int] | Tensor:
+    """Columns to duplicate for these groups: shared when there is one, else those of each row (others': any)."""
+    if len(groups) == 1:
+        return groups[0].columns
+    columns = torch.tensor(groups[0].columns, device=k.device).repeat(k.shape[0], 1)
+    for group in groups:
+        columns[group.rows] = torch.tensor(group.columns, device=k.device)
+    return columns

@@ -94,7 +94,7 @@ class StoryRun:
         """CALC_COND_BATCH wrapper: tell the UNet calls of this evaluation what its conditionings are."""
         options = model_options["transformer_options"]
         known = {
-            (number, cond["uuid"]): Conditioning(cond.get(TAG), _context(cond).shape[1])
+            (number, cond["uuid"]): Conditioning(cond.get(TAG), _context_length(cond))
             for number, group in enumerate(conds)
             for cond in group or ()
         }
@@ -206,8 +206,8 @@ def _tagged_by_context(conds: Mapping[str, list[dict]], original: Mapping[str, l
     stories = {
         id(_context(cond)): cond[TAG]
         for name, group in conds.items()
-        for cond in group[: len(original[name])]
-        if TAG in cond and _context(cond).any()
+        for cond in group[: len(original.get(name, group))]
+        if TAG in cond and _context(cond) is not None and _context(cond).any()
     }
     return {name: [_with_tag(cond, stories.get(id(_context(cond)))) for cond in group] for name, group in conds.items()}
 
@@ -217,17 +217,27 @@ def _with_tag(cond: dict, story: StoryCond | None) -> dict:
     return untagged if story is None else {**untagged, TAG: story}
 
 
-def _context(cond: Mapping[str, Any]) -> Tensor:
-    """A conditioning's text context [rows, T, D], as the UNet gets it."""
-    return cond["model_conds"]["c_crossattn"].cond
+def _context(cond: Mapping[str, Any]) -> Tensor | None:
+    """A conditioning's text context [rows, T, D], as the UNet gets it; None when it has none."""
+    encoded = cond.get("model_conds", {}).get("c_crossattn")
+    return None if encoded is None else encoded.cond
+
+
+def _context_length(cond: Mapping[str, Any]) -> int:
+    context = _context(cond)
+    return 1 if context is None else context.shape[1]
 
 
 def _check_batch(story: StoryCond, images: int) -> None:
     if len(story.rows) != images:
         raise ValueError(
-            f"The story has {len(story.rows)} frames but the latent batch has {images} images. "
+            f"The story has {_counted(len(story.rows), 'frame')} but the latent batch has {_counted(images, 'image')}. "
             'Use "Empty story latent" with this story connected, or a latent batch with one image per frame.'
         )
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def _warn_of_no_effect(opened: tuple[Opened, ...], stories: list[StoryCond], sigmas: Tensor) -> None:

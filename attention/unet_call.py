@@ -37,12 +37,12 @@ class SamplerCall:
     sigma           noise level
     conditionings   by the guider's number and the uuid: for regions the host puts a copy with the same uuid and another
                     context into the guider's other list
-    images          numbers, in the latent batch, of the images that a chunk holds
+    images          numbers, in the latent batch, of the images that a chunk holds; None: of the whole batch
     """
 
     sigma: float
     conditionings: Mapping[tuple[int, Any], Conditioning]
-    images: tuple[int, ...]
+    images: tuple[int, ...] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,11 +63,11 @@ class IdentityGroup(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class UNetCall:
-    """One call of the UNet. `images` are the numbers, in the latent batch, of the images that a chunk's rows hold."""
+    """One call of the UNet. `images` as in SamplerCall."""
 
     sigma: float
     chunks: tuple[Chunk, ...]
-    images: tuple[int, ...]
+    images: tuple[int, ...] | None
 
     @cached_property
     def context_length(self) -> int:
@@ -114,13 +114,14 @@ class UNetCall:
 
     def _identity_columns(self, chunk: Chunk) -> list[tuple[int, ...]]:
         story = chunk.conditioning.story
-        if len(chunk.rows) == len(self.images):
-            return [story.identity_columns(image) for image in self.images]
+        images = range(len(story.rows)) if self.images is None else self.images
+        if len(chunk.rows) == len(images):
+            return [story.identity_columns(image) for image in images]
         everywhere = {story.identity_columns(row) for row in range(len(story.rows))}
         if len(everywhere) > 1:
             raise ValueError(
                 f"The model is called with {len(chunk.rows)} images for a story of {len(story.rows)} frames, so it is "
-                "unknown which frame is which. Another node splits the images (tiled sampling?): remove it."
+                "unknown which frame is which. Another node splits or repeats the images (tiled sampling?): remove it."
             )
         return [*everywhere] * len(chunk.rows)
 
@@ -134,15 +135,15 @@ def _numbers(rows: Rows) -> Iterable[int]:
     return range(rows.start, rows.stop) if isinstance(rows, slice) else rows
 
 
-def window_images(options: Mapping[str, Any], rows: int) -> tuple[int, ...]:
+def window_images(options: Mapping[str, Any], rows: int) -> tuple[int, ...] | None:
     """Numbers, in the latent batch, of the images that one evaluation holds.
 
-    All of them in order, unless the host slides a context window over the batch. Raises ValueError when a window does
-    not have as many images as there are rows.
+    None, which is all of them in order, unless the host slides a context window over the batch. Raises ValueError when
+    a window does not have as many images as there are rows.
     """
     window = options.get("context_window")
     if window is None or window.dim != 0:
-        return tuple(range(rows))
+        return None
     anchor = getattr(window, "causal_anchor_index", None)
     images = (*([] if anchor is None or anchor < 0 else [anchor]), *window.index_list)
     if len(images) != rows:

@@ -21,28 +21,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..attention.identity import IdentityPreserving
 from ..attention.sampling import Opened, StoryRun
 from ..attention.unet_call import KEY, Conditioning, SamplerCall, read_call
+from ..models import demo
 from ..prompts.conditioning import StoryCond, StoryRow
 from ..prompts.tokens import StoryTokens
 from .common import enter_comfyui, fused_attention, table
 
-SDXL = {
-    "image_size": 32,
-    "in_channels": 4,
-    "out_channels": 4,
-    "model_channels": 320,
-    "channel_mult": [1, 2, 4],
-    "num_res_blocks": [2, 2, 2],
-    "transformer_depth": [0, 0, 2, 2, 10, 10],
-    "transformer_depth_middle": 10,
-    "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
-    "context_dim": 2048,
-    "num_classes": "sequential",
-    "adm_in_channels": 2816,
-    "num_head_channels": 64,
-    "use_spatial_transformer": True,
-    "use_linear_in_transformer": True,
-    "legacy": False,
-}
+SDXL = {**demo.UNET, "model_channels": 320, "num_head_channels": 64}
+"""The demo model has SDXL's shape but for its few channels."""
+
 BLOCKS = {
     **{("input", number): 2 for number in (4, 5)},
     **{("input", number): 10 for number in (7, 8)},

@@ -3,13 +3,13 @@
 import asyncio
 import importlib
 import inspect
-import math
 import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from story_graphs import fill_
 
 PACK = Path(__file__).resolve().parents[2]
 COMFYUI = os.environ.get("COMFYUI_PATH")
@@ -47,11 +47,11 @@ class Graph(dict):
             self.add("TestCapture", value=link, name=name)
 
 
-class Capture:
-    RETURN_TYPES = ()
-    FUNCTION = "keep"
-    OUTPUT_NODE = True
-    captured = {}
+class AnyNode:
+    """A node that takes any value and a name, and never comes from the cache."""
+
+    RETURN_TYPES = ("*",)
+    FUNCTION = "work"
 
     @classmethod
     def INPUT_TYPES(cls):
@@ -65,32 +65,25 @@ class Capture:
     def IS_CHANGED(cls, **kwargs):
         return float("nan")
 
-    def keep(self, value, name):
+
+class Capture(AnyNode):
+    """Keeps what arrives."""
+
+    OUTPUT_NODE = True
+    captured = {}
+
+    def work(self, value, name):
         self.captured[name] = value
-        return {}
+        return (value,)
 
 
-class Call:
+class Call(AnyNode):
     """Calls a function that a test hands over, in the middle of a graph: value -> function(value)."""
 
-    RETURN_TYPES = ("*",)
-    FUNCTION = "call"
     functions = {}
 
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {"required": {"value": ("*",), "function": ("STRING", {})}}
-
-    @classmethod
-    def VALIDATE_INPUTS(cls, input_types):
-        return True
-
-    @classmethod
-    def IS_CHANGED(cls, **kwargs):
-        return float("nan")
-
-    def call(self, value, function):
-        return (self.functions[function](value),)
+    def work(self, value, name):
+        return (self.functions[name](value),)
 
 
 class Server:
@@ -165,20 +158,6 @@ class Host:
             error = next(data for event, data in executor.status_messages if event == "execution_error")
             raise PromptFailed(error["node_type"], error["exception_message"].strip())
         return SimpleNamespace(**Capture.captured)
-
-
-def fill_(module, seed):
-    """Give every parameter of a module that ComfyUI leaves uninitialised a value, with variance kept through layers."""
-    import torch
-
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in module.named_parameters():
-        parameter.requires_grad_(False)
-        if parameter.ndim >= 2:
-            parameter.normal_(0, 1 / math.sqrt(parameter[0].numel()), generator=generator)
-        else:
-            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
-    return module
 
 
 def tiny_sdxl(model_channels=32, head_channels=16, depths=(1, 2), context=2048):

@@ -57,7 +57,7 @@ def sample(graph, parts, name, **changes):
 
 def call(graph, host, function, value):
     """Put function(value) into the graph."""
-    return graph.add("TestCall", value=value, function=host.function(function))()
+    return graph.add("TestCall", value=value, name=host.function(function))()
 
 
 def watched(graph, host, model, seen):
@@ -126,3 +126,15 @@ def log_bias(weight, gains=None):
         return model
 
     return patch
+
+
+def fill_(module, seed):
+    """Give every parameter of a module that ComfyUI leaves uninitialised a value, with variance kept through layers."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(False)
+        if parameter.ndim >= 2:
+            parameter.normal_(0, 1 / math.sqrt(parameter[0].numel()), generator=generator)
+        else:
+            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+    return module

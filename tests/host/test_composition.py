@@ -2,7 +2,20 @@
 
 import pytest
 import torch
-from story_graphs import SAMPLER, build, call, close, differ, distance, ipca, log_bias, sample, watched
+from story_graphs import (
+    IDENTITY_COLUMNS,
+    LAYERS,
+    SAMPLER,
+    build,
+    call,
+    close,
+    differ,
+    distance,
+    ipca,
+    log_bias,
+    sample,
+    watched,
+)
 
 IPCA_WEIGHTS = [2.0, 1.5]
 
@@ -91,6 +104,106 @@ def test_with_a_lora(host, graph):
     assert close(result.before, result.reference)
     assert close(result.after, result.reference)
     assert differ(result.before, result.no_lora)
+
+
+def test_with_a_controlnet(host, graph):
+    import comfy.cldm.cldm
+    import comfy.controlnet
+    import comfy.ops
+    from story_graphs import fill_
+
+    network = comfy.cldm.cldm.ControlNet(
+        image_size=32,
+        in_channels=4,
+        model_channels=32,
+        hint_channels=3,
+        num_res_blocks=[2, 2, 2],
+        channel_mult=[1, 2, 4],
+        num_head_channels=16,
+        use_spatial_transformer=True,
+        transformer_depth=[0, 0, 1, 1, 2, 2],
+        transformer_depth_middle=2,
+        use_linear_in_transformer=True,
+        context_dim=2048,
+        num_classes="sequential",
+        adm_in_channels=2816,
+        legacy=False,
+        dtype=torch.float32,
+        operations=comfy.ops.disable_weight_init,
+    )
+    control = comfy.controlnet.ControlNet(fill_(network, 5), load_device=torch.device("cpu"), manual_cast_dtype=None)
+    parts = build(graph)
+    hint = graph.add("EmptyImage", width=128, height=128, batch_size=1, color=0x3366CC)()
+    net = call(graph, host, lambda _: control, hint)
+    applied = graph.add(
+        "ControlNetApplyAdvanced",
+        positive=parts["positive"],
+        negative=parts["negative"],
+        control_net=net,
+        image=hint,
+        strength=0.5,
+        start_percent=0.0,
+        end_percent=1.0,
+    )
+    sides = {"positive": applied(0), "negative": applied(1)}
+    sample(graph, parts, "ours", model=ipca(graph, parts["model"]), **sides)
+    sample(graph, parts, "reference", model=call(graph, host, log_bias(2.0), parts["model"]), **sides)
+    sample(graph, parts, "no_ipca", **sides)
+    sample(graph, parts, "no_control", model=ipca(graph, parts["model"]))
+    result = host.run(graph)
+    assert close(result.ours, result.reference)
+    assert differ(result.ours, result.no_ipca)
+    assert differ(result.ours, result.no_control)
+
+
+@pytest.mark.parametrize("weight", IPCA_WEIGHTS)
+def test_an_override_of_the_attention_kernel_sees_our_layers_too(host, graph, weight):
+    """Other packs exchange the kernel by an entry of transformer_options."""
+
+    def overridden(seen):
+        def override(kernel, *args, **kwargs):
+            seen.append(args[1].shape[1])
+            return kernel(*args, **kwargs)
+
+        def patch(model):
+            model = model.clone()
+            model.model_options["transformer_options"]["optimized_attention_override"] = override
+            return model
+
+        return patch
+
+    parts = build(graph)
+    plain, ours = [], []
+    settings = {"steps": 1, "cfg": 1.0}
+    sample(graph, parts, "a", model=call(graph, host, overridden(plain), parts["model"]), **settings)
+    patched = ipca(graph, parts["model"], identity_weight=weight)
+    sample(graph, parts, "b", model=call(graph, host, overridden(ours), patched), **settings)
+    host.run(graph)
+    added = len(IDENTITY_COLUMNS) if weight == 2 else 0
+    assert ours == [keys + added if keys == 77 else keys for keys in plain] and 77 in plain
+
+
+def test_the_host_s_attention_precision_is_kept(host, monkeypatch):
+    from comfy.ldm.modules import attention
+
+    seen = []
+    monkeypatch.setattr(attention, "optimized_attention", lambda *args, **kwargs: seen.append(kwargs))
+    options = {"attn_precision": torch.float32}
+    host.pack("nodes.patching").attend(None, None, None, 1, None, options)
+    assert seen == [{"mask": None, "attn_precision": torch.float32, "transformer_options": options}]
+
+
+@pytest.mark.parametrize("weight", IPCA_WEIGHTS)
+def test_another_replacement_is_called_once_more_and_not_once_per_frame(host, graph, weight):
+    """Descriptions at different places in every frame: one more call serves all that are of the same length."""
+    frames = "[Fox] asleep\nvery cold, [Fox] sits\nat sea, on a boat, [Fox] waves"
+    parts, seen = build(graph, encode="EncodePerFrame", identity="[Fox] a fox\n[Crow] a crow", frames=frames), []
+    theirs = call(graph, host, put(foreign(seen, 1.0), ("middle", 0)), parts["model"])
+    sample(graph, parts, "owned", steps=1, model=ipca(graph, theirs, identity_weight=weight))
+    sample(graph, parts, "free", steps=1, model=ipca(graph, parts["model"], identity_weight=weight))
+    result = host.run(graph)
+    assert len(seen) == 2 * LAYERS["middle", 0]
+    assert close(result.owned, result.free)
 
 
 def test_with_perturbed_attention_guidance(host, graph):
@@ -266,3 +379,34 @@ def test_a_model_that_was_compiled_without_the_patch_still_runs_it_and_follows_i
     assert expected[0] < 1e-6 and expected[1] > 1e-4, expected
     assert changes == pytest.approx(expected, rel=0.01, abs=1e-6)
     assert len([record for record in caplog.records if "torch.compile node is left out" in record.message]) == 1
+
+
+def test_a_compiled_call_of_ours_is_never_frozen(host):
+    """Whoever compiles with the guards on transformer_options dropped still gets the attention of the call at hand."""
+    sampling, unet_call = host.pack("attention.sampling"), host.pack("attention.unet_call")
+    patch = host.pack("attention.identity").IdentityPreserving(2.0, 0.0, 1.0, {("middle", 0): None})
+    window = sampling.Opened(patch, 5.0, 0.0)
+    seen = []
+
+    def options(sigma):
+        attention = sampling.LayerAttention((window,), unet_call.UNetCall(sigma, (), None), note, None)
+        return {"patches_replace": attention, "n_heads": 1}
+
+    def note(q, k, v, heads, mask, options):
+        return q
+
+    def layer(q, transformer_options):
+        return transformer_options["patches_replace"](q * 2, q, q, transformer_options) + 1
+
+    filtered = {"guard_filter_fn": lambda guards: ["transformer_options" not in guard.name for guard in guards]}
+    torch.compiler.reset()
+    compiled = torch.compile(layer, backend="eager", options=filtered)
+    original = sampling.Opened.at
+    sampling.Opened.at = lambda self, sigma: seen.append(sigma) or original(self, sigma)
+    try:
+        for sigma in (9.0, 4.0):
+            compiled(torch.ones(1, 2, 4), options(sigma))
+    finally:
+        sampling.Opened.at = original
+        torch.compiler.reset()
+    assert seen == [9.0, 4.0]

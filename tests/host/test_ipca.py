@@ -162,8 +162,8 @@ def test_dual_cfg_and_perp_neg_find_the_story_wherever_the_guider_puts_it(host, 
 def test_concatenated_and_averaged_conditionings_keep_the_identity(host, graph):
     parts = build(graph)
     text = graph.add("CLIPTextEncode", clip=parts["clip"], text="at night")()
-    batch = graph.add("TestCall", value=text, function=host.function(lambda c: [[c[0][0].repeat(3, 1, 1), c[0][1]]]))()
-    longer = graph.add("ConditioningConcat", conditioning_to=parts["positive"], conditioning_from=batch)()
+    another = build(graph, identity="at night", frames="moon\nstars\nfog")["positive"]
+    longer = graph.add("ConditioningConcat", conditioning_to=parts["positive"], conditioning_from=another)()
     mixed = graph.add(
         "ConditioningAverage",
         conditioning_to=parts["positive"],

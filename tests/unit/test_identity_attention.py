@@ -142,6 +142,14 @@ def test_duplication_counts_columns(weight, counts):
     assert sorted(keys.flatten().tolist()) == expected
 
 
+def test_duplication_of_each_row_s_own_columns():
+    k = torch.arange(12.0).view(2, 6, 1)
+    keys, values = duplicate_columns(k, -k, torch.tensor([[0, 3], [1, 5]]), Fraction(3, 2))
+    assert torch.equal(values, -keys)
+    assert sorted(keys[0].flatten().tolist()) == sorted([*range(6)] * 2 + [0, 3])
+    assert sorted(keys[1].flatten().tolist()) == sorted([*range(6, 12)] * 2 + [7, 11])
+
+
 def test_duplication_of_nothing_changes_nothing():
     _, k, v = qkv()
     keys, values = duplicate_columns(k, v, [], Fraction(2))
