@@ -177,7 +177,7 @@ def test_a_wrong_block_string_is_one_error_that_shows_it(host, graph, blocks):
 
 
 def test_a_block_string_may_come_through_a_link(host, graph):
-    text = graph.add("TestCall", value="output", function=host.function(str.lower))()
+    text = graph.add("TestCall", value="output", name=host.function(str.lower))()
     graph.capture(x=graph.add("StoryLoom_IPCA", **IPCA | {"model": graph.add("TestTiny")(), "blocks": text})())
     host.run(graph)
 
