@@ -39,7 +39,7 @@ def identity_cross_attention(
     """Cross-attention in which some key columns count `weight` times before normalisation.
 
     q: [B, N, C]; k, v: [B, T, C]; columns: the columns for all rows, or one sequence of columns per row, for example
-    `range(0, 1 + identity length)`, ascending; weight: 1 is ordinary attention.
+    `range(0, 1 + identity length)`, ascending; weight: above 0, 1 is ordinary attention.
     attend(q, k, v, heads, mask=None) -> [B, N, C].
     One-Prompt-One-Story (arXiv 2501.13554), equation 5 with its stored keys and values. Whole weights for all rows
     alike duplicate the columns (any kernel), others add log(weight) to their logits.
@@ -47,7 +47,7 @@ def identity_cross_attention(
     if weight == 1:
         return attend(q, k, v, heads)
     shared = isinstance(columns, range) or not columns or isinstance(columns[0], int)
-    if shared and weight == int(weight):
+    if shared and weight > 1 and weight == int(weight):
         return attend(q, *duplicate_columns(k, v, columns, Fraction(weight)), heads)
     bias = q.new_zeros(1 if shared else len(columns), 1, 1, k.shape[1])
     for row, chosen in enumerate([columns] if shared else columns):

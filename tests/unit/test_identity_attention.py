@@ -142,6 +142,12 @@ def test_duplication_counts_columns(weight, counts):
     assert sorted(keys.flatten().tolist()) == expected
 
 
+def test_a_weight_below_1_counts_less():
+    q, k, v = qkv()
+    out = identity_cross_attention(q, k, v, HEADS, COLUMNS, 0.5, attend)
+    assert off(out, biased(q, k, v, [COLUMNS] * 3, 0.5)) < 1e-6
+
+
 def test_duplication_of_each_row_s_own_columns():
     k = torch.arange(12.0).view(2, 6, 1)
     keys, values = duplicate_columns(k, -k, torch.tensor([[0, 3], [1, 5]]), Fraction(3, 2))
