@@ -1,8 +1,9 @@
 """The view of one UNet call: which rows belong to which conditioning, and what a story says about them.
 
-The only reader of the host's `transformer_options`. A host calls the UNet with several conditionings stacked along the
-rows ("chunks"), in any order and split over several calls as memory allows. Chunks are known by the uuid that the host
-gives every conditioning, never by their place or number alone: what is 0 in one guider is the negative in another.
+The only place that learns rows and images from the host's `transformer_options`. A host calls the UNet with several
+conditionings stacked along the rows ("chunks"), in any order and split over several calls as memory allows. Chunks are
+known by the uuid that the host gives every conditioning, never by their place or number alone: what is 0 in one guider
+is the negative in another.
 """
 
 from __future__ import annotations

@@ -156,6 +156,11 @@ class EncodeOnePrompt(io.ComfyNode):
             contexts = [
                 context if express is None else per_encoder(context[0], partial(express, frame=i))[None] for i in frames
             ]
+            if not all(torch.isfinite(expressed).all() for expressed in contexts):
+                raise ValueError(
+                    "Reweighting made numbers that are not finite. Bring the constants closer to the published ones: "
+                    "weaken 0.01 and 0.05, enhance -0.01 and 1."
+                )
             summaries = [info["pooled_output"] if own is None else own[i][number][1]["pooled_output"] for i in frames]
             summary = torch.cat(summaries)
             info = {**info, "pooled_output": torch.zeros_like(summary) if pooled == "zero" else summary}
@@ -244,11 +249,6 @@ def encode_all(clip, prompts: list) -> list[list]:
 
 
 def story_entry(contexts: list[torch.Tensor], info: dict, rows: tuple[StoryRow, ...]) -> list:
-    """One entry of a story's CONDITIONING, batched over frames and tagged. Raises ValueError when it overflowed."""
+    """One entry of a story's CONDITIONING, batched over frames and tagged."""
     batch = batch_contexts(contexts)
-    if not torch.isfinite(batch).all():
-        raise ValueError(
-            "Reweighting made numbers that are not finite. Bring the constants closer to the published ones: "
-            "weaken 0.01 and 0.05, enhance -0.01 and 1."
-        )
     return [batch, {**info, TAG: StoryCond(rows, batch.shape[1])}]

@@ -226,7 +226,7 @@ def test_a_replacement_that_appears_in_the_middle_of_a_run_is_kept(host, graph):
     """As PAG and its relatives do it: a block key written into the options of one more evaluation."""
     seen = []
 
-    def guidance(gain_or_bias):
+    def guidance(attention):
         def patch(model):
             import comfy.model_patcher
             import comfy.samplers
@@ -235,7 +235,7 @@ def test_a_replacement_that_appears_in_the_middle_of_a_run_is_kept(host, graph):
 
             def after(args):
                 options = comfy.model_patcher.set_model_options_patch_replace(
-                    args["model_options"].copy(), gain_or_bias, "attn2", "middle", 0
+                    args["model_options"].copy(), attention, "attn2", "middle", 0
                 )
                 (extra,) = comfy.samplers.calc_cond_batch(
                     args["model"], [args["cond"]], args["input"], args["sigma"], options

@@ -58,16 +58,17 @@ def test_the_negative_and_an_ordinary_positive_are_left_alone(host, graph):
     assert max(small, smaller) < 2e-5 < 2e-4 < large
 
 
-def positive_result(host, graph, parts, guidance=None, **settings):
+def positive_result(host, graph, parts, **settings):
     """What the UNet says to the story's rows in the first step."""
     calls = []
     model = watched(graph, host, ipca(graph, parts["model"]), calls)
     sample(graph, parts, "x", steps=1, model=model, **settings)
     host.run(graph)
-    return story_rows(calls, parts)
+    return story_rows(calls)
 
 
-def story_rows(calls, parts=None):
+def story_rows(calls):
+    """What the UNet said to the story in the first of these calls that held it, and how many calls there were."""
     for seen in calls:
         place = story_place(seen)
         if place is not None:
