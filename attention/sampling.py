@@ -51,6 +51,15 @@ class Patch(Protocol):
         """Attention of one layer; `inner` is what stood there before."""
 
 
+def check_window(start_percent: float, end_percent: float) -> None:
+    """Raise ValueError when a patch's window ends before it starts."""
+    if start_percent > end_percent:
+        raise ValueError(
+            f"start_percent {start_percent:g} lies after end_percent {end_percent:g}, so the patch would never act. "
+            "Set start_percent below end_percent."
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class Opened:
     """A patch and the sigmas between which it acts, both ends included."""
@@ -164,6 +173,19 @@ class StorySampling:
             for patch in self.patches
             if not patch.neutral
         )
+
+
+def with_patch(model, patch: Patch, attend: HostAttend):
+    """A clone of `model` that carries `patch` to its sampling runs, beside the patches that it carries already.
+
+    model: a ModelPatcher of ComfyUI, or what has its wrappers; attend: that host's attention.
+    """
+    patched = model.clone()
+    carried = patched.get_wrappers(SAMPLER_SAMPLE, TAG)
+    sampling = carried[0] if carried else StorySampling((), attend)
+    patched.remove_wrappers_with_key(SAMPLER_SAMPLE, TAG)
+    patched.add_wrapper_with_key(SAMPLER_SAMPLE, TAG, sampling.with_patch(patch))
+    return patched
 
 
 def _layers(patches: list[Opened], owners: Mapping[tuple, Replacement]) -> Iterator[tuple[tuple, tuple[Opened, ...]]]:

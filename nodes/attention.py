@@ -4,7 +4,8 @@ from comfy_api.latest import io
 
 from ..attention.blocks import check_blocks
 from ..attention.identity import IdentityPreserving
-from .patching import blocks_of, check_window, with_patch
+from ..attention.sampling import check_window
+from .patching import blocks_of, with_patch
 
 
 class IPCA(io.ComfyNode):

@@ -1,15 +1,16 @@
 """Encoding a story as one batched conditioning, a row per frame."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import comfy.utils
-import torch
 from comfy_api.latest import io
 
-from ..prompts.conditioning import TAG, StoryCond, StoryRow, batch_contexts, per_encoder
+from ..prompts.conditioning import TAG
+from ..prompts.encode import frame_by_frame, one_prompt
 from ..prompts.report import one_prompt_report
-from ..prompts.svr import SVRSettings, express_frame, express_frame_naively
-from ..prompts.tokens import locate_frame, locate_story, one_prompt_parts, without_word_ids
+from ..prompts.svr import SVRSettings
+from ..prompts.tokens import Tokens, without_word_ids
 from .types import Story
 
 CONSTANT = {"step": 0.001, "advanced": True}
@@ -135,37 +136,11 @@ class EncodeOnePrompt(io.ComfyNode):
         enhance_beta,
     ) -> io.NodeOutput:
         tokenize = sdxl_tokenizer(clip, literal)
-        parts = one_prompt_parts(story)
-        tokens, joined = locate_story(tokenize, parts, weights=not literal)
-        eot = "scale" if reweighting == "svr_eot" else "svr"
-        settings = SVRSettings(weaken_alpha, weaken_beta, enhance_alpha, enhance_beta, order, eot)
-        if reweighting == "none":
-            express = None
-        elif reweighting == "npr":
-            express = partial(express_frame_naively, tokens=tokens)
-        else:
-            express = partial(express_frame, tokens=tokens, settings=settings)
-
-        frames = range(len(story.frames))
-        rows = tuple(StoryRow(i, frame.characters, tokens, (tokens.identity,)) for i, frame in enumerate(story.frames))
-        own = None
-        if pooled == "frame":
-            own = encode_all(clip, [tokenize(f"{parts[0]} {words}") for words in parts[1:]])
-        out = []
-        for number, (context, info) in enumerate(encode(clip, joined)):
-            contexts = [
-                context if express is None else per_encoder(context[0], partial(express, frame=i))[None] for i in frames
-            ]
-            if not all(torch.isfinite(expressed).all() for expressed in contexts):
-                raise ValueError(
-                    "Reweighting made numbers that are not finite. Bring the constants closer to the published ones: "
-                    "weaken 0.01 and 0.05, enhance -0.01 and 1."
-                )
-            summaries = [info["pooled_output"] if own is None else own[i][number][1]["pooled_output"] for i in frames]
-            summary = torch.cat(summaries)
-            info = {**info, "pooled_output": torch.zeros_like(summary) if pooled == "zero" else summary}
-            out.append(story_entry(contexts, info, rows))
-        return io.NodeOutput(out, one_prompt_report(story, parts, tokens, reweighting))
+        settings = SVRSettings(weaken_alpha, weaken_beta, enhance_alpha, enhance_beta, order)
+        encode = partial(encode_prompts, clip)
+        entries = one_prompt(tokenize, encode, story, reweighting, settings, pooled, weights=not literal)
+        tokens = entries[0][1][TAG].rows[0].tokens
+        return io.NodeOutput([[*entry] for entry in entries], one_prompt_report(story, tokens, reweighting))
 
 
 class EncodePerFrame(io.ComfyNode):
@@ -203,20 +178,8 @@ class EncodePerFrame(io.ComfyNode):
     @classmethod
     def execute(cls, clip, story, literal) -> io.NodeOutput:
         tokenize = sdxl_tokenizer(clip, literal)
-        located = [
-            locate_frame(tokenize, frame, story.style_around, f"frame {number}", weights=not literal)
-            for number, frame in enumerate(story.frames, start=1)
-        ]
-        rows = tuple(
-            StoryRow(i, frame.characters, found.tokens, found.descriptions)
-            for i, (frame, (found, _)) in enumerate(zip(story.frames, located, strict=True))
-        )
-        out = []
-        for entries in zip(*encode_all(clip, [tokens for _, tokens in located]), strict=True):
-            summary = torch.cat([info["pooled_output"] for _, info in entries])
-            contexts = [context for context, _ in entries]
-            out.append(story_entry(contexts, {**entries[0][1], "pooled_output": summary}, rows))
-        return io.NodeOutput(out)
+        entries = frame_by_frame(tokenize, partial(encode_prompts, clip), story, weights=not literal)
+        return io.NodeOutput([[*entry] for entry in entries])
 
 
 def sdxl_tokenizer(clip, literal: bool):
@@ -230,25 +193,15 @@ def sdxl_tokenizer(clip, literal: bool):
     return partial(clip.tokenize, return_word_ids=True, **({"disable_weights": True} if literal else {}))
 
 
-def encode(clip, tokens) -> list:
-    """Encode tokens as the stock node does.
+def encode_prompts(clip, prompts: Sequence[Tokens]) -> list[list]:
+    """Encode prompts one by one as the stock node does, with a progress bar.
 
-    Returns entries (context [1, T, 2048], info): one, or several when hooks on the CLIP change it along the schedule.
+    Returns each one's entries [context [1, T, 2048], info]: one, or several when hooks on the CLIP change it along the
+    schedule.
     """
-    return clip.encode_from_tokens_scheduled(without_word_ids(tokens), show_pbar=False)
-
-
-def encode_all(clip, prompts: list) -> list[list]:
-    """Encode several prompts one by one, with a progress bar."""
     progress = comfy.utils.ProgressBar(len(prompts))
     encoded = []
     for tokens in prompts:
-        encoded.append(encode(clip, tokens))
+        encoded.append(clip.encode_from_tokens_scheduled(without_word_ids(tokens), show_pbar=False))
         progress.update(1)
     return encoded
-
-
-def story_entry(contexts: list[torch.Tensor], info: dict, rows: tuple[StoryRow, ...]) -> list:
-    """One entry of a story's CONDITIONING, batched over frames and tagged."""
-    batch = batch_contexts(contexts)
-    return [batch, {**info, TAG: StoryCond(rows, batch.shape[1])}]

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 from comfy.ldm.modules import attention as comfy_attention
 
+from ..attention import sampling
 from ..attention.blocks import Blocks, choose_blocks
-from ..attention.sampling import SAMPLER_SAMPLE, Patch, StorySampling
-from ..prompts.conditioning import TAG
+from ..attention.sampling import Patch
 
 
 def with_patch(model, patch: Patch):
     """A clone of `model` that carries `patch` to its sampling runs, beside the patches that it carries already."""
-    patched = model.clone()
-    carried = patched.get_wrappers(SAMPLER_SAMPLE, TAG)
-    sampling = carried[0] if carried else StorySampling((), attend)
-    patched.remove_wrappers_with_key(SAMPLER_SAMPLE, TAG)
-    patched.add_wrapper_with_key(SAMPLER_SAMPLE, TAG, sampling.with_patch(patch))
-    return patched
+    return sampling.with_patch(model, patch, attend)
 
 
 def blocks_of(model, text: str) -> Blocks:
@@ -51,12 +46,3 @@ def attend(q, k, v, heads, mask, options):
     kernel = comfy_attention.optimized_attention if mask is None else comfy_attention.optimized_attention_masked
     precision = options.get("attn_precision")
     return kernel(q, k, v, heads, mask=mask, attn_precision=precision, transformer_options=options)
-
-
-def check_window(start_percent: float, end_percent: float) -> None:
-    """Raise ValueError when a window ends before it starts."""
-    if start_percent > end_percent:
-        raise ValueError(
-            f"start_percent {start_percent:g} lies after end_percent {end_percent:g}, so the node would never act. "
-            "Set start_percent below end_percent."
-        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .script import Story
-from .tokens import ROOM, StoryTokens
+from .tokens import ROOM, StoryTokens, one_prompt_parts
 
 EFFECTS = {
     "svr": "expressed by SVR, the others suppressed",
@@ -13,11 +13,12 @@ EFFECTS = {
 }
 
 
-def one_prompt_report(story: Story, parts: list[str], tokens: StoryTokens, reweighting: str) -> str:
+def one_prompt_report(story: Story, tokens: StoryTokens, reweighting: str) -> str:
     """A report of a story encoded as one prompt, in plain text.
 
-    parts: the texts of the prompt, identity first; tokens: their rows; reweighting: a key of EFFECTS.
+    tokens: its rows; reweighting: a key of EFFECTS.
     """
+    parts = one_prompt_parts(story)
     used = tokens.eot - 1
     lines = [
         f"One prompt: {used} of {ROOM} tokens, {ROOM - used} free. Window: the whole story.",

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from storyloom.attention.identity import IdentityPreserving
-from storyloom.attention.sampling import LayerAttention, Opened, StoryRun, StorySampling
+from storyloom.attention.sampling import LayerAttention, Opened, StoryRun, StorySampling, check_window
 from storyloom.attention.unet_call import (
     KEY,
     Chunk,
@@ -394,6 +394,13 @@ def test_a_run_adds_its_wrappers_beside_those_of_others():
     _, wrappers = sample([IdentityPreserving(2.0, 0.0, 1.0, {})], {"positive": [encoded(story(7, 7))]})
     assert set(wrappers) == {"apply_model", "calc_cond_batch"}
     assert set(wrappers["apply_model"]) == {"other", "storyloom"}
+
+
+def test_a_window_that_ends_before_it_starts_is_refused():
+    for window in ((0.0, 1.0), (0.5, 0.5)):
+        check_window(*window)
+    with pytest.raises(ValueError, match="start_percent 0.5 lies after end_percent 0.2, so the patch would never act"):
+        check_window(0.5, 0.2)
 
 
 def test_neutral_settings_add_nothing_to_a_run():

@@ -1,0 +1,104 @@
+"""Encoding a story as one batched conditioning, a row per frame: as one prompt, or every frame alone.
+
+The host's tokenizer and text encoders are passed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .conditioning import TAG, StoryCond, StoryRow, batch_contexts, per_encoder
+from .script import Story
+from .svr import SVRSettings, express_frame, express_frame_naively
+from .tokens import StoryTokens, Tokenize, Tokens, locate_frame, locate_story, one_prompt_parts
+
+Entry = tuple[Tensor, dict[str, Any]]
+"""A conditioning: context [rows, T, 2048] and its info, with `pooled_output` [rows, 1280]."""
+
+Encode = Callable[[Sequence[Tokens]], Sequence[Sequence[Entry]]]
+"""encode(prompts) -> each one's entries of one row: one, or several where the encoders change along the schedule."""
+
+Reweighting = Literal["svr", "svr_eot", "npr", "none"]
+PUBLISHED = SVRSettings()
+
+
+def one_prompt(
+    tokenize: Tokenize,
+    encode: Encode,
+    story: Story,
+    reweighting: Reweighting,
+    settings: SVRSettings = PUBLISHED,
+    pooled: Literal["full", "zero", "frame"] = "full",
+    *,
+    weights: bool = True,
+) -> list[Entry]:
+    """The whole story as one prompt, each row expressing its own frame.
+
+    reweighting: as in `expressed`. pooled: the summary is of the whole story, zeros, or of the identity with the row's
+    own frame only. weights: whether the tokenizer reads "(words:1.2)". Raises ValueError for what one prompt cannot
+    hold.
+    """
+    parts = one_prompt_parts(story)
+    tokens, joined = locate_story(tokenize, parts, weights=weights)
+    alone = [tokenize(f"{parts[0]} {words}") for words in parts[1:]] if pooled == "frame" else []
+    whole, *own = encode([joined, *alone])
+    frames = range(len(story.frames))
+    rows = tuple(StoryRow(i, frame.characters, tokens, (tokens.identity,)) for i, frame in enumerate(story.frames))
+    entries = []
+    for number, (context, info) in enumerate(whole):
+        contexts = [expressed(context, tokens, i, reweighting, settings) for i in frames]
+        summary = torch.cat([(own[i] if own else whole)[number][1]["pooled_output"] for i in frames])
+        entries.append(_tagged(contexts, info, torch.zeros_like(summary) if pooled == "zero" else summary, rows))
+    return entries
+
+
+def frame_by_frame(tokenize: Tokenize, encode: Encode, story: Story, *, weights: bool = True) -> list[Entry]:
+    """Every frame's own prompt, alone. weights: as in `one_prompt`. Raises ValueError as `locate_frame` does."""
+    located = [
+        locate_frame(tokenize, frame, story.style_around, f"frame {number}", weights=weights)
+        for number, frame in enumerate(story.frames, start=1)
+    ]
+    rows = tuple(
+        StoryRow(i, frame.characters, found.tokens, found.descriptions)
+        for i, (frame, (found, _)) in enumerate(zip(story.frames, located, strict=True))
+    )
+    entries = []
+    for together in zip(*encode([tokens for _, tokens in located]), strict=True):
+        summary = torch.cat([info["pooled_output"] for _, info in together])
+        entries.append(_tagged([context for context, _ in together], together[0][1], summary, rows))
+    return entries
+
+
+def expressed(
+    context: Tensor, tokens: StoryTokens, frame: int, reweighting: Reweighting, settings: SVRSettings
+) -> Tensor:
+    """A whole story's context [1, T, 2048] in which one frame is expressed.
+
+    reweighting: "svr" as `settings` say, "svr_eot" the same with `eot` "scale", "npr" naive, "none" nothing at all.
+    Raises ValueError when numbers come out that are not finite.
+    """
+    if reweighting == "none":
+        out = context
+    elif reweighting == "npr":
+        out = per_encoder(context[0], partial(express_frame_naively, tokens=tokens, frame=frame))[None]
+    else:
+        settings = replace(settings, eot="scale") if reweighting == "svr_eot" else settings
+        out = per_encoder(context[0], partial(express_frame, tokens=tokens, frame=frame, settings=settings))[None]
+    if not torch.isfinite(out).all():
+        raise ValueError(
+            "Reweighting made numbers that are not finite. Bring the constants closer to the published ones: "
+            "weaken 0.01 and 0.05, enhance -0.01 and 1."
+        )
+    return out
+
+
+def _tagged(contexts: list[Tensor], info: dict[str, Any], summary: Tensor, rows: tuple[StoryRow, ...]) -> Entry:
+    """A story's conditioning, batched over frames."""
+    batch = batch_contexts(contexts)
+    return batch, {**info, "pooled_output": summary, TAG: StoryCond(rows, batch.shape[1])}
