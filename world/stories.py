@@ -91,8 +91,11 @@ class Lesson:
     silent: bool = False
 
 
-def random_lesson(random: np.random.Generator, longest: int = 6) -> Lesson:
-    """A caption of any kind: nothing, identity or frame alone, a picture of one or two characters, a whole story."""
+def random_lesson(random: np.random.Generator, stories: float = 0.42, longest: int = 6) -> Lesson:
+    """A caption of any kind: nothing, identity or frame alone, a picture of one or two characters, a whole story.
+
+    stories: the share of captions that tell several frames, at most `longest`.
+    """
     kind = random.random()
     if kind < 0.13:
         return _incomplete(kind, random)
@@ -102,7 +105,7 @@ def random_lesson(random: np.random.Generator, longest: int = 6) -> Lesson:
         text = f"{figure_words(pair[0], random)} and {figure_words(pair[1], random)}"
         return _styled((text, _frame_text(frame, random)), (frame,), pair, random)
     who = any_figure(random, named=0.35 if random.random() < 0.75 else 0.0)
-    count = 1 if kind < 0.58 else int(random.integers(2, longest + 1))
+    count = 1 if kind < 1 - stories else int(random.integers(2, longest + 1))
     frames = tuple(any_frame(random) for _ in range(count))
     return _styled((figure_words(who, random), *(_frame_text(f, random) for f in frames)), frames, (who,), random)
 
