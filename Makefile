@@ -1,19 +1,24 @@
 PYTHON ?= python3
 ARGS ?=
 
-.PHONY: help demo test lint clean python
+.PHONY: help demo demo-model test lint clean python
 
 help:
-	@echo "make demo   draw a four-frame story with a real ComfyUI on the CPU and print where the page lies"
-	@echo "make test   run every test, on each ComfyUI version found   (make test ARGS=\"-k svr\" selects tests)"
-	@echo "make lint   ruff check and ruff format --check"
-	@echo "make clean  remove the environment (.venv) and the results (out)"
+	@echo "make demo        draw a four-frame story without and with StoryLoom, measure both and print where the page lies:"
+	@echo "                 with a real ComfyUI on the CPU, or without one   (make demo ARGS=\"--host standalone\" chooses)"
+	@echo "make demo-model  train the demo model again, in minutes on a GPU and about 40 minutes on two cores"
+	@echo "make test        run every test, on each ComfyUI version found   (make test ARGS=\"-k svr\" selects tests)"
+	@echo "make lint        ruff check and ruff format --check"
+	@echo "make clean       remove the environment (.venv) and the results (out)"
 
 python:
 	@"$(PYTHON)" -c "import sys; sys.exit(sys.version_info < (3, 10))" 2>/dev/null || { echo "StoryLoom needs Python 3.10 or newer, and '$(PYTHON)' is older or missing: install one, or name one with 'make $(MAKECMDGOALS) PYTHON=/path/to/python3'." >&2; exit 1; }
 
 demo: python
 	@"$(PYTHON)" scripts/demo.py $(ARGS)
+
+demo-model: python
+	@"$(PYTHON)" scripts/train_demo.py $(ARGS)
 
 test: python
 	@"$(PYTHON)" scripts/test.py $(ARGS)

@@ -1,22 +1,30 @@
-"""The demo model: the numbers of a tiny SDXL and the random weights that fill it.
+"""The demo model: a tiny SDXL that has learnt to draw the story world, and how its small file becomes SDXL's layers.
 
 Blocks, transformer depths, context width 2048 and pooled width 2816 are SDXL's own (arXiv 2307.01952), so everything
-that patches an SDXL UNet finds the same layers; only the channels are few. Host-free: whoever has the classes builds
-them from these dicts, then calls `fill_` and `pass_noise_through_`.
+that patches an SDXL UNet finds the same layers; only the channels are few. The file holds each text encoder in 128
+dimensions, mapped here to SDXL's 768 and 1280 by an orthonormal basis that every norm and every singular value
+survives, and one block per transformer, which repeats to SDXL's depth. Host-free: whoever has the classes builds them
+from these dicts and loads these weights.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
+from collections.abc import Container, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 import torch
-from torch import nn
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
 
-SEED = 4
-VAE_SEED = 401
+FILE = Path(__file__).with_name("demo.safetensors")
 
-HEAD_CHANNELS = 16
+WIDTH = HEIGHT = 192
+"""Size in pixels that the model has learnt; its pixel-art pixels are 8 wide."""
+HEAD_CHANNELS = 32
 UNET = {
     "image_size": 32,
     "in_channels": 4,
@@ -37,90 +45,216 @@ UNET = {
     "use_checkpoint": False,
     "legacy": False,
 }
-CLIP_L = {"hidden_size": 768, "num_attention_heads": 12, "num_hidden_layers": 3, "intermediate_size": 64}
-CLIP_G = {"hidden_size": 1280, "num_attention_heads": 20, "num_hidden_layers": 3, "intermediate_size": 64}
-VAE = {
-    "embed_dim": 4,
-    "ddconfig": {
-        "double_z": True,
-        "z_channels": 4,
-        "resolution": 256,
-        "in_channels": 3,
-        "out_ch": 3,
-        "ch": 32,
-        "ch_mult": [1, 1, 1, 1],
-        "num_res_blocks": 1,
-        "attn_resolutions": [],
-        "dropout": 0.0,
-    },
-}
+CLIP_L = {"hidden_size": 768, "num_attention_heads": 12, "num_hidden_layers": 3, "intermediate_size": 128}
+CLIP_G = {"hidden_size": 1280, "num_attention_heads": 20, "num_hidden_layers": 3, "intermediate_size": 128}
+TOKENS = 49408
+START, END, PADDING_G = 49406, 49407, 0
+"""Token ids: start of text, end of text (CLIP-L pads with it too), and what CLIP-G pads with."""
+PREDICTION = "v_prediction"
+"""What the UNet predicts, on SDXL's noise schedule rescaled to zero terminal SNR (arXiv 2305.08891)."""
 
-BLUR = (0.25, 0.5, 0.25)
-POOL = 1_048_573
-"""Larger parameters repeat this many values; a prime, so that no two rows of an embedding table are equal."""
-GAINS = {
-    "to_out.0.weight": 0.5,
-    "ff.net.2.weight": 0.5,
-    "out_proj.weight": 0.5,
-    "fc2.weight": 0.5,
-    "proj_out.weight": 0.5,
-    "conv_out.weight": 0.33,
-    "position_embedding.weight": 0.3,
-}
-"""Residual branches are half as strong as the stream they join, so ten blocks in a row add up gently."""
+NARROW, NARROW_HEADS = 128, 2
+"""Width and heads of each text encoder as it is trained and stored."""
+ROW_NORM = {"l": 28.0, "g": 35.0}
+"""Norm of a typical row of each encoder at SDXL's widths, as in the real ones."""
+LATENT_GAIN = 2.0
+LATENT_SCALE = 0.13025
+"""SDXL's factor between the latents that an autoencoder writes and those that the UNet sees."""
+LUMA = (0.299, 0.587, 0.114)
 
 
-def fill_(module: nn.Module, seed: int = SEED) -> nn.Module:
-    """Write every parameter of `module` in place and return it.
+class DemoFileError(ValueError):
+    """The demo's file is missing, damaged or of another kind; the message is one sentence for the user."""
 
-    Values depend on the seed, the parameter's name and its shape alone: not on the order of construction, the process
-    or the device. Norms become the identity, biases zero, embeddings have variance 1, other weights keep the variance
-    of their input; 3x3 kernels blur, so that random pictures show soft shapes instead of static.
+
+@dataclass(frozen=True, eq=False)
+class DemoWeights:
+    """State dicts in float32 at SDXL's widths.
+
+    unet        under the original SDXL names (`input_blocks.0.0.weight`), no prefix
+    clip_l      under transformers' names (`text_model.embeddings...`)
+    clip_g      as clip_l, with `text_projection.weight`
+    vocabulary  the token ids that the model has learnt, sorted
     """
-    embeddings = {f"{name}.weight" for name, part in module.named_modules() if isinstance(part, nn.Embedding)}
-    with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            parameter.copy_(_values(name, parameter.shape, seed, name in embeddings))
-    return module
+
+    unet: dict[str, Tensor]
+    clip_l: dict[str, Tensor]
+    clip_g: dict[str, Tensor]
+    vocabulary: tuple[int, ...]
 
 
-def pass_noise_through_(unet: nn.Module, strength: float = 0.1) -> nn.Module:
-    """Wire a filled UNet to predict its own input plus what its blocks draw, and return it.
+def load_weights(path: Path | None = None) -> DemoWeights:
+    """Read the demo's file and map it to SDXL's widths. path: default the file that ships with the pack.
 
-    A sampler then removes the noise and leaves the drawing (`strength`, in units of the noise, what the blocks add).
-    Channels 0-7 of the first convolution carry +x and -x, the last block hands them on, and silu(x) - silu(-x) = x.
-    unet: `UNET` in the layout of the original SDXL code (`input_blocks`, `output_blocks`, `out`).
+    Raises DemoFileError.
     """
-    first, last, out = unet.input_blocks[0][0], unet.output_blocks[-1][0], unet.out[2]
-    latents, carriers = out.out_channels, 2 * out.out_channels
-    signed = torch.cat([torch.eye(latents), -torch.eye(latents)])
+    path = path or FILE
+    return DemoWeights(load_unet(path), load_encoder("l", path), load_encoder("g", path), load_vocabulary(path))
+
+
+def load_unet(path: Path = FILE) -> dict[str, Tensor]:
+    """`DemoWeights.unet` alone. Raises DemoFileError."""
+    with _refusing(path):
+        return _wide_unet({name.removeprefix("unet."): value for name, value in _read(path, "unet.").items()})
+
+
+def load_encoder(which: str, path: Path = FILE) -> dict[str, Tensor]:
+    """`DemoWeights.clip_l` (which: "l") or `clip_g` ("g") alone. Raises DemoFileError."""
+    with _refusing(path):
+        return _wide_encoder(_read(path, f"{which}.", "vocabulary"), which)
+
+
+def load_vocabulary(path: Path = FILE) -> tuple[int, ...]:
+    """`DemoWeights.vocabulary` alone. Raises DemoFileError."""
+    with _refusing(path):
+        return tuple(_read(path, "vocabulary")["vocabulary"].long().tolist())
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, RuntimeError, IndexError) as error:
+        raise DemoFileError(f"{path} is no weights file of the demo model: {error}.") from error
+
+
+def unknown_words(tokens: Iterable[int], spelling: Mapping[int, str], vocabulary: Container[int]) -> list[str]:
+    """The words of a text that the model has not learnt, each once, in order.
+
+    tokens: the text's token ids for CLIP-L, start, end and padding among them or not. spelling: token id -> its
+    letters, with "</w>" where a word ends, as the BPE vocabulary has it.
+    """
+    found: dict[str, None] = {}
+    word, known = "", True
+    for token in tokens:
+        if token in (START, END):
+            continue
+        letters = spelling[token]
+        word += letters.removesuffix("</w>")
+        known = known and token in vocabulary
+        if letters.endswith("</w>"):
+            if not known:
+                found[word] = None
+            word, known = "", True
+    return list(found)
+
+
+def _read(path: Path, *parts: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with one of `parts`, in float32."""
+    if not path.is_file():
+        raise DemoFileError(f"The demo model's weights are missing: {path}. Install the pack again.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name).float() for name in file.keys() if name.startswith(parts)}
+    except (SafetensorError, OSError) as error:
+        raise DemoFileError(
+            f"The demo model's weights {path} are damaged ({error}). Install the pack again."
+        ) from error
+
+
+@cache
+def basis(width: int) -> Tensor:
+    """Orthonormal columns [width, 128]: cosines (DCT-II), each orthogonal to the constant vector.
+
+    A layer norm at the full width therefore sees mean 0 and, up to a factor, the narrow vector's own norm.
+    """
+    frequencies = 1 + (width - 1) // NARROW * torch.arange(NARROW, dtype=torch.float64)
+    places = torch.arange(width, dtype=torch.float64)[:, None] + 0.5
+    return (math.sqrt(2 / width) * torch.cos(math.pi / width * places * frequencies)).float()
+
+
+def level_depths() -> list[int]:
+    """Transformer blocks per spatial transformer at each resolution, finest first; 0 where there are none."""
+    return UNET["transformer_depth"][:: UNET["num_res_blocks"][0]]
+
+
+def _scale(which: str) -> float:
+    return ROW_NORM[which] / math.sqrt(NARROW)
+
+
+def _wide_unet(stored: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The stored UNet with SDXL's context and pooled widths, its transformer blocks repeated."""
+    wide: dict[str, Tensor] = {}
+    depths = dict(zip((UNET["model_channels"] * mult for mult in UNET["channel_mult"]), level_depths(), strict=True))
+    for name, value in stored.items():
+        if ".attn2.to_k." in name or ".attn2.to_v." in name:
+            halves = zip(value.split(NARROW, 1), ("l", "g"), (CLIP_L, CLIP_G), strict=True)
+            value = torch.cat([half @ basis(clip["hidden_size"]).T / _scale(which) for half, which, clip in halves], 1)
+        elif name == "label_emb.0.0.weight":
+            pooled = value @ basis(CLIP_G["hidden_size"]).T
+            value = nn.functional.pad(pooled, (0, UNET["adm_in_channels"] - pooled.shape[1]))
+        if ".transformer_blocks.0." in name:
+            head = name.split(".transformer_blocks.0.")[0]
+            for j in range(depths[stored[f"{head}.norm.weight"].shape[0]]):
+                wide[name.replace(".transformer_blocks.0.", f".transformer_blocks.{j}.")] = value.clone()
+        else:
+            wide[name] = value
+    return wide
+
+
+def _wide_encoder(stored: dict[str, Tensor], which: str) -> dict[str, Tensor]:
+    """A stored text encoder at its full width. Every word that it has not learnt is the one unknown word."""
+    numbers = CLIP_L if which == "l" else CLIP_G
+    width, scale = numbers["hidden_size"], _scale(which)
+    out, into = basis(width) * scale, basis(width).T / math.sqrt(width / NARROW)
+    learnt = stored[f"{which}.embedding"] @ out.T
+    embedding = learnt[-1].repeat(TOKENS, 1)
+    embedding[stored["vocabulary"].long()] = learnt[:-1]
+    ones, zeros = torch.ones(width), torch.zeros(width)
+    wide = {
+        "text_model.embeddings.token_embedding.weight": embedding,
+        "text_model.embeddings.position_embedding.weight": stored[f"{which}.position"] @ out.T,
+        "text_model.final_layer_norm.weight": ones,
+        "text_model.final_layer_norm.bias": zeros,
+    }
+    if which == "g":
+        wide["text_projection.weight"] = basis(width) @ into
+    for i in range(numbers["num_hidden_layers"]):
+        layer = f"text_model.encoder.layers.{i}."
+        qkv, joined, fc1, fc2 = (stored[f"{which}.{part}.{i}"] for part in ("qkv", "out", "fc1", "fc2"))
+        matrices = {f"self_attn.{part}_proj": each @ into for part, each in zip("qkv", qkv.chunk(3), strict=True)}
+        matrices |= {"self_attn.out_proj": out @ joined, "mlp.fc1": fc1 @ into, "mlp.fc2": out @ fc2}
+        for name, matrix in matrices.items():
+            rows, columns = (width, numbers["intermediate_size"]) if name == "mlp.fc2" else (width, width)
+            rows = numbers["intermediate_size"] if name == "mlp.fc1" else rows
+            wide[f"{layer}{name}.weight"] = nn.functional.pad(
+                matrix, (0, columns - matrix.shape[1], 0, rows - matrix.shape[0])
+            )
+            wide[f"{layer}{name}.bias"] = torch.zeros(rows)
+        for norm in ("layer_norm1", "layer_norm2"):
+            wide[f"{layer}{norm}.weight"], wide[f"{layer}{norm}.bias"] = ones, zeros
+    return wide
+
+
+def to_latents(pictures: Tensor) -> Tensor:
+    """Latents [B, 4, h, w] as the UNet sees them, of pixel-art pictures uint8 [B, h, w, 3]: colours and brightness."""
+    colours = pictures.permute(0, 3, 1, 2).float() / 255 - 0.5
+    brightness = (colours * torch.tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    return torch.cat([colours, brightness], 1) * LATENT_GAIN
+
+
+def to_pictures(latents: Tensor) -> Tensor:
+    """Pixel-art pictures [B, h, w, 3] in 0..1 of latents [B, 4, h, w] as the UNet sees them."""
+    return (latents[:, :3] / LATENT_GAIN + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+
+
+def decode(latents: Tensor) -> Tensor:
+    """Pictures [B, 8h, 8w, 3] in 0..1 of latents [B, 4, h, w] as the UNet sees them: each latent is a square."""
+    return to_pictures(latents).repeat_interleave(8, 1).repeat_interleave(8, 2)
+
+
+def autoencoder() -> tuple[nn.Sequential, nn.Sequential]:
+    """Encoder [B, 3, 8h, 8w] in 0..1 -> latents [B, 4, h, w] as the UNet sees them, and decoder back.
+
+    Nothing of them is trained: the encoder averages squares of 8x8 pixels, the decoder draws such squares.
+    """
+    mix, unmix = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 3, 1)
+    identity, luma = torch.eye(3), torch.tensor(LUMA)
     with torch.no_grad():
-        first.weight[:carriers] = _centre_tap(signed)
-        last.skip_connection.weight[:carriers] = 0
-        last.skip_connection.weight[:carriers, -first.out_channels :][:, :carriers, 0, 0] = torch.eye(carriers)
-        last.out_layers[-1].weight[:carriers] = 0
-        out.weight *= strength
-        out.weight[:, :carriers] = _centre_tap(signed.T)
-    return unet
-
-
-def _values(name: str, shape: torch.Size, seed: int, embedding: bool) -> torch.Tensor:
-    if len(shape) < 2:
-        return torch.full(shape, 0.0 if name.endswith("bias") else 1.0)
-    if len(shape) == 4 and shape[2:] == (3, 3):
-        blur = torch.outer(torch.tensor(BLUR), torch.tensor(BLUR))
-        return _values(name, shape[:2], seed, embedding)[:, :, None, None] * blur / blur.square().sum().sqrt()
-    fan_in = 1 if embedding else math.prod(shape[1:])
-    gain = next((gain for suffix, gain in GAINS.items() if name.endswith(suffix)), 1.0)
-    return _uniform(name, math.prod(shape), seed, gain * math.sqrt(3 / fan_in)).view(shape)
-
-
-def _uniform(name: str, count: int, seed: int, bound: float) -> torch.Tensor:
-    key = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(key, "little"))
-    pool = torch.empty(min(count, POOL)).uniform_(-bound, bound, generator=generator)
-    return pool if count <= POOL else pool.repeat(-(-count // POOL))[:count]
-
-
-def _centre_tap(matrix: torch.Tensor) -> torch.Tensor:
-    return nn.functional.pad(matrix[:, :, None, None], (1, 1, 1, 1))
+        mix.weight[:] = LATENT_GAIN * torch.cat([identity, luma[None]])[..., None, None]
+        mix.bias[:] = -0.5 * LATENT_GAIN
+        unmix.weight[:] = nn.functional.pad(identity / LATENT_GAIN, (0, 1))[..., None, None]
+        unmix.bias[:] = 0.5
+    encoder = nn.Sequential(nn.AvgPool2d(8), mix)
+    decoder = nn.Sequential(unmix, nn.Upsample(scale_factor=8, mode="nearest"))
+    return encoder.requires_grad_(False), decoder.requires_grad_(False)

@@ -1,15 +1,18 @@
-"""Demo model: a tiny SDXL with random weights, built in process from ComfyUI's own classes."""
+"""Demo model: a tiny SDXL that ships with the pack, built in process from ComfyUI's own classes."""
 
 from __future__ import annotations
 
+import logging
+
+import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
-import comfy.ops
 import comfy.sd
 import comfy.supported_models
 import folder_paths
 import torch
-from comfy.ldm.models.autoencoder import AutoencoderKL
+from comfy.sdxl_clip import SDXLClipModel
+from comfy.taesd.taesd import TAESD
 from comfy_api.latest import io
 
 from ..models import demo
@@ -23,17 +26,29 @@ class DemoModel(io.ComfyNode):
             display_name="Demo model",
             category="StoryLoom/demo",
             description=(
-                "A demo: a tiny SDXL with random weights that draws coloured noise. It exists so that every workflow "
-                "runs with no download; for real pictures put Load Checkpoint with an SDXL model in its place."
+                "A tiny SDXL that comes with the pack and draws pixel-art stories in seconds on any machine: a cat, "
+                "fox, rabbit, bear, robot or girl in nine places. It has SDXL's blocks, tokenizer and conditioning, so "
+                "a workflow tried on it runs on a real checkpoint: put Load Checkpoint in its place. Draws at 192x192; "
+                "20 steps and cfg 5 suit it. Words that it does not know are named in the log."
             ),
-            search_aliases=["test model", "tiny SDXL", "random weights", "StoryLoom demo"],
+            search_aliases=["test model", "tiny SDXL", "pixel art", "example model", "StoryLoom demo"],
             inputs=[],
             outputs=[
-                io.Model.Output("model", display_name="MODEL", tooltip="A tiny SDXL UNet with SDXL's own blocks."),
-                io.Clip.Output(
-                    "clip", display_name="CLIP", tooltip="SDXL's real tokenizer with two tiny random text encoders."
+                io.Model.Output(
+                    "model",
+                    display_name="MODEL",
+                    tooltip="A tiny SDXL UNet with SDXL's own blocks; it predicts v, with zero terminal SNR.",
                 ),
-                io.Vae.Output("vae", display_name="VAE", tooltip="A tiny random VAE: 8 pixels per latent, 4 channels."),
+                io.Clip.Output(
+                    "clip",
+                    display_name="CLIP",
+                    tooltip="SDXL's real tokenizer with two tiny text encoders that know about 320 tokens.",
+                ),
+                io.Vae.Output(
+                    "vae",
+                    display_name="VAE",
+                    tooltip="Squares of 8x8 pixels, one per latent. Nothing in it is trained.",
+                ),
             ],
         )
 
@@ -48,35 +63,69 @@ class DemoModel(io.ComfyNode):
 
 def build_model(disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
     """The demo UNet as a comfy.model_base.SDXL in float32; `disable_dynamic` keeps it out of dynamic VRAM."""
-    config = comfy.supported_models.SDXL(demo.UNET)
+    config = _DemoSDXL(demo.UNET)
     config.unet_config["num_head_channels"] = demo.HEAD_CHANNELS
     config.set_inference_dtype(torch.float32, None)
     offload_device = comfy.model_management.unet_offload_device()
     model = config.get_model({}, "", device=offload_device)
-    _allocate_(model.diffusion_model)
-    demo.pass_noise_through_(demo.fill_(model.diffusion_model))
     patcher = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
-    return patcher(model, comfy.model_management.get_torch_device(), offload_device)
+    patched = patcher(model, comfy.model_management.get_torch_device(), offload_device)
+    model.load_model_weights(demo.load_unet(), assign=patched.is_dynamic())
+    return patched
+
+
+class _DemoSDXL(comfy.supported_models.SDXL):
+    """SDXL as a checkpoint with the keys `v_pred` and `ztsnr` makes it."""
+
+    def model_type(self, state_dict, prefix=""):
+        self.sampling_settings = {**self.sampling_settings, "zsnr": True}
+        return comfy.model_base.ModelType.V_PREDICTION
 
 
 def build_clip(disable_dynamic: bool = False) -> comfy.sd.CLIP:
     """SDXL's tokenizer and both text encoders at full width, three layers deep."""
     target = comfy.supported_models.SDXL(demo.UNET).clip_target()
+    target.clip = _DemoEncoders
     options = {"clip_l_model_config": demo.CLIP_L, "clip_g_model_config": demo.CLIP_G, "dtype": torch.float32}
-    encoders = demo.fill_(_allocate_(target.clip(dtype=torch.float32, model_options=options)))
-    return comfy.sd.CLIP(
+    unused = {"text_projection.weight": torch.eye(demo.CLIP_L["hidden_size"])}
+    encoders = {"clip_l": {**demo.load_encoder("l"), **unused}, "clip_g": demo.load_encoder("g")}
+    clip = comfy.sd.CLIP(
         target,
         embedding_directory=folder_paths.get_folder_paths("embeddings"),
-        state_dict=encoders.state_dict(),
+        state_dict={
+            f"{name}.transformer.{key}": value for name, part in encoders.items() for key, value in part.items()
+        },
         model_options=options,
         disable_dynamic=disable_dynamic,
     )
+    clip.cond_stage_model.spelling = clip.tokenizer.clip_l.inv_vocab
+    clip.cond_stage_model.vocabulary = frozenset(demo.load_vocabulary())
+    return clip
+
+
+class _DemoEncoders(SDXLClipModel):
+    """SDXL's two encoders, which say in the log what words they do not know."""
+
+    spelling: dict[int, str]
+    vocabulary: frozenset[int]
+
+    def encode_token_weights(self, token_weight_pairs):
+        tokens = [token for chunk in token_weight_pairs["l"] for token, *_ in chunk if isinstance(token, int)]
+        unknown = demo.unknown_words(tokens, self.spelling, self.vocabulary)
+        if unknown:
+            logging.warning("The demo model does not know: %s. It draws the rest.", ", ".join(unknown))
+        return super().encode_token_weights(token_weight_pairs)
 
 
 def build_vae() -> comfy.sd.VAE:
-    """A small AutoencoderKL, filled before ComfyUI wraps it."""
-    network = demo.fill_(_allocate_(AutoencoderKL(**demo.VAE)), demo.VAE_SEED)
-    return comfy.sd.VAE(sd=network.state_dict(), config={"params": demo.VAE}, dtype=torch.float32)
+    """A VAE that averages and draws squares of 8x8 pixels, in the shape of a TAESD."""
+    vae = comfy.sd.VAE(sd=TAESD(latent_channels=4).state_dict(), dtype=torch.float32)
+    tiny = vae.first_stage_model
+    tiny.taesd_encoder, tiny.taesd_decoder = demo.autoencoder()
+    with torch.no_grad():
+        tiny.vae_scale.fill_(demo.LATENT_SCALE)
+        tiny.vae_shift.zero_()
+    return vae
 
 
 def _clip_patcher(disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
@@ -85,19 +134,3 @@ def _clip_patcher(disable_dynamic: bool = False) -> comfy.model_patcher.ModelPat
 
 def _vae_patcher(disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
     return build_vae().patcher
-
-
-def _allocate_(module: torch.nn.Module) -> torch.nn.Module:
-    """Give storage to layers that ComfyUI leaves empty until a state dict is loaded (it does so for dynamic VRAM)."""
-    for part in module.modules():
-        if isinstance(part, torch.nn.Linear) and part.weight is None:
-            part.weight = _parameter(part.weight_comfy_model_dtype, part.out_features, part.in_features)
-            if part.comfy_need_lazy_init_bias:
-                part.bias = _parameter(part.bias_comfy_model_dtype, part.out_features)
-        elif isinstance(part, torch.nn.Embedding) and part.weight.is_meta:
-            part.weight = _parameter(part.weight_comfy_model_dtype, part.num_embeddings, part.embedding_dim)
-    return module
-
-
-def _parameter(dtype: torch.dtype | None, *shape: int) -> torch.nn.Parameter:
-    return torch.nn.Parameter(torch.empty(shape, dtype=dtype), requires_grad=False)

@@ -120,10 +120,11 @@ class PromptRefused(Exception):
 
 
 class Host:
-    """ComfyUI: `run` graphs, reach its modules and the pack's."""
+    """ComfyUI: `run` graphs, reach its modules and the pack's. modules: what was imported once the pack was loaded."""
 
     def __init__(self, pack_name, execution, base):
         self.pack_name, self.execution, self.base = pack_name, execution, base
+        self.modules = frozenset(sys.modules)
         self.executor = self.new_executor()
 
     def new_executor(self):

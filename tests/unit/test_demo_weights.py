@@ -1,137 +1,128 @@
-"""The demo model's weights: the same everywhere, whatever the order of construction, and tame."""
+"""The demo's file becomes the layers of SDXL, and nothing that it says is lost on the way."""
 
-import hashlib
-import subprocess
-import sys
+import math
 
+import pytest
 import torch
-from torch import nn
+from safetensors.torch import load_file, save_file
 
-from storyloom.models.demo import CLIP_G, CLIP_L, HEAD_CHANNELS, POOL, UNET, fill_, pass_noise_through_
+from storyloom.models import demo
 
-
-class Parts(nn.Module):
-    def __init__(self, names):
-        super().__init__()
-        make = {
-            "linear": lambda: nn.Linear(24, 48),
-            "conv": lambda: nn.Conv2d(4, 8, 3),
-            "mix": lambda: nn.Conv2d(4, 8, 1),
-            "norm": lambda: nn.GroupNorm(2, 8),
-            "token_embedding": lambda: nn.Embedding(50, 16),
-        }
-        for name in names:
-            self.add_module(name, make[name]())
+SPELLING = {1: "light", 2: "house</w>", 3: "fox</w>", 4: ",</w>", 5: "house</w>"}
 
 
-class Block(nn.Module):
-    """The three layers of a UNet that the noise passes through, in the original SDXL layout."""
-
-    def __init__(self, channels=32):
-        super().__init__()
-        last = nn.Module()
-        last.skip_connection = nn.Conv2d(2 * channels, channels, 1)
-        last.out_layers = nn.Sequential(nn.SiLU(), nn.Conv2d(channels, channels, 3, padding=1))
-        self.input_blocks = nn.ModuleList([nn.Sequential(nn.Conv2d(4, channels, 3, padding=1))])
-        self.output_blocks = nn.ModuleList([nn.Sequential(last)])
-        self.out = nn.Sequential(nn.GroupNorm(channels, channels), nn.SiLU(), nn.Conv2d(channels, 4, 3, padding=1))
-
-    def forward(self, x):
-        h = self.input_blocks[0](x)
-        last = self.output_blocks[0][0]
-        both = torch.cat([torch.randn_like(h), h], 1)
-        return self.out(last.skip_connection(both) + last.out_layers(h))
+@pytest.fixture(scope="module")
+def weights():
+    return demo.load_weights()
 
 
-NAMES = ["linear", "conv", "mix", "norm", "token_embedding"]
+def test_the_file_is_small_and_holds_one_block_per_transformer():
+    assert demo.FILE.stat().st_size < 20e6
+    stored = load_file(demo.FILE)
+    assert all(value.dtype == torch.float16 for name, value in stored.items() if name != "vocabulary")
+    assert not any(".transformer_blocks.1." in name for name in stored)
+    assert len(stored["vocabulary"]) >= 300
 
 
-def digest(module):
-    state = module.state_dict()
-    return hashlib.sha256(b"".join(state[name].numpy().tobytes() for name in sorted(state))).hexdigest()
+def test_every_value_is_finite_and_in_float32(weights):
+    for part in (weights.unet, weights.clip_l, weights.clip_g):
+        for name, value in part.items():
+            assert value.dtype == torch.float32 and value.isfinite().all(), name
 
 
-def test_the_same_seed_writes_the_same_weights():
-    assert digest(fill_(Parts(NAMES), 3)) == digest(fill_(Parts(NAMES), 3))
-    assert digest(fill_(Parts(NAMES), 3)) != digest(fill_(Parts(NAMES), 4))
+def test_the_unet_has_sdxl_s_depths_and_widths(weights):
+    depths = {}
+    for name in weights.unet:
+        if ".transformer_blocks." in name:
+            head, rest = name.split(".transformer_blocks.")
+            depths[head] = max(depths.get(head, 0), 1 + int(rest.split(".")[0]))
+    assert depths == {
+        **{f"input_blocks.{n}.1": 2 for n in (4, 5)},
+        **{f"input_blocks.{n}.1": 10 for n in (7, 8)},
+        "middle_block.1": 10,
+        **{f"output_blocks.{n}.1": 10 if n < 3 else 2 for n in range(6)},
+    }
+    assert weights.unet["input_blocks.4.1.transformer_blocks.1.attn2.to_k.weight"].shape == (64, 2048)
+    assert weights.unet["label_emb.0.0.weight"].shape[1] == 2816
 
 
-def test_weights_do_not_depend_on_the_order_of_construction():
-    assert digest(fill_(Parts(NAMES))) == digest(fill_(Parts(NAMES[::-1])))
+def test_repeated_blocks_are_equal_and_share_no_memory(weights):
+    first, last = (weights.unet[f"middle_block.1.transformer_blocks.{j}.ff.net.2.weight"] for j in (0, 9))
+    assert torch.equal(first, last) and first.data_ptr() != last.data_ptr()
 
 
-def test_weights_are_the_same_in_another_process():
-    code = "import test_demo_weights as t; print(t.digest(t.fill_(t.Parts(t.NAMES))))"
-    other = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path[:0] = {[*sys.path, __file__.rpartition('/')[0]]!r}; {code}"],
-        capture_output=True,
-        text=True,
-        check=True,
+@pytest.mark.parametrize("width", [768, 1280])
+def test_the_basis_is_orthonormal_and_has_no_mean(width):
+    basis = demo.basis(width)
+    assert torch.allclose(basis.T @ basis, torch.eye(demo.NARROW), atol=1e-5)
+    assert basis.sum(0).abs().max() < 1e-4
+
+
+def test_keys_see_through_the_basis_what_they_were_trained_on(weights):
+    stored = load_file(demo.FILE)["unet.middle_block.1.transformer_blocks.0.attn2.to_k.weight"].float()
+    narrow = torch.randn(5, 2 * demo.NARROW, generator=torch.Generator().manual_seed(0))
+    halves = zip(narrow.chunk(2, 1), ("l", "g"), (768, 1280), strict=True)
+    wide = torch.cat(
+        [half @ demo.basis(width).T * demo.ROW_NORM[which] / math.sqrt(demo.NARROW) for half, which, width in halves], 1
     )
-    assert other.stdout.strip() == digest(fill_(Parts(NAMES)))
+    key = weights.unet["middle_block.1.transformer_blocks.9.attn2.to_k.weight"]
+    assert torch.allclose(wide @ key.T, narrow @ stored.T, atol=1e-3)
 
 
-def test_every_parameter_is_overwritten_with_finite_values():
-    module = Parts(NAMES)
-    for parameter in module.parameters():
-        parameter.data.fill_(float("nan"))
-    assert all(parameter.isfinite().all() for parameter in fill_(module).parameters())
+def test_words_that_were_not_learnt_are_one_unknown_word(weights):
+    for part in (weights.clip_l, weights.clip_g):
+        table = part["text_model.embeddings.token_embedding.weight"]
+        learnt = torch.zeros(demo.TOKENS, dtype=torch.bool)
+        learnt[list(weights.vocabulary)] = True
+        unknown = table[~learnt]
+        assert torch.equal(unknown, unknown[:1].expand_as(unknown))
+        assert not (table[learnt] == unknown[0]).all(1).any()
+        assert len(table[learnt].unique(dim=0)) == learnt.sum()
 
 
-def test_two_parameters_of_one_shape_get_different_values():
-    module = fill_(nn.ModuleList([nn.Linear(16, 16), nn.Linear(16, 16)]))
-    assert not torch.equal(module[0].weight, module[1].weight)
+def test_unknown_words_are_whole_words_and_named_once():
+    tokens = [demo.START, 3, 4, 1, 2, 3, 1, 5, demo.END, demo.END]
+    assert demo.unknown_words(tokens, SPELLING, {3, 4}) == ["lighthouse"]
+    assert demo.unknown_words(tokens, SPELLING, {1, 3, 4, 5}) == ["lighthouse"]
+    assert demo.unknown_words(tokens, SPELLING, set(SPELLING)) == []
 
 
-def test_norms_start_as_the_identity_and_biases_at_zero():
-    module = fill_(Parts(NAMES))
-    assert (module.norm.weight == 1).all() and (module.norm.bias == 0).all() and (module.linear.bias == 0).all()
+def test_the_autoencoder_draws_squares_and_reads_them_back():
+    pixels = torch.randint(0, 256, (2, 6, 5, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    latents = demo.to_latents(pixels)
+    encoder, decoder = demo.autoencoder()
+    picture = decoder(latents)
+    assert torch.allclose(picture.movedim(1, -1), demo.decode(latents), atol=1e-6)
+    assert torch.allclose(encoder(picture), latents, atol=1e-6)
+    assert torch.equal((demo.to_pictures(latents) * 255).round().to(torch.uint8), pixels)
 
 
-def test_layers_keep_the_variance_of_their_input():
-    torch.manual_seed(0)
-    linear = fill_(nn.ModuleDict({"layer": nn.Linear(512, 512)}))["layer"]
-    assert abs(linear(torch.randn(256, 512)).std() - 1) < 0.05
+def damaged(folder, change):
+    path = folder / "demo.safetensors"
+    change(path)
+    return path
 
 
-def test_ten_residual_blocks_in_a_row_do_not_blow_up():
-    torch.manual_seed(0)
-    blocks = fill_(
-        nn.ModuleList(nn.ModuleDict({"ff": nn.Linear(128, 128), "fc2": nn.Linear(128, 128)}) for _ in range(30))
-    )
-    x = torch.randn(64, 128)
-    for block in blocks:
-        x = x + block["fc2"](block["ff"](nn.functional.layer_norm(x, (128,))))
-    assert 1 < x.std() < 5
+def shortened(path):
+    path.write_bytes(demo.FILE.read_bytes()[:100_000])
 
 
-def test_rows_of_a_large_embedding_are_all_different():
-    rows = POOL // 256 * 3
-    weight = fill_(nn.ModuleDict({"token_embedding": nn.Embedding(rows, 256)}))["token_embedding"].weight
-    assert len(torch.unique(weight[:, :4], dim=0)) == rows
-    assert abs(weight.std() - 1) < 0.01
+def empty(path):
+    path.write_bytes(b"")
 
 
-def test_noise_passes_through_the_wired_unet():
-    torch.manual_seed(0)
-    x = torch.randn(2, 4, 16, 16)
-    x = (x - x.mean((2, 3), keepdim=True)) / x.std((2, 3), keepdim=True)
-    out = pass_noise_through_(fill_(Block()), strength=0)(x)
-    assert torch.allclose(out, x, atol=0.02)
+def another_model(path):
+    save_file({"vocabulary": torch.zeros(3, dtype=torch.int32)}, path)
 
 
-def test_the_wired_unet_adds_a_drawing_of_the_given_strength():
-    torch.manual_seed(0)
-    x = torch.randn(2, 4, 16, 16)
-    drawn = pass_noise_through_(fill_(Block()), strength=0.5)(x) - x
-    assert 0.02 < drawn.std() < 1
+def other_widths(path):
+    stored = load_file(demo.FILE)
+    stored["l.embedding"] = stored["l.embedding"][:, :64].contiguous()
+    save_file(stored, path)
 
 
-def test_heads_divide_the_channels_of_every_attention_block():
-    for level, channels in enumerate(UNET["model_channels"] * factor for factor in UNET["channel_mult"]):
-        assert level == 0 or channels % HEAD_CHANNELS == 0
-
-
-def test_text_encoders_have_the_widths_that_the_unet_expects():
-    assert CLIP_L["hidden_size"] + CLIP_G["hidden_size"] == UNET["context_dim"]
-    assert CLIP_G["hidden_size"] + 6 * 256 == UNET["adm_in_channels"]
+@pytest.mark.parametrize("change", [shortened, empty, another_model, other_widths, lambda path: None])
+def test_a_wrong_file_is_refused_with_one_sentence(tmp_path, change):
+    with pytest.raises(demo.DemoFileError, match=r"demo\.safetensors") as refused:
+        demo.load_weights(damaged(tmp_path, change))
+    assert "\n" not in str(refused.value)

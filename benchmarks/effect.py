@@ -1,0 +1,260 @@
+"""What each method does to the stories of the demo's world, read from the pixels of its pictures.
+
+    python -m storyloom.benchmarks.effect [--stories 56] [--jobs 2]
+
+Draws every story with every method on the demo model, on the host without ComfyUI, reads all attributes back from the
+pictures and prints a table: how many frames show everything that was told (alignment), how often the looks that the
+identity leaves open agree between the frames of a story (consistency), how often between stories (chance), and the gain
+of consistency over chance, with 95 % bootstrap intervals over stories. Results are kept in `out/effect/` story by
+story, so that a stopped run goes on where it was; `--page` also writes the tables and the picture into
+`docs/effect.md`. `--weights` measures another training of the demo model under another `--label`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
+from hashlib import sha256
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+
+from ..models import demo
+from ..world.draw import draw
+from ..world.measures import Effect, Estimate, StoryPictures, effect, paired_difference
+from ..world.reader import Reader, accuracy, confusion
+from ..world.scene import SIZE, Figure, Scene
+from ..world.stories import random_cast, random_story
+from ..world.words import figure_words, frame_words, imagine
+
+ROOT = Path(__file__).absolute().parent.parent
+OUT = ROOT / "out" / "effect"
+PAGE = ROOT / "docs" / "effect.md"
+PICTURE = ROOT / "docs" / "images" / "effect.png"
+FIRST_STORY, FIRST_SEED = 20_000, 5_000
+METHODS = {
+    "frames": "frame prompts",
+    "none": "concatenation",
+    "npr": "NPR",
+    "svr": "SVR",
+    "svr-eot": "SVR, end of text scaled",
+    "svr+ipca": "SVR + IPCA",
+    "ipca": "frame prompts + IPCA",
+}
+NOISE = {True: "same", False: "different"}
+COMPARED = (
+    ("svr", "none"),
+    ("svr", "npr"),
+    ("svr", "frames"),
+    ("svr-eot", "svr"),
+    ("svr+ipca", "svr"),
+    ("svr+ipca", "frames"),
+    ("ipca", "frames"),
+)
+SHOWN = ("frames", "none", "svr", "svr+ipca")
+"""Methods of the picture."""
+
+_pipeline = None
+
+
+def start(weights: Path) -> None:
+    """Load the model once in each process; one thread, since whole stories run side by side."""
+    global _pipeline
+    import torch
+
+    from ..standalone import StoryPipeline
+    from ..standalone.demo import demo_model
+
+    torch.set_num_threads(1)
+    _pipeline = StoryPipeline(demo_model(weights))
+
+
+def paint(method: str, shared_noise: bool, number: int, steps: int) -> np.ndarray:
+    """Pictures [frames, 24, 24, 3] uint8 of a story."""
+    story = random_story(FIRST_STORY + number)
+    drawn = _pipeline(
+        figure_words(story.identities[0]),
+        [frame_words(frame) for frame in story.frames],
+        method=method,
+        shared_noise=shared_noise,
+        steps=steps,
+        seed=FIRST_SEED + number,
+        progress=lambda done, of: None,
+    )
+    return (demo.to_pictures(drawn.latents) * 255).round().byte().numpy()
+
+
+class Results:
+    """The pictures of all stories by method and noise, on disk."""
+
+    def __init__(self, label: str, weights: Path, steps: int):
+        key = sha256(weights.read_bytes() + str(steps).encode()).hexdigest()[:12]
+        self.folder = OUT / f"{label.replace(' ', '-')}-{key}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.reader = Reader()
+
+    def path(self, method: str, shared_noise: bool, number: int) -> Path:
+        return self.folder / f"{method}-{NOISE[shared_noise]}-{number}.npy"
+
+    def save(self, pictures: np.ndarray, *key) -> None:
+        unfinished = self.path(*key).with_suffix(".tmp")
+        with unfinished.open("wb") as file:
+            np.save(file, pictures)
+        os.replace(unfinished, self.path(*key))
+
+    def pictures(self, *key) -> np.ndarray:
+        return np.load(self.path(*key), allow_pickle=False)
+
+    def stories(self, method: str, shared_noise: bool, count: int) -> list[StoryPictures]:
+        """Every story with what its pictures show. Read once and kept beside the pictures."""
+        cache = self.folder / f"{method}-{NOISE[shared_noise]}.json"
+        known = json.loads(cache.read_text()) if cache.exists() else []
+        for number in range(len(known), count):
+            pictures = self.pictures(method, shared_noise, number).astype(np.float32) / 255
+            known.append([asdict(reading.scene) for reading in self.reader.read_all(pictures)])
+        cache.write_text(json.dumps(known))
+        return [
+            StoryPictures(random_story(FIRST_STORY + number), tuple(_scene(scene) for scene in scenes))
+            for number, scenes in enumerate(known[:count])
+        ]
+
+
+def _scene(fields: dict) -> Scene:
+    return Scene(**{**fields, "figures": tuple(Figure(**figure) for figure in fields["figures"])})
+
+
+def paint_all(results: Results, methods: Sequence[str], noises: Sequence[bool], options) -> None:
+    """Paint every story that is not there yet, several at a time, with a bar."""
+    from tqdm import tqdm
+
+    keys = [(m, n, i) for i in range(options.stories) for m in methods for n in noises]
+    missing = [key for key in keys if not results.path(*key).exists()]
+    if not missing:
+        return
+    context = get_context("spawn")
+    with ProcessPoolExecutor(options.jobs, context, initializer=start, initargs=(options.weights,)) as pool:
+        running = {pool.submit(paint, *key, options.steps): key for key in missing}
+        for done in tqdm(as_completed(running), total=len(missing), unit="story", ncols=90):
+            results.save(done.result(), *running[done])
+
+
+def percent(estimate: Estimate) -> str:
+    return f"{estimate.mean:.0%}".replace("%", " %") + f" [{estimate.low * 100:.0f}, {estimate.high * 100:.0f}]"
+
+
+def table(rows: Sequence[tuple[str, ...]], head: Sequence[str]) -> str:
+    """A Markdown table: the first two columns to the left."""
+    line = ["---"] * 2 + ["---:"] * (len(head) - 2)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, line, *rows))
+
+
+def effect_table(effects: dict[tuple[str, bool], Effect]) -> str:
+    rows = [
+        (METHODS[m], NOISE[n], percent(e.alignment), percent(e.consistency), percent(e.chance), percent(e.gain))
+        for (m, n), e in effects.items()
+    ]
+    return table(rows, ("method", "noise", "aligned frames", "same looks", "chance", "gain"))
+
+
+def difference_table(stories: dict[tuple[str, bool], list[StoryPictures]]) -> str:
+    rows = []
+    for (ours, theirs), noise in ((pair, noise) for pair in COMPARED for noise in NOISE):
+        if (ours, noise) in stories and (theirs, noise) in stories:
+            by = paired_difference(stories[ours, noise], stories[theirs, noise])
+            name = f"{METHODS[ours]} over {METHODS[theirs]}"
+            rows.append((name, NOISE[noise], percent(by.alignment), percent(by.consistency), percent(by.gain)))
+    return table(rows, ("difference, story by story", "noise", "aligned frames", "same looks", "gain"))
+
+
+def noisy_scenes(count: int, noise: float) -> Iterator[tuple[Scene, Scene]]:
+    """Random scenes, and what the reader makes of their drawings with tint, blur and noise added."""
+    random, reader = np.random.default_rng(9), Reader()
+    for number in range(count):
+        story = random_story(number) if number % 2 else random_cast(number)
+        frame = int(random.integers(len(story.frames)))
+        scene = imagine(story.frames, frame, story.told(frame), random, stereotypes=False)
+        picture = draw(scene, random) / 255
+        around = sum(np.roll(picture, shift, axis) for shift in (-1, 1) for axis in (0, 1)) / 4
+        picture = 0.9 * picture + 0.1 * around + random.uniform(-0.03, 0.03, 3)
+        picture += random.normal(0, noise, (SIZE, SIZE, 3))
+        yield scene, reader.read(picture.clip(0, 1)).scene
+
+
+def reader_tables(count: int = 1000, noise: float = 0.08) -> str:
+    """The reader's accuracy and confusion matrices, in Markdown."""
+    matrices = confusion(list(noisy_scenes(count, noise)))
+    shares = accuracy(matrices)
+    parts = [table([(name, f"{share:.2%}") for name, share in shares.items()], ("attribute", "read right"))]
+    for name, (labels, matrix) in matrices.items():
+        rows = [(str(label), *(str(n) if n else "" for n in row)) for label, row in zip(labels, matrix, strict=True)]
+        parts.append(table(rows, (f"{name}: drawn, read as", *map(str, labels))))
+    return "\n\n".join(parts)
+
+
+def picture(results: Results, stories: Sequence[int], path: Path, scale: int = 4) -> None:
+    """The same stories side by side, a row per method of SHOWN."""
+    from PIL import Image
+
+    rows = []
+    for method in SHOWN:
+        row = []
+        for number in stories:
+            for frame in results.pictures(method, True, number).repeat(scale, 1).repeat(scale, 2):
+                row.append(np.pad(frame, ((0, 4), (0, 4), (0, 0)), constant_values=255))
+            row.append(np.full((len(row[-1]), 12, 3), 255, np.uint8))
+        rows.append(np.concatenate(row[:-1], 1))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.concatenate(rows)).save(path, optimize=True)
+
+
+def write_section(name: str, text: str) -> None:
+    """Replace what stands between the marks of a section in docs/effect.md."""
+    page = PAGE.read_text(encoding="utf-8")
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    head, rest = page.split(begin)
+    PAGE.write_text(f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stories", type=int, default=56, help="stories of four frames (default 56)")
+    parser.add_argument("--steps", type=int, default=12, help="steps of Euler per picture (default 12)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="stories drawn at a time")
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), metavar="METHOD")
+    parser.add_argument("--noise", nargs="+", choices=list(NOISE.values()), default=list(NOISE.values()))
+    parser.add_argument("--weights", type=Path, default=demo.FILE, help="another training of the demo model")
+    parser.add_argument("--label", default="shipped", help="name of that training in the page")
+    parser.add_argument("--reader", action="store_true", help="measure the reader instead of the methods")
+    parser.add_argument("--page", action="store_true", help="write the result into docs/effect.md")
+    options = parser.parse_args()
+    if options.reader:
+        parts = {"reader": reader_tables()}
+    else:
+        parts = measure(options)
+    for name, text in parts.items():
+        print(f"\n{text}")
+        if options.page:
+            write_section(name, text)
+
+
+def measure(options) -> dict[str, str]:
+    """Draw, read and count; the tables by the name of their section."""
+    results = Results(options.label, options.weights, options.steps)
+    noises = [shared for shared, name in NOISE.items() if name in options.noise]
+    paint_all(results, options.methods, noises, options)
+    stories = {(m, n): results.stories(m, n, options.stories) for m in options.methods for n in noises}
+    if options.page and options.label == "shipped":
+        picture(results, range(3), PICTURE)
+    parts = {f"effect {options.label}": effect_table({key: effect(story) for key, story in stories.items()})}
+    if options.label == "shipped":
+        parts["differences"] = difference_table(stories)
+    return parts
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""SDXL checkpoints from disk, without a hub: single files in the original layout and diffusers folders."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from .unet import unet_config
+
+UNET = {
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 320,
+    "channel_mult": [1, 2, 4],
+    "num_res_blocks": [2, 2, 2],
+    "transformer_depth": [0, 0, 2, 2, 10, 10],
+    "transformer_depth_middle": 10,
+    "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
+    "context_dim": 2048,
+    "adm_in_channels": 2816,
+    "use_linear_in_transformer": True,
+}
+HEAD_CHANNELS = 64
+CLIP = {"vocab_size": 49408, "max_position_embeddings": 77, "bos_token_id": 49406, "eos_token_id": 49407}
+CLIP_L = {
+    "hidden_size": 768,
+    "projection_dim": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "hidden_act": "quick_gelu",
+}
+CLIP_G = {
+    "hidden_size": 1280,
+    "projection_dim": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 20,
+    "hidden_act": "gelu",
+}
+VAE = {
+    "block_out_channels": [128, 256, 512, 512],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "sample_size": 1024,
+    "scaling_factor": 0.13025,
+    "force_upcast": True,
+}
+SCHEDULER = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "timestep_spacing": "leading",
+    "steps_offset": 1,
+    "prediction_type": "epsilon",
+}
+
+
+def load_checkpoint(path: Path):
+    """A `diffusers.StableDiffusionXLPipeline` on the best device there is: float16 on a GPU, else float32.
+
+    path: an SDXL .safetensors file, or a folder that diffusers saved. Raises ValueError when there is none.
+    """
+    from diffusers import StableDiffusionXLPipeline
+
+    if not path.exists():
+        raise ValueError(f'There is no checkpoint at "{path}".')
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.float16 if device == "cuda" else torch.float32
+    settings = {"torch_dtype": dtype, "local_files_only": True}
+    try:
+        if path.is_dir():
+            pipeline = StableDiffusionXLPipeline.from_pretrained(path, **settings)
+        else:
+            names = tensor_names(path)
+            check_is_sdxl(names)
+            with TemporaryDirectory() as folder:
+                write_configs(Path(folder), schedule(names))
+                settings |= {"config": folder, "tokenizer": None, "tokenizer_2": None}
+                pipeline = StableDiffusionXLPipeline.from_single_file(str(path), **settings)
+    except Exception as error:  # whatever a damaged file makes the loaders raise
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f'The checkpoint "{path}" cannot be read as SDXL: {reason}') from error
+    return pipeline.to(device)
+
+
+def tensor_names(path: Path) -> set[str]:
+    """Names of the tensors in a safetensors file. Raises SafetensorError when it is none."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return set(file.keys())
+
+
+def check_is_sdxl(names: set[str]) -> None:
+    """Raise ValueError when a checkpoint lacks SDXL's second text encoder or its UNet."""
+    for part, prefix in (
+        ("UNet", "model.diffusion_model.label_emb."),
+        ("second text encoder", "conditioner.embedders.1."),
+    ):
+        if not any(name.startswith(prefix) for name in names):
+            raise ValueError(f"it has no {part} of SDXL ({prefix}*).")
+
+
+def schedule(names: set[str]) -> dict[str, Any]:
+    """The scheduler's config of a checkpoint: some say by empty tensors what they predict, `v_pred` and `ztsnr`."""
+    if "v_pred" not in names:
+        return SCHEDULER
+    zero_snr = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}  # arXiv 2305.08891, to start at the end
+    return SCHEDULER | {"prediction_type": "v_prediction"} | (zero_snr if "ztsnr" in names else {})
+
+
+def write_configs(folder: Path, scheduler: Mapping[str, Any]) -> None:
+    """Write what diffusers wants to know of SDXL base, as it would come from a hub."""
+    parts = {
+        "unet": ("diffusers", "UNet2DConditionModel", unet_config(UNET, HEAD_CHANNELS)),
+        "vae": ("diffusers", "AutoencoderKL", VAE),
+        "text_encoder": ("transformers", "CLIPTextModel", CLIP | CLIP_L),
+        "text_encoder_2": ("transformers", "CLIPTextModelWithProjection", CLIP | CLIP_G),
+        "scheduler": ("diffusers", "EulerDiscreteScheduler", scheduler),
+    }
+    index = {"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": True}
+    for name, (library, kind, config) in parts.items():
+        index[name] = [library, kind]
+        (folder / name).mkdir()
+        file = "scheduler_config.json" if name == "scheduler" else "config.json"
+        model = {"model_type": "clip_text_model"} if library == "transformers" else {}
+        (folder / name / file).write_text(json.dumps({"_class_name": kind, **model, **config}))
+    (folder / "model_index.json").write_text(json.dumps(index))

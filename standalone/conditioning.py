@@ -1,0 +1,29 @@
+"""A story as one batched conditioning, encoded by this host: its prompts are plain text and have one entry each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..prompts import encode as stories
+from ..prompts.encode import Encode, Entry, Reweighting
+from ..prompts.script import Story
+from ..prompts.tokens import Tokenize, Tokens
+
+EncodeText = Callable[[Tokens], Entry]
+"""encode(tokens) -> context [1, T, 2048] and its info with `pooled_output` [1, 1280]."""
+
+
+def one_prompt(tokenize: Tokenize, encode: EncodeText, story: Story, reweighting: Reweighting) -> Entry:
+    """`prompts.encode.one_prompt` with the published settings."""
+    (entry,) = stories.one_prompt(tokenize, _each(encode), story, reweighting, weights=False)
+    return entry
+
+
+def frame_by_frame(tokenize: Tokenize, encode: EncodeText, story: Story) -> Entry:
+    """`prompts.encode.frame_by_frame`."""
+    (entry,) = stories.frame_by_frame(tokenize, _each(encode), story, weights=False)
+    return entry
+
+
+def _each(encode: EncodeText) -> Encode:
+    return lambda prompts: [[encode(tokens)] for tokens in prompts]

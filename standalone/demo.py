@@ -1,0 +1,77 @@
+"""The demo model on diffusers: the weights that ship with the pack, in a UNet and encoders of the package index."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Container, Mapping
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..models import demo
+from ..prompts.script import Story
+from .model import StoryModel
+from .text import spelling, tokenize
+from .unet import build_unet, to_diffusers
+
+SCHEDULE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",
+}
+END = 49407
+
+
+def demo_model(weights_file: Path | None = None) -> StoryModel:
+    """The demo model in float32 on the CPU. weights_file: another training of it than the one that ships.
+
+    Raises DemoFileError.
+    """
+    from diffusers import EulerDiscreteScheduler
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    weights = demo.load_weights(weights_file)
+    config_l = CLIPTextConfig(**demo.CLIP_L, hidden_act="quick_gelu", eos_token_id=END)
+    config_g = CLIPTextConfig(**demo.CLIP_G, hidden_act="gelu", projection_dim=1280, eos_token_id=END)
+    return StoryModel(
+        unet=filled(partial(build_unet, demo.UNET, demo.HEAD_CHANNELS), to_diffusers(weights.unet, demo.UNET)),
+        text_encoder=filled(partial(CLIPTextModel, config_l), weights.clip_l),
+        text_encoder_2=filled(partial(CLIPTextModelWithProjection, config_g), weights.clip_g),
+        scheduler=EulerDiscreteScheduler(**SCHEDULE, prediction_type=demo.PREDICTION),
+        decode=demo.decode,
+        width=demo.WIDTH,
+        height=demo.HEIGHT,
+        device=torch.device("cpu"),
+        on_story=partial(warn_of_unknown_words, frozenset(weights.vocabulary)),
+    )
+
+
+def warn_of_unknown_words(vocabulary: Container[int], story: Story) -> None:
+    """Say in the log which words of a story are none of the vocabulary's."""
+    before, after = story.style_around
+    said = (*(character.description for character in story.characters), *(frame.text for frame in story.frames))
+    windows = tokenize(" ".join([before, *said, after]))["l"]
+    tokens = (token for window in windows for token, _, word in window if word)
+    unknown = demo.unknown_words(tokens, spelling(), vocabulary)
+    if unknown:
+        logging.warning("The demo model does not know: %s. It draws the rest.", ", ".join(unknown))
+
+
+def filled(make: Callable[[], nn.Module], weights: Mapping[str, Tensor]) -> nn.Module:
+    """The module that `make` builds, holding these very tensors: nothing is initialised first, and nothing trains.
+
+    transformers 5 leaves out `text_model.` in CLIP-L's names.
+    """
+    with torch.device("meta"):
+        module = make()
+    own = module.state_dict()
+    named = {name if name in own else name.removeprefix("text_model."): tensor for name, tensor in weights.items()}
+    module.load_state_dict(named, assign=True)
+    for part in module.modules():
+        if hasattr(part, "position_ids"):  # not among the weights
+            part.position_ids = torch.arange(part.position_ids.shape[-1])[None]
+    return module.eval().requires_grad_(False)

@@ -1,0 +1,157 @@
+"""A story from text to page, with no ComfyUI.
+
+story = StoryPipeline(StableDiffusionXLPipeline.from_pretrained(...))
+drawn = story("a red fox in a blue coat", ["asleep in the snow", "reading on a train"], seed=7)
+drawn.page.save("page.png")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..attention.identity import IdentityPreserving
+from ..attention.sampling import check_window
+from ..pages.grid import comic_page
+from ..prompts.encode import Entry, Reweighting
+from ..prompts.script import Story, parse_story
+from .conditioning import frame_by_frame, one_prompt
+from .layers import blocks_of
+from .model import StoryModel, model_of
+from .patcher import UNetPatcher, with_patch
+from .sampling import ModelSampling, Progress, sample_euler, story_noise
+from .text import TextEncoders, tokenize
+
+METHODS: dict[str, tuple[Reweighting | None, bool]] = {
+    "svr+ipca": ("svr", True),
+    "svr": ("svr", False),
+    "svr-eot+ipca": ("svr_eot", True),
+    "svr-eot": ("svr_eot", False),
+    "ipca": (None, True),
+    "npr": ("npr", False),
+    "none": ("none", False),
+    "frames": (None, False),
+}
+"""Method -> reweighting of the story as one prompt (None: every frame's own prompt), and whether IPCA acts."""
+
+
+@dataclass(frozen=True, eq=False)
+class DrawnStory:
+    """A story's pictures in order and the page that they make. `latents` [frames, 4, height / 8, width / 8]."""
+
+    story: Story
+    frames: tuple[Image.Image, ...]
+    page: Image.Image
+    latents: Tensor
+
+
+class StoryPipeline:
+    """Draws stories with an SDXL pipeline of diffusers, which it leaves as it was.
+
+    pipeline: a `diffusers.StableDiffusionXLPipeline`, or a StoryModel such as `demo_model()`.
+    """
+
+    def __init__(self, pipeline):
+        self.model = pipeline if isinstance(pipeline, StoryModel) else model_of(pipeline)
+        self.patcher = UNetPatcher(self.model.unet, ModelSampling(self.model.scheduler))
+        self.encode = TextEncoders(self.model.text_encoder, self.model.text_encoder_2, self.model.device)
+
+    def __call__(
+        self,
+        identity: str,
+        frames: Sequence[str],
+        style: str = "",
+        *,
+        method: str = "svr+ipca",
+        steps: int = 30,
+        cfg: float = 5.0,
+        seed: int = 0,
+        width: int | None = None,
+        height: int | None = None,
+        identity_weight: float = 2.0,
+        start_percent: float = 0.0,
+        end_percent: float = 1.0,
+        blocks: str = "all",
+        negative: str | None = None,
+        shared_noise: bool = True,
+        progress: Progress | None = None,
+    ) -> DrawnStory:
+        """Draw a story.
+
+        identity, frames, style: as in the Story script node, one frame per item. method: a key of METHODS. width,
+        height: pixels, None for the model's own. identity_weight, start_percent, end_percent, blocks: of IPCA.
+        negative: None for the published all-zero one. progress: called as progress(steps done, steps in all), None
+        for a bar. Raises ValueError (StoryScriptError, StoryTooLongError) for what cannot be drawn, before anything is.
+        """
+        width, height = width or self.model.width, height or self.model.height
+        check_settings(method, steps, width, height, identity_weight, start_percent, end_percent)
+        story = parse_story(identity, "\n".join(frames), style)
+        reweighting, preserves_identity = METHODS[method]
+        model = self.patcher
+        if preserves_identity:
+            chosen = blocks_of(self.model.unet, blocks)
+            model = with_patch(model, IdentityPreserving(identity_weight, start_percent, end_percent, chosen))
+        positive = self.conditioning(story, reweighting)
+        self.model.on_story(story)
+        latents = sample_euler(
+            model,
+            [positive],
+            [self._negative(positive, negative)],
+            story_noise(len(story.frames), height, width, seed, shared_noise).to(self.model.device),
+            self.model.scheduler,
+            steps,
+            cfg,
+            progress or ProgressBar(),
+        )
+        pictures = (self.model.decode(latents).float().cpu() * 255).round().to(torch.uint8)
+        images = tuple(Image.fromarray(picture.numpy()) for picture in pictures)
+        page = comic_page(images, [frame.caption for frame in story.frames])
+        return DrawnStory(story, images, page, latents)
+
+    def conditioning(self, story: Story, reweighting: Reweighting | None) -> Entry:
+        """The tagged conditioning of a story: as one prompt reweighted so, or with None frame by frame."""
+        if reweighting is None:
+            return frame_by_frame(tokenize, self.encode, story)
+        return one_prompt(tokenize, self.encode, story, reweighting)
+
+    def _negative(self, positive: Entry, text: str | None) -> Entry:
+        if text is not None:
+            return self.encode(tokenize(text))
+        context, info = positive
+        return torch.zeros_like(context[:1]), {"pooled_output": torch.zeros_like(info["pooled_output"][:1])}
+
+
+class ProgressBar:
+    """A bar on the terminal that is advanced by calling it."""
+
+    def __init__(self):
+        self.bar = None
+
+    def __call__(self, done: int, steps: int) -> None:
+        if self.bar is None:
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=steps, unit="step", desc="drawing")
+        self.bar.update(done - self.bar.n)
+        if done == steps:
+            self.bar.close()
+
+
+def check_settings(
+    method: str, steps: int, width: int, height: int, identity_weight: float, start_percent: float, end_percent: float
+) -> None:
+    """Raise ValueError, saying what to change, for settings that nothing can be drawn with."""
+    if method not in METHODS:
+        raise ValueError(f'There is no method "{method}". Choose one of {", ".join(METHODS)}.')
+    if steps < 1:
+        raise ValueError(f"A picture needs at least 1 step, got {steps}.")
+    for name, pixels in (("width", width), ("height", height)):
+        if pixels < 64 or pixels % 8:
+            raise ValueError(f"The {name} must be at least 64 pixels and a multiple of 8, got {pixels}.")
+    if identity_weight < 1:
+        raise ValueError(f"identity_weight must be at least 1, got {identity_weight:g}; 1 is off, 2 is published.")
+    check_window(start_percent, end_percent)

@@ -1,0 +1,299 @@
+"""Both hosts draw the same: tokens, conditionings, what the UNet is told and says, whole Euler runs."""
+
+from functools import partial
+from importlib.util import find_spec
+
+import pytest
+import torch
+import torch.nn.functional as F
+from story_graphs import STORY, SVR, build, call, distance, fill_, ipca
+
+pytestmark = pytest.mark.skipif(
+    not (find_spec("diffusers") and find_spec("open_clip")),
+    reason='the host without ComfyUI needs its packages: pip install "storyloom[standalone]"',
+)
+
+STEPS, SIZE, SEED = 3, (96, 64), 7
+SCHEDULES = {
+    "epsilon": {"timestep_spacing": "leading", "steps_offset": 1},
+    "v_prediction": {"timestep_spacing": "trailing", "rescale_betas_zero_snr": True},
+}
+TEXTS = [
+    "",
+    "a red fox in a blue coat",
+    "A Red  FOX,\tin a blue coat!!! ...and more",
+    "it's the fox's den, they'll've 12 eggs & 3.5kg of \"salt\"",
+    "naïve café, Ünïcödé, 狐狸在雪中, лиса, 🦊 fox's, e\u0301 Å",
+    "(snow:1.2) \\(plain\\) [brackets] <tag> a/b_c-d #1 @home 50% {x}",
+    "supercalifragilisticexpialidocious antidisestablishmentarianism zzzzxqqj",
+    "a fox and a crow " * 40,
+    "&amp; &lt;b&gt; it\u2019s \u201cquoted\u201d \u2026 \ufb01sh",
+]
+
+
+@pytest.fixture(scope="module")
+def standalone(models):
+    """The tiny SDXL of the host tests on diffusers: a UNet and text encoders with the very same weights."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    from storyloom.standalone.demo import filled
+    from storyloom.standalone.text import TextEncoders
+    from storyloom.standalone.unet import build_unet, to_diffusers
+
+    model, clip = models
+    config = model.model.model_config.unet_config
+    own = model.model.diffusion_model.state_dict()
+    unet = filled(partial(build_unet, config, config["num_head_channels"]), to_diffusers(own, config))
+    encoders = []
+    for key, kind, activation in (("l", CLIPTextModel, "quick_gelu"), ("g", CLIPTextModelWithProjection, "gelu")):
+        theirs = getattr(clip.cond_stage_model, f"clip_{key}").transformer
+        width = theirs.text_projection.weight.shape[0]
+        small = {"num_hidden_layers": 3, "intermediate_size": 64, "num_attention_heads": width // 64}
+        config = CLIPTextConfig(
+            hidden_size=width, projection_dim=width, hidden_act=activation, eos_token_id=49407, **small
+        )
+        weights = {name: tensor.float() for name, tensor in theirs.state_dict().items()}
+        if key == "l":
+            weights.pop("text_projection.weight")
+        encoders.append(filled(partial(kind, config), weights))
+    return unet, TextEncoders(*encoders, torch.device("cpu"))
+
+
+def scheduler(kind):
+    from diffusers import EulerDiscreteScheduler
+
+    return EulerDiscreteScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=kind, **SCHEDULES[kind]
+    )
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_tokens_are_the_same(models, text):
+    from storyloom.standalone.text import tokenize
+
+    assert tokenize(text) == models[1].tokenize(text, return_word_ids=True, disable_weights=True)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_encodings_are_the_same(models, standalone, text):
+    from storyloom.standalone.text import tokenize
+
+    clip = models[1]
+    ((context, info),) = clip.encode_from_tokens_scheduled(clip.tokenize(text, disable_weights=True), show_pbar=False)
+    ours, summary = standalone[1](tokenize(text))
+    assert close(ours, context) and close(summary["pooled_output"], info["pooled_output"])
+
+
+@pytest.mark.parametrize("method", ["svr", "npr", "none", "frames"])
+def test_conditionings_are_the_same(host, graph, standalone, method):
+    encode, changes = ("EncodePerFrame", {}) if method == "frames" else ("EncodeOnePrompt", {"reweighting": method})
+    graph.capture(positive=build(graph, encode, literal=True, **changes)["positive"])
+    ((context, info),) = host.run(graph).positive
+    ours, summary = conditioning(standalone[1], method)
+    assert close(ours, context) and close(summary["pooled_output"], info["pooled_output"])
+    assert repr(summary["storyloom"]) == repr(info["storyloom"])
+
+
+def conditioning(encoders, method):
+    from storyloom.prompts.script import parse_story
+    from storyloom.standalone.conditioning import frame_by_frame, one_prompt
+    from storyloom.standalone.text import tokenize
+
+    story = parse_story(STORY["identity"], STORY["frames"])
+    return (
+        frame_by_frame(tokenize, encoders, story)
+        if method == "frames"
+        else one_prompt(tokenize, encoders, story, method)
+    )
+
+
+def weakened(seen):
+    """An attention replacement that halves the keys and keeps what it is told."""
+
+    def replacement(q, k, v, options):
+        seen.append({key: value for key, value in options.items()})
+        q, k, v = (part.unflatten(2, (options["n_heads"], -1)).transpose(1, 2) for part in (q, k, v))
+        return F.scaled_dot_product_attention(q, k / 2, v).transpose(1, 2).flatten(2)
+
+    return replacement
+
+
+REPLACED = [
+    ("attn1", "input", 4, None),
+    ("attn1", "output", 1, 0),
+    ("attn2", "middle", 0, 1),
+    ("attn2", "output", 5, None),
+]
+
+
+def replace_attention(model, seen):
+    model = model.clone()
+    for slot, *place in REPLACED:
+        getattr(model, f"set_model_{slot}_replace")(weakened(seen), *place)
+    return model
+
+
+PATCHED = ["plain", "ipca", "replaced", "ipca on replaced"]
+
+
+@pytest.mark.parametrize("cfg", [5.0, 1.0])
+@pytest.mark.parametrize("kind", SCHEDULES)
+@pytest.mark.parametrize("patched", PATCHED)
+def test_the_unet_and_a_whole_run_are_the_same(host, graph, standalone, patched, kind, cfg):
+    theirs = on_comfyui(host, graph, patched, kind, cfg)
+    ours = on_diffusers(standalone, patched, kind, cfg)
+    assert len(ours["unet"]) == len(theirs["unet"]) == STEPS
+    for mine, other in zip(ours["unet"], theirs["unet"], strict=True):
+        assert close(mine, other)
+    assert distance(ours["samples"], theirs["samples"]) < 1e-4
+    if "replaced" in patched:
+        assert_told_the_same(ours["told"], theirs["told"])
+    else:
+        assert not ours["told"] and not theirs["told"]
+
+
+def on_comfyui(host, graph, patched, kind, cfg):
+    parts = build(graph, size=SIZE, literal=True)
+    model, told, said = parts["model"], [], []
+    if kind == "v_prediction":
+        model = graph.add("ModelSamplingDiscrete", model=model, sampling=kind, zsnr=True)()
+    if "replaced" in patched:
+        model = call(graph, host, lambda given: replace_attention(given, told), model)
+    if "ipca" in patched:
+        model = ipca(graph, model)
+
+    def listen(given):
+        given = given.clone()
+
+        def diffusion_model(executor, *args, **kwargs):
+            out = executor(*args, **kwargs)
+            said.append(out.clone())
+            return out
+
+        given.add_wrapper_with_key("diffusion_model", "test", diffusion_model)
+        return given
+
+    model = call(graph, host, listen, model)
+    euler = scheduler(kind)
+    euler.set_timesteps(STEPS)
+    settings = {key: parts[key] for key in ("positive", "negative", "latent_image")}
+    settings |= {"model": model, "add_noise": True, "noise_seed": SEED, "cfg": cfg}
+    sampler = graph.add("KSamplerSelect", sampler_name="euler")()
+    sigmas = call(graph, host, lambda _: euler.sigmas, parts["story"])
+    samples = graph.add("SamplerCustom", sampler=sampler, sigmas=sigmas, **settings)()
+    graph.capture(samples=samples)
+    return {"samples": host.run(graph).samples["samples"], "unet": said, "told": told}
+
+
+def on_diffusers(standalone, patched, kind, cfg):
+    from storyloom.attention.identity import IdentityPreserving
+    from storyloom.standalone.layers import blocks_of
+    from storyloom.standalone.patcher import UNetPatcher, with_patch
+    from storyloom.standalone.sampling import ModelSampling, sample_euler, story_noise
+
+    unet, encoders = standalone
+    model, told, said = UNetPatcher(unet, ModelSampling(scheduler(kind))), [], []
+    if "replaced" in patched:
+        model = replace_attention(model, told)
+    if "ipca" in patched:
+        model = with_patch(model, IdentityPreserving(2.0, 0.0, 1.0, blocks_of(unet, "all")))
+    positive = context, info = conditioning(encoders, SVR["reweighting"])
+    negative = torch.zeros_like(context), {"pooled_output": torch.zeros_like(info["pooled_output"])}
+    noise = story_noise(len(context), SIZE[1], SIZE[0], SEED, shared=True)
+    if (
+        kind == "epsilon"
+    ):  # a schedule that starts below the largest sigma: ComfyUI scales noise by it, diffusers by more
+        euler = scheduler(kind)
+        euler.set_timesteps(STEPS)
+        noise = noise * euler.sigmas[0] / euler.init_noise_sigma
+    hook = unet.register_forward_hook(lambda module, args, out: said.append(out[0].clone()))
+    try:
+        samples = sample_euler(model, [positive], [negative], noise, scheduler(kind), STEPS, cfg)
+    finally:
+        hook.remove()
+    return {"samples": samples / 0.13025, "unet": said, "told": told}
+
+
+def assert_told_the_same(ours, theirs):
+    """A replacement is called for the same layers in the same order, and told the same."""
+    own = {"prefetch_dynamic_vbars", "callbacks", "wrappers", "uuids", "storyloom"}
+    assert len(ours) == len(theirs) > STEPS
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.keys() - own == other.keys() - own
+        assert len(mine["uuids"]) == len(other["uuids"])
+        for key in mine.keys() - own:
+            if isinstance(mine[key], torch.Tensor):
+                assert torch.allclose(mine[key], other[key].to(mine[key]))
+            else:
+                assert mine[key] == other[key], key
+
+
+def test_blocks_and_windows_mean_the_same(host, models, standalone):
+    from storyloom.standalone.layers import attention_depths
+    from storyloom.standalone.sampling import ModelSampling
+
+    model = models[0]
+    assert attention_depths(standalone[0]) == host.pack("nodes.patching").attention_depths(model)
+    ours, theirs = ModelSampling(scheduler("epsilon")), model.get_model_object("model_sampling")
+    for percent in (0.0, 0.001, 0.25, 0.5, 0.999, 1.0):
+        assert ours.percent_to_sigma(percent) == pytest.approx(theirs.percent_to_sigma(percent), rel=1e-4)
+
+
+def test_weight_patches_have_the_same_names_and_arithmetic(models, standalone):
+    from storyloom.standalone.patcher import UNetPatcher
+    from storyloom.standalone.sampling import ModelSampling
+
+    name = "diffusion_model.output_blocks.1.1.transformer_blocks.1.attn2.to_k.weight"
+    weight = models[0].model.state_dict()[name]
+    difference = torch.linspace(-1, 1, weight.numel()).view_as(weight)
+    model = UNetPatcher(standalone[0], ModelSampling(scheduler("epsilon")))
+    assert model.add_patches({name: (difference,), "diffusion_model.no.such": (difference,)}, 0.5) == [name]
+    patched = models[0].clone()
+    assert patched.add_patches({name: (difference,)}, 0.5) == [name]
+    before = {key: value.clone() for key, value in standalone[0].state_dict().items()}
+    with model.patched_weights():
+        changed = {
+            key: value for key, value in standalone[0].state_dict().items() if not torch.equal(value, before[key])
+        }
+        ((key, value),) = changed.items()
+        assert torch.allclose(value, weight + 0.5 * difference)
+    assert all(torch.equal(value, before[key]) for key, value in standalone[0].state_dict().items())
+
+
+def close(a, b):
+    return torch.allclose(a, b.to(a), rtol=1e-4, atol=1e-4)
+
+
+def test_a_checkpoint_file_of_comfyui_loads_without_a_hub(host, models, standalone, tmp_path, monkeypatch):
+    import comfy.sd
+    from comfy.ldm.models.autoencoder import AutoencoderKL
+
+    from storyloom.standalone import checkpoint
+
+    ddconfig = {"double_z": True, "z_channels": 4, "resolution": 64, "in_channels": 3, "out_ch": 3, "dropout": 0.0}
+    ddconfig |= {"ch": 32, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 2, "attn_resolutions": []}
+    network = fill_(AutoencoderKL(embed_dim=4, ddconfig=ddconfig), 2)
+    vae = comfy.sd.VAE(sd=network.state_dict(), config={"params": {"embed_dim": 4, "ddconfig": ddconfig}})
+    path = tmp_path / "tiny.safetensors"
+    comfy.sd.save_checkpoint(str(path), *models, vae)
+
+    own = models[0].model.model_config.unet_config
+    monkeypatch.setattr(checkpoint, "UNET", own)
+    monkeypatch.setattr(checkpoint, "HEAD_CHANNELS", own["num_head_channels"])
+    small = {"num_hidden_layers": 3, "intermediate_size": 64}
+    monkeypatch.setattr(checkpoint, "CLIP_L", checkpoint.CLIP_L | small)
+    monkeypatch.setattr(checkpoint, "CLIP_G", checkpoint.CLIP_G | small)
+    monkeypatch.setattr(checkpoint, "VAE", checkpoint.VAE | {"block_out_channels": [32] * 4})
+    pipeline = checkpoint.load_checkpoint(path)
+    assert weights_equal(pipeline.unet, standalone[0])
+    for key, encoder in (("l", pipeline.text_encoder), ("g", pipeline.text_encoder_2)):
+        assert weights_equal(encoder, standalone[1].encoders[key])
+    latents = torch.linspace(-1, 1, 4 * 8 * 6).view(1, 4, 8, 6)
+    with torch.no_grad():
+        picture = pipeline.vae.decode(latents / 0.13025)[0]
+        assert close(picture, network.decode(latents / 0.13025))
+
+
+def weights_equal(a, b):
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)

@@ -1,0 +1,93 @@
+"""The command line: a page with a progress bar, and faults in one sentence."""
+
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from storyloom.standalone import __main__ as command
+
+STORY = ["a red fox in a blue coat", "asleep in the snow", "reading on a train"]
+
+
+def run(*arguments, code=None):
+    start = ["-c", code] if code else ["-m", "storyloom.standalone"]
+    return subprocess.run([sys.executable, *start, *map(str, arguments)], capture_output=True, text=True)
+
+
+def test_a_story_becomes_a_page(tmp_path):
+    page = tmp_path / "page.png"
+    done = run(*STORY, "--steps", 1, "--width", 64, "--height", 96, "-o", page)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(page) and "drawing" in done.stderr
+    assert Image.open(page).width > 2 * 64
+
+
+def test_every_setting_reaches_the_picture(tmp_path, monkeypatch, small):
+    monkeypatch.setattr("storyloom.standalone.demo.demo_model", lambda: small)
+    drawn = {}
+    for number, settings in enumerate(
+        ["", "--method ipca", "--cfg 1", "--seed 5", "--identity-weight 4", "--own-noise"]
+    ):
+        page = tmp_path / f"{number}.png"
+        assert command.main([*STORY, "--steps", "1", "-o", str(page), *settings.split()]) == 0
+        drawn[settings] = Image.open(page).tobytes()
+    assert len(set(drawn.values())) == len(drawn)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([*STORY, "[Bear] eating"], "Story script, frames, line 3: "),
+        (["", "asleep"], "Story script, identity: it is empty"),
+        ([*STORY, "--style", "ink"], "Put {prompt} once"),
+        ([*STORY, "--method", "magic"], 'There is no method "magic"'),
+        ([*STORY, "--steps", "0"], "at least 1 step"),
+        ([*STORY, "--width", "100"], "multiple of 8, got 100"),
+        ([*STORY, "-o", "nowhere/page.png"], 'There is no folder "nowhere"'),
+        ([*STORY, "-o", "page.txt"], 'The page "page.txt" must end in .png'),
+        ([*STORY, "--checkpoint", "none.safetensors"], 'There is no checkpoint at "none.safetensors"'),
+    ],
+)
+def test_faults_are_one_sentence_and_code_1(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert command.main(arguments) == 1
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_story_too_long_for_one_prompt_is_refused(monkeypatch, capsys, tmp_path, small):
+    monkeypatch.setattr("storyloom.standalone.demo.demo_model", lambda: small)
+    assert command.main([*STORY, "drinking tea " * 40, "-o", str(tmp_path / "page.png")]) == 1
+    assert "too long for one prompt" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path, capsys):
+    import torch
+    from safetensors.torch import save_file
+
+    damaged, other, page = tmp_path / "damaged.safetensors", tmp_path / "other.safetensors", tmp_path / "page.png"
+    damaged.write_bytes(b"no tensors in here")
+    save_file({"model.diffusion_model.out.2.weight": torch.zeros(1)}, other)
+    for path, reason in ((damaged, "cannot be read as SDXL: "), (other, "has no UNet of SDXL"), (tmp_path, "SDXL: ")):
+        assert command.main([*STORY, "--checkpoint", str(path), "-o", str(page)]) == 1
+        said = capsys.readouterr().err
+        assert reason in said and said.count("\n") == 1
+
+
+def test_without_the_packages_it_says_what_to_install(tmp_path):
+    hide = "import sys; sys.modules['diffusers'] = None; sys.modules['open_clip'] = None; "
+    # None in sys.modules makes find_spec and import fail as for a package that is not there
+    done = run(
+        *STORY,
+        "-o",
+        tmp_path / "page.png",
+        code=hide + "from storyloom.standalone.__main__ import main; sys.exit(main())",
+    )
+    assert done.returncode == 1
+    assert 'pip install "storyloom[standalone]"' in done.stderr and "diffusers, open_clip_torch" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = run(code=hide + "from storyloom.standalone import StoryPipeline")
+    assert done.stderr.strip().splitlines()[-1].startswith("ImportError: StoryLoom without ComfyUI needs diffusers")
