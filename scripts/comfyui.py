@@ -393,9 +393,16 @@ class Server:
 
     def outputs(self, history: dict) -> list[Path]:
         """The image files that a prompt saved (previews are not), in the order of the history."""
-        images = [image for output in history["outputs"].values() for image in output.get("images", [])]
-        saved = [image for image in images if image["type"] == "output"]
-        return [self.base / "output" / image["subfolder"] / image["filename"] for image in saved]
+        saved = self.base / "output"
+        return [path for paths in self.images(history).values() for path in paths if path.is_relative_to(saved)]
+
+    def images(self, history: dict) -> dict[str, list[Path]]:
+        """Node id -> the image files that it saved or previewed, in the order of the history."""
+        shown = {node: output["images"] for node, output in history["outputs"].items() if output.get("images")}
+        return {
+            node: [self.base / image["type"] / image["subfolder"] / image["filename"] for image in images]
+            for node, images in shown.items()
+        }
 
     def stop(self) -> None:
         """End the server and everything it started."""

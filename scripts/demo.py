@@ -1,4 +1,8 @@
-"""Draws the demo story with a real ComfyUI on the CPU and prints where the finished page lies: `make demo`."""
+"""Draws the demo story without and with StoryLoom, measures both rows and prints where the page lies: `make demo`.
+
+A real ComfyUI runs the workflow on the CPU. Where there is none and none can be cloned, the pack's own host on
+diffusers draws the same story.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,8 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import comfyui
@@ -15,20 +21,34 @@ import environment
 
 ROOT = Path(__file__).absolute().parent.parent
 OUT = ROOT / "out"
-WORKFLOW = ROOT / "workflows" / "api" / "Demo - One Prompt One Story.json"
+WORKFLOW = ROOT / "workflows" / "api" / "Demo - With and Without.json"
+METHODS = {"StoryLoom/without": "frames", "StoryLoom/with": "svr+ipca"}
+"""How the host without ComfyUI draws what the workflow saves under these names."""
+MEANING = """Alignment: frames that show place, action, prop and looks as told. Same looks: how often frames agree on a
+look that the text leaves open. Both are read from the pixels of this one story; docs/effect.md has many stories."""
 
 
 class DemoError(Exception):
     """The demo cannot run; the message is one sentence for the user."""
 
 
+class NotMeasured(Exception):
+    """The pictures cannot be measured; the message says why."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Files in `out/`. rows: name -> one picture per frame, floats 0..1 [H, W, 3]; pages: what else was saved."""
+
+    pages: list[Path]
+    rows: Mapping[str, Sequence]
+
+
 class ProgressBars:
     """A bar for each node that reports steps."""
 
     def __init__(self, prompt: dict):
-        self.titles = {
-            node: entry.get("_meta", {}).get("title") or entry["class_type"] for node, entry in prompt.items()
-        }
+        self.titles = {node: title_of(entry) for node, entry in prompt.items()}
         self.node = None
         self.bar = None
 
@@ -48,6 +68,9 @@ class ProgressBars:
             self.bar = None
 
 
+# ---- the workflow ----------------------------------------------------------------------------------------------------
+
+
 def read_workflow(path: Path) -> dict:
     """An API-format workflow. Raises DemoError when the file is missing or is something else."""
     if not path.is_file():
@@ -63,21 +86,132 @@ def read_workflow(path: Path) -> dict:
     return prompt
 
 
-def draw(host: Path, prompt: dict, base: Path) -> list[Path]:
-    """Run the workflow on a fresh server and return the saved images, copied to `out/`."""
+def title_of(node: dict) -> str:
+    return node.get("_meta", {}).get("title") or node["class_type"]
+
+
+def source_of(prompt: dict, node: dict, name: str) -> str | None:
+    """Id of the node that an input is linked to."""
+    link = node.get("inputs", {}).get(name)
+    return str(link[0]) if isinstance(link, list) and str(link[0]) in prompt else None
+
+
+def nodes_of(prompt: dict, kind: str) -> dict[str, dict]:
+    """Nodes whose class begins so, by id."""
+    return {number: node for number, node in prompt.items() if node["class_type"].startswith(kind)}
+
+
+def rows_of(prompt: dict) -> dict[str, str]:
+    """Node id -> title of the nodes that save or show the frames as VAE Decode gives them, one node per batch."""
+    rows = {}
+    for number, node in prompt.items():
+        source = source_of(prompt, node, "images")
+        if source in nodes_of(prompt, "VAEDecode") and node["class_type"] in ("SaveImage", "PreviewImage"):
+            rows.setdefault(source, (number, title_of(node)))
+    return dict(rows.values())
+
+
+def texts_of(prompt: dict) -> tuple[str, list[str]]:
+    """Identity and frames that the encode nodes read. Raises NotMeasured when that is not one typed story."""
+    sources = {source_of(prompt, node, "story") for node in nodes_of(prompt, "StoryLoom_Encode").values()}
+    if len(sources) != 1 or not sources <= set(nodes_of(prompt, "StoryLoom_Script")):
+        raise NotMeasured("the workflow does not draw the story of one Story script.")
+    script = prompt[sources.pop()].get("inputs", {})
+    identity, frames = script.get("identity"), script.get("frames")
+    if not isinstance(identity, str) or not isinstance(frames, str):
+        raise NotMeasured("the story's texts come from other nodes.")
+    return identity, frames.splitlines()
+
+
+# ---- drawing ---------------------------------------------------------------------------------------------------------
+
+
+def choose_host(options: argparse.Namespace) -> tuple[Path | None, str]:
+    """The ComfyUI to draw with, None for the host without it, and the line that says so. Raises ComfyUIError."""
+    if options.host == "standalone":
+        return None, "Host: StoryLoom's own on diffusers, as asked"
+    try:
+        host = comfyui.require_comfyui(options.comfyui, "--comfyui") if options.comfyui else comfyui.find_comfyui()
+    except comfyui.NoComfyUIError as error:
+        if options.host == "comfyui" or is_another(options.workflow):
+            raise
+        return None, f"Host: StoryLoom's own on diffusers (no ComfyUI was found, and cloning it failed: {error.reason})"
+    return host, f"Host: ComfyUI {comfyui.version_text(host)} in {host}"
+
+
+def is_another(workflow: Path) -> bool:
+    return workflow.resolve() != WORKFLOW.resolve()
+
+
+def draw(host: Path, prompt: dict, base: Path) -> Drawn:
+    """Run the workflow on a fresh server and copy what it saves to `out/`."""
     comfyui.pack_base(base, ROOT)
-    environment.say(f"Starting ComfyUI {comfyui.version_text(host)} on the CPU (5 to 30 seconds)")
+    environment.say("Starting ComfyUI on the CPU (5 to 30 seconds)")
     with comfyui.Server(host, base, sys.executable) as server:
         environment.say("Drawing the story")
         bars = ProgressBars(prompt)
         try:
-            images = server.outputs(server.wait(server.submit(prompt), on_progress=bars))
+            history = server.wait(server.submit(prompt), on_progress=bars)
         finally:
             bars.close()
-    if not images:
+        images = server.images(history)
+        saved = server.outputs(history)
+    if not saved:
         raise DemoError("The workflow finished and saved no image: its last node has to be Save Image.")
     OUT.mkdir(exist_ok=True)
-    return [Path(shutil.copy(image, OUT / image.name)) for image in images]
+    copies = {path: Path(shutil.copy(path, OUT / path.name)) for path in saved}
+    titles = rows_of(prompt)
+    frames = {path for node in titles for path in images.get(node, ())}
+    return Drawn(
+        [copy for path, copy in copies.items() if path not in frames],
+        {title: [pixels(path) for path in images[node]] for node, title in titles.items() if node in images},
+    )
+
+
+def draw_standalone(prompt: dict) -> Drawn:
+    """Draw the story of the demo's own workflow, with its settings, where there is no ComfyUI."""
+    import numpy as np
+
+    from storyloom.models.demo import DemoFileError
+    from storyloom.pages.grid import comic_page
+    from storyloom.prompts.script import parse_story
+    from storyloom.standalone import StoryPipeline, demo_model
+
+    identity, frames = texts_of(prompt)
+    settings = next(iter(nodes_of(prompt, "KSampler").values()))["inputs"]
+    pages = nodes_of(prompt, "StoryLoom_Page").values()
+    scripts = [prompt[source_of(prompt, page, "story")]["inputs"] for page in pages]
+    environment.say("Loading the demo model (a few seconds)")
+    try:
+        pipeline = StoryPipeline(demo_model())
+    except DemoFileError as error:
+        raise DemoError(str(error)) from None
+    OUT.mkdir(exist_ok=True)
+    rows = {}
+    for node, title in rows_of(prompt).items():
+        name = prompt[node]["inputs"]["filename_prefix"]
+        environment.say(f"Drawing the story: {title}")
+        chosen = {key: settings[key] for key in ("seed", "steps", "cfg")}
+        drawn = pipeline(identity, frames, method=METHODS[name], **chosen)
+        for number, picture in enumerate(drawn.frames, start=1):
+            picture.save(OUT / f"{Path(name).name}_{number:05}_.png")
+        rows[title] = [np.asarray(picture, np.float32) / 255 for picture in drawn.frames]
+    captions = [frame.caption for texts in scripts for frame in parse_story(texts["identity"], texts["frames"]).frames]
+    panels = [picture for pictures in rows.values() for picture in pictures]
+    page = comic_page(
+        panels, captions, len(panels) // len(rows), caption_size=next(iter(pages))["inputs"]["caption_size"]
+    )
+    page.save(OUT / "page_00001_.png")
+    return Drawn([OUT / "page_00001_.png"], rows)
+
+
+def pixels(path: Path):
+    """A picture as floats 0..1 [H, W, 3]."""
+    import numpy as np
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"), np.float32) / 255
 
 
 def keep_log(base: Path) -> None:
@@ -88,24 +222,87 @@ def keep_log(base: Path) -> None:
         print(f"\nThe server's whole log: {shutil.copy(log, OUT / 'demo-server.log')}", file=sys.stderr)
 
 
+# ---- measuring -------------------------------------------------------------------------------------------------------
+
+
+def measured(prompt: dict, rows: Mapping[str, Sequence]) -> list[str]:
+    """The table of what each row's pictures show, and what it means; or one line that says why there is none."""
+    try:
+        return ["", *table(heard(prompt), rows), MEANING, ""]
+    except NotMeasured as reason:
+        return [f"Not measured: {reason}"]
+
+
+def heard(prompt: dict):
+    """The workflow's story as a WorldStory. Raises NotMeasured."""
+    from storyloom.prompts.script import StoryScriptError
+    from storyloom.world.hearing import hear_story, unheard
+
+    if not nodes_of(prompt, "StoryLoom_DemoModel"):
+        raise NotMeasured("only the demo model's pictures can be read.")
+    texts = texts_of(prompt)
+    try:
+        story = hear_story(*texts)
+    except StoryScriptError as error:
+        raise NotMeasured(str(error)) from None
+    if story is None:
+        raise NotMeasured(unheard(*texts))
+    return story
+
+
+def table(story, rows: Mapping[str, Sequence]) -> list[str]:
+    """A line per row. Raises NotMeasured for pictures that cannot be read."""
+    import math
+
+    from storyloom.world.measures import StoryPictures, per_story
+    from storyloom.world.reader import Reader
+
+    if not rows:
+        raise NotMeasured("the workflow saves or previews no frames straight from VAE Decode.")
+    reader, frames, lines = Reader(), len(story.frames), []
+    width = max(map(len, rows)) + 1
+    for title, pictures in rows.items():
+        try:
+            scenes = tuple(reading.scene for reading in reader.read_all(pictures))
+            values = per_story([StoryPictures(story, scenes)])
+        except ValueError as error:
+            raise NotMeasured(str(error)) from None
+        told, alike = round(float(values["alignment"][0]) * frames), float(values["consistency"][0])
+        looks = "no look left open in two frames" if math.isnan(alike) else f"same looks {alike:4.0%}"
+        lines.append(f"  {title + ':':<{width}}  alignment {told}/{frames} frames, {looks}")
+    return lines
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--host", choices=("comfyui", "standalone"), help="host to draw with (default: ComfyUI if any)")
     parser.add_argument("--comfyui", type=Path, help="ComfyUI folder to use instead of the one that is found")
     parser.add_argument("--workflow", type=Path, default=WORKFLOW, help="workflow in API format to run")
     options = parser.parse_args()
+    if options.host == "standalone" and (options.comfyui or is_another(options.workflow)):
+        parser.error("--comfyui and --workflow need ComfyUI, --host standalone draws the demo story without it")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     prompt = read_workflow(options.workflow)
-    host = comfyui.require_comfyui(options.comfyui, "--comfyui") if options.comfyui else comfyui.find_comfyui()
+    if options.host != "standalone" and not options.comfyui:
+        comfyui.present_comfyuis()  # a wrong COMFYUI_PATH is told before anything is installed
     environment.enter()
+    host, line = choose_host(options)
+    environment.say(line)
     began = time.monotonic()
-    with comfyui.scratch("demo") as base:
-        try:
-            pages = draw(host, prompt, base)
-        except Exception:
-            keep_log(base)
-            raise
-    environment.say(f"Done in {time.monotonic() - began:.0f} seconds:")
-    for page in pages:
+    if host is None:
+        drawn = draw_standalone(prompt)
+    else:
+        with comfyui.scratch("demo") as base:
+            try:
+                drawn = draw(host, prompt, base)
+            except Exception:
+                keep_log(base)
+                raise
+    seconds = time.monotonic() - began
+    for line in measured(prompt, drawn.rows):
+        environment.say(line)
+    environment.say(f"Done in {seconds:.0f} seconds:")
+    for page in drawn.pages:
         environment.say(f"  {page}")
 
 

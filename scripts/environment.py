@@ -1,4 +1,4 @@
-"""Makes the development environment `.venv` in the checkout: ComfyUI's requirements, test tools and the pack itself.
+"""Makes the development environment `.venv` in the checkout: what both hosts need, test tools and the pack itself.
 
 Runs with any Python from 3.10 and needs nothing installed. `ensure()` is instant when nothing changed since the last
 complete run, and continues or repairs a run that was interrupted.
@@ -23,7 +23,12 @@ UNFINISHED = VENV / ".storyloom-unfinished"
 INPUTS = ("pyproject.toml", "scripts/constraints.txt", "scripts/requirements-host.txt", "scripts/torchvision_shim.py")
 MINIMUM = (3, 10)
 DISK_NEEDED = 4 * 1024**3
-CHECKED_IMPORTS = "torch, torchvision, torchaudio, transformers, aiohttp, av, pytest, hypothesis, storyloom"
+EXTRAS = ("dev", "standalone")
+"""Extras of pyproject.toml that the environment holds."""
+CHECKED_IMPORTS = (
+    "torch, torchvision, torchaudio, transformers, aiohttp, av, diffusers, open_clip, tqdm, "
+    "pytest, hypothesis, storyloom"
+)
 
 
 class SetupError(Exception):
@@ -125,12 +130,13 @@ def install() -> None:
     """Run pip, install the shim where torchvision needs it, and check the imports."""
     fresh = not any((VENV / path).exists() for path in site_paths("torch"))
     say(
-        "Installing torch, ComfyUI's requirements and the test tools (about 1.9 GB, 1 to 5 minutes)"
+        "Installing torch, diffusers, ComfyUI's requirements and the test tools (about 2 GB, 1 to 5 minutes)"
         if fresh
-        else "Checking torch, ComfyUI's requirements and the test tools (up to a minute)"
+        else "Checking torch, diffusers, ComfyUI's requirements and the test tools (up to a minute)"
     )
     constraints = ["-c", str(SCRIPTS / "constraints.txt")]
-    pip(*constraints, "-r", str(SCRIPTS / "requirements-host.txt"), *dev_tools())
+    extras = [requirement for extra in EXTRAS for requirement in requirements(extra)]
+    pip(*constraints, "-r", str(SCRIPTS / "requirements-host.txt"), *extras)
     say("Installing StoryLoom into the environment (a few seconds)")
     pip("--no-build-isolation", "--no-deps", "-e", str(ROOT))
     say("Checking that everything imports (a few seconds)")
@@ -141,12 +147,12 @@ def install() -> None:
         raise SetupError(f"The environment is damaged ({problem}): remove it with 'make clean' and try again.")
 
 
-def dev_tools() -> list[str]:
-    """The requirements of the `dev` extra in pyproject.toml (read by hand: Python 3.10 has no TOML reader)."""
+def requirements(extra: str) -> list[str]:
+    """What an extra in pyproject.toml requires (read by hand: Python 3.10 has no TOML reader)."""
     for line in (ROOT / "pyproject.toml").read_text(encoding="utf-8").splitlines():
-        if line.startswith("dev = ["):
+        if line.startswith(f"{extra} = ["):
             return [item.strip().strip("\"'") for item in line.split("[", 1)[1].rstrip("] ").split(",")]
-    raise SetupError("pyproject.toml has no line 'dev = [...]' with the test tools.")
+    raise SetupError(f"pyproject.toml has no line '{extra} = [...]' with what that extra requires.")
 
 
 def pip(*arguments: str) -> None:

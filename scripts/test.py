@@ -1,4 +1,7 @@
-"""Runs every test, those that need ComfyUI once on each version found: `make test`. Extra arguments go to pytest."""
+"""Runs every test, those that need ComfyUI once on each version found: `make test`. Extra arguments go to pytest.
+
+`tests/standalone` runs on the pack's own host, which the environment always holds.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ import environment
 ROOT = Path(__file__).absolute().parent.parent
 TESTS = ROOT / "tests"
 HOST_TESTS = TESTS / "host"
+STANDALONE_TESTS = TESTS / "standalone"
 NOTHING_COLLECTED = 5
 # The tests' models are tiny: more threads gain nothing, and waiting for each other costs minutes on a busy machine.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -116,9 +120,14 @@ def show_and_run(one: Pass, folder: Path, extra: Sequence[str]) -> Result:
     return run_pass(one, folder, extra, capture=False)[0]
 
 
-def plain_pass() -> list[Pass]:
-    """The pass over everything that needs no ComfyUI."""
-    return [Pass("no host", (str(TESTS), f"--ignore={HOST_TESTS}"))] if TESTS.is_dir() else []
+def plain_passes() -> list[Pass]:
+    """The passes over everything that needs no ComfyUI. The host without it has its own, which cannot be empty."""
+    if not TESTS.is_dir():
+        return []
+    return [
+        Pass("no host", (str(TESTS), f"--ignore={HOST_TESTS}", f"--ignore={STANDALONE_TESTS}")),
+        *([Pass("standalone", (str(STANDALONE_TESTS),))] if STANDALONE_TESTS.is_dir() else []),
+    ]
 
 
 def host_passes(hosts: Sequence[Path]) -> list[Pass]:
@@ -160,7 +169,7 @@ def main(extra: Sequence[str]) -> int:
     environment.ensure()
     hosts, missing = available_hosts()
     with comfyui.scratch("test") as folder:
-        plain = [show_and_run(one, folder, extra) for one in plain_pass()]
+        plain = [show_and_run(one, folder, extra) for one in plain_passes()]
         host = run_host_passes(host_passes(hosts), folder, extra)
     if not plain + host:
         missing = f"No test was found: {TESTS} does not exist."

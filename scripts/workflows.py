@@ -1,17 +1,19 @@
 """Writes the example workflows, in the format of the browser interface and in that of POST /prompt, from one text each.
 
 `python scripts/workflows.py` after a change here or of a node's inputs. It asks a real ComfyUI for the nodes' schemas
-(`/object_info`), so everything that is not said here has the schema's default.
+(`/object_info`), so everything that is not said here has the schema's default. After a change of the demo model:
+`python scripts/workflows.py --thumbnails` draws the demos too.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import urllib.request
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import comfyui
@@ -72,29 +74,50 @@ Any SDXL checkpoint, in `models/checkpoints`. This one is \
 1024 x 1024, 50 steps, euler, ddim_uniform, cfg 5: as published. All frames are drawn in one batch and start from the \
 same noise (*shared_noise*)."""
 
+DEMO_SIZE, DEMO_STEPS, DEMO_SCHEDULER = 192, 20, "normal"
+"""What the demo model is at home at."""
+DEMO_WORDS = """**Its words**: cat, fox, rabbit, bear, robot, girl; coats, trousers, hats and their colours; asleep, \
+running, jumping, sitting, waving; a balloon, an umbrella, a book, a lantern; the meadow, snow, beach, city, forest, \
+desert, cave, bedroom, train; and more like these. It passes over other words."""
+
+REAL_PICTURES = f"""## With your own model
+1. Put an SDXL checkpoint, for example [{CHECKPOINT}]({SOURCE}), into `models/checkpoints`.
+2. Add **Load Checkpoint** and drag its MODEL, CLIP and VAE to where the demo model's go. Delete the demo model.
+3. **Empty story latent**: 1024 x 1024. **KSampler**: 50 steps, ddim_uniform. Write any story you like."""
+
 DEMO_NOTE = f"""## What this is
-The demo model is a tiny SDXL with random weights. It needs no download and draws **coloured noise**, to show that \
-everything runs. It knows no fox.
+The demo model is a tiny SDXL that ships with the pack and has learnt to draw small pixel-art scenes. It needs no \
+download and no graphics card.
+
+{DEMO_WORDS}
 
 ## Change this first
 **Story script**: *identity* is who the story is about, *frames* has one line per picture. The text after `#` is the \
 caption. All of it has to fit in 75 tokens; *Report* shows how many are left.
 
-## Real pictures
-1. Put an SDXL checkpoint, for example [{CHECKPOINT}]({SOURCE}), into `models/checkpoints`.
-2. Add **Load Checkpoint** and drag its MODEL, CLIP and VAE to where the demo model's go. Delete the demo model.
-3. **Empty story latent**: 1024 x 1024. **KSampler**: 50 steps.
+{REAL_PICTURES}
 
 {NEGATIVE}"""
 
+DEMO_IDENTITY = "a fox in a blue coat"
+DEMO_PICTURES = {
+    "asleep in the snow": "Winter came early.",
+    "reading a book on a train": "So he went south.",
+    "with an umbrella in the city": "It rained in the city,",
+    "jumping on the beach": "but not at the sea.",
+}
+"""The demo story, told by the demo model's words: frame -> caption. Fur, trousers and hat are left open."""
+DEMO_FRAMES = "\n".join(f"{words} # {caption}" for words, caption in DEMO_PICTURES.items())
 
-FRAMES_NOTE = """## What this is
+FRAMES_NOTE = f"""## What this is
 Every frame is encoded on its own, so a story may be of any length and have several characters and frames without \
-anybody. The demo model has random weights and draws **coloured noise**.
+anybody. The demo model is a tiny SDXL that has learnt to draw small pixel-art scenes of one or two figures.
+
+{DEMO_WORDS} Two figures can stand, jump, sit or wave.
 
 ## Change this first
 **Story script**: in *identity* one character per line, with its name in brackets. In *frames*, `[Name]` inserts that \
-character's description, `[NC]` is a frame without any character.
+character's description. With your own model, `[NC]` is a frame without any character.
 
 **identity_weight**: how many times the descriptions count in the frames that have them.
 
@@ -103,20 +126,36 @@ One prompt for the whole story ties the frames together, within 75 tokens and fo
 such limits, and the text alone does not hold a character together."""
 
 CAST = """[Fox] a red fox in a blue coat
-[Crow] an old crow with a silver key"""
+[Bear] a brown bear in a yellow sweater and green pants"""
 CAST_FRAMES = """[Fox] asleep in the snow # Winter came early.
-[Crow] tapping at a frozen window # Someone had a key.
-at sea, [Fox] and [Crow] share a boat # They left together.
-[NC] a lighthouse at dawn # Nobody was home yet."""
+[Bear] with a lantern in the forest # Someone was on the way.
+[Fox] and [Bear] waving on the beach # They met at the sea
+[Fox] and [Bear] sitting on a train # and went on together."""
+
+BOTH_NOTE = f"""## What this is
+One story, drawn twice from the same noise by the demo model, a tiny SDXL that has learnt small pixel-art scenes.
+
+**Above, without**: every frame is its own prompt. What the text leaves open, here the fox's fur, trousers and hat, \
+changes from frame to frame.
+
+**Below, with**: one prompt for the whole story (SVR), and the identity's words count more (IPCA).
+
+## Change this first
+**Story script**: *identity* is who the story is about, *frames* has one line per picture; a blue coat is only blue \
+because the identity says so. **Captions above** holds the upper row's captions.
+
+{DEMO_WORDS}
+
+{NEGATIVE}"""
 
 
-def one_prompt_one_story(name: str, note: str, loader: Node, size: int, steps: int) -> Workflow:
+def one_prompt_one_story(
+    name: str, note: str, loader: Node, script: dict, size: int, steps: int, scheduler: str
+) -> Workflow:
     """One-Prompt-One-Story at its published settings: SVR on the words, IPCA on the model, a zero negative."""
     nodes = {
         "note": Node("MarkdownNote", (-460, 0), (380, 560), {"": note}, title="Read me"),
-        "script": Node(
-            "StoryLoom_Script", (0, 0), (420, 300), {"style": "watercolor illustration of {prompt}, soft light"}
-        ),
+        "script": Node("StoryLoom_Script", (0, 0), (420, 300), script),
         "loader": loader,
         "latent": Node(
             "StoryLoom_EmptyLatent", (480, 0), (380, 130), {"width": size, "height": size}, {"story": ("script", 0)}
@@ -124,27 +163,10 @@ def one_prompt_one_story(name: str, note: str, loader: Node, size: int, steps: i
         "words": Node(
             "StoryLoom_EncodeOnePrompt", (480, 190), (380, 260), links={"clip": ("loader", 1), "story": ("script", 0)}
         ),
-        "negative": Node(
-            "ConditioningZeroOut",
-            (480, 510),
-            (380, 50),
-            links={"conditioning": ("words", 0)},
-            title="Negative: all zeros",
-        ),
+        "negative": zeros((480, 510), "words"),
         "report": Node("PreviewAny", (0, 360), (420, 200), links={"source": ("words", 1)}, title="Report"),
         "ipca": Node("StoryLoom_IPCA", (480, 690), (380, 130), links={"model": ("loader", 0)}),
-        "sampler": Node(
-            "KSampler",
-            (980, 0),
-            (320, 270),
-            {"seed": 7, "steps": steps, "cfg": 5.0, "sampler_name": "euler", "scheduler": "ddim_uniform"},
-            {
-                "model": ("ipca", 0),
-                "positive": ("words", 0),
-                "negative": ("negative", 0),
-                "latent_image": ("latent", 0),
-            },
-        ),
+        "sampler": sampler((980, 0), steps, scheduler, model="ipca", positive="words", negative="negative"),
         "decode": Node("VAEDecode", (980, 330), (320, 50), links={"samples": ("sampler", 0), "vae": ("loader", 2)}),
         "frames": Node("PreviewImage", (980, 440), (320, 380), links={"images": ("decode", 0)}, title="Frames"),
         "page": Node("StoryLoom_Page", (1420, 0), (480, 160), links={"images": ("decode", 0), "story": ("script", 0)}),
@@ -161,11 +183,25 @@ def one_prompt_one_story(name: str, note: str, loader: Node, size: int, steps: i
     return Workflow(name, nodes, groups)
 
 
-def frame_by_frame(name: str, note: str, loader: Node, size: int, steps: int) -> Workflow:
+def zeros(place: tuple[int, int], words: str) -> Node:
+    """The published negative."""
+    links = {"conditioning": (words, 0)}
+    return Node("ConditioningZeroOut", place, (380, 50), links=links, title="Negative: all zeros")
+
+
+def sampler(place: tuple[int, int], steps: int, scheduler: str, title: str = "", **sources: str) -> Node:
+    """A KSampler; sources: input -> key of the node whose first output goes there."""
+    values = {"seed": 7, "steps": steps, "cfg": 5.0, "sampler_name": "euler", "scheduler": scheduler}
+    links = {name: (key, 0) for name, key in {**sources, "latent_image": "latent"}.items()}
+    return Node("KSampler", place, (320, 270), values, links, title)
+
+
+def frame_by_frame(name: str, note: str, loader: Node, size: int, steps: int, scheduler: str) -> Workflow:
     """The same graph with every frame encoded alone, for a story of two characters."""
-    whole = one_prompt_one_story(name, note, loader, size, steps)
+    script = {"identity": CAST, "frames": CAST_FRAMES}
+    whole = one_prompt_one_story(name, note, loader, script, size, steps, scheduler)
     changed = {
-        "script": Node("StoryLoom_Script", (0, 0), (420, 560), {"identity": CAST, "frames": CAST_FRAMES}),
+        "script": replace(whole.nodes["script"], size=(420, 560)),
         "words": Node(
             "StoryLoom_EncodePerFrame", (480, 190), (380, 110), links={"clip": ("loader", 1), "story": ("script", 0)}
         ),
@@ -175,6 +211,81 @@ def frame_by_frame(name: str, note: str, loader: Node, size: int, steps: int) ->
     return Workflow(name, nodes, {**whole.groups, "Story": story})
 
 
+def with_and_without(name: str, note: str, loader: Node, size: int, steps: int, scheduler: str) -> Workflow:
+    """The demo story twice from the same noise: every frame its own prompt, and One-Prompt-One-Story."""
+    above = "\n".join(f"{words} # without: {caption}" for words, caption in DEMO_PICTURES.items())
+    below = "\n".join(f"{words} # with: {caption}" for words, caption in DEMO_PICTURES.items())
+    story = {"clip": ("loader", 1), "story": ("script", 0)}
+    nodes = {
+        "note": Node("MarkdownNote", (-460, 0), (380, 640), {"": note}, title="Read me"),
+        "script": Node("StoryLoom_Script", (0, 0), (420, 300), {"identity": DEMO_IDENTITY, "frames": below}),
+        "captions": Node(
+            "StoryLoom_Script",
+            (0, 360),
+            (420, 300),
+            {"identity": DEMO_IDENTITY, "frames": above},
+            title="Captions above",
+        ),
+        "loader": replace(loader, place=(0, 800)),
+        "latent": Node(
+            "StoryLoom_EmptyLatent", (0, 990), (420, 130), {"width": size, "height": size}, {"story": ("script", 0)}
+        ),
+    }
+    branches = {
+        "without": (0, "StoryLoom_EncodePerFrame", "loader", "Without StoryLoom (each frame its own prompt)"),
+        "with": (600, "StoryLoom_EncodeOnePrompt", "with ipca", "With StoryLoom (one prompt, SVR + IPCA)"),
+    }
+    groups = {"Story": ("script", "captions"), "Model": ("loader", "latent")}
+    for key, (top, encode, model, title) in branches.items():
+        parts = {
+            f"{key} words": Node(encode, (540, top), (380, 260), links=story),
+            f"{key} negative": zeros((540, top + 330), f"{key} words"),
+            f"{key} sampler": sampler(
+                (980, top),
+                steps,
+                scheduler,
+                f"KSampler, {key}",
+                model=model,
+                positive=f"{key} words",
+                negative=f"{key} negative",
+            ),
+            f"{key} decode": Node(
+                "VAEDecode", (980, top + 330), (320, 50), links={"samples": (f"{key} sampler", 0), "vae": ("loader", 2)}
+            ),
+            f"{key} frames": Node(
+                "SaveImage",
+                (1340, top),
+                (380, 380),
+                {"filename_prefix": f"StoryLoom/{key}"},
+                {"images": (f"{key} decode", 0)},
+                title,
+            ),
+        }
+        if model == "with ipca":
+            parts[model] = Node("StoryLoom_IPCA", (540, top + 440), (380, 130), links={"model": ("loader", 0)})
+        nodes |= parts
+        groups[title] = tuple(parts)
+    row = {"columns": 20, "caption_size": 12}
+    for key, top, words in (("without", 0, "captions"), ("with", 240, "script")):
+        links = {"images": (f"{key} decode", 0), "story": (words, 0)}
+        nodes[f"{key} page"] = Node(
+            "StoryLoom_Page", (1860, top), (480, 160), row, links, "Row above" if key == "without" else "Row below"
+        )
+    nodes["page"] = Node(
+        "ImageStitch",
+        (1860, 480),
+        (480, 150),
+        {"direction": "down", "match_image_size": False},
+        {"image1": ("without page", 0), "image2": ("with page", 0)},
+        "Both rows",
+    )
+    nodes["save"] = Node(
+        "SaveImage", (1860, 710), (480, 460), {"filename_prefix": "StoryLoom/page"}, {"images": ("page", 0)}
+    )
+    groups["Page"] = ("without page", "with page", "page", "save")
+    return Workflow(name, nodes, groups)
+
+
 def workflows() -> list[Workflow]:
     """Every example workflow."""
     model = {"name": CHECKPOINT, "url": SOURCE, "directory": "checkpoints"}
@@ -182,10 +293,14 @@ def workflows() -> list[Workflow]:
         "CheckpointLoaderSimple", (0, 690), (420, 130), {"ckpt_name": CHECKPOINT}, properties={"models": [model]}
     )
     demo = Node("StoryLoom_DemoModel", (0, 690), (420, 130))
+    real_story = {"style": "watercolor illustration of {prompt}, soft light"}
+    demo_story = {"identity": DEMO_IDENTITY, "frames": DEMO_FRAMES}
+    at_home = {"size": DEMO_SIZE, "steps": DEMO_STEPS, "scheduler": DEMO_SCHEDULER}
     return [
-        one_prompt_one_story("One Prompt One Story", REAL_NOTE, checkpoint, 1024, 50),
-        one_prompt_one_story("Demo - One Prompt One Story", DEMO_NOTE, demo, 256, 10),
-        frame_by_frame("Demo - Frame by Frame", FRAMES_NOTE, demo, 256, 10),
+        one_prompt_one_story("One Prompt One Story", REAL_NOTE, checkpoint, real_story, 1024, 50, "ddim_uniform"),
+        one_prompt_one_story("Demo - One Prompt One Story", DEMO_NOTE, demo, demo_story, **at_home),
+        frame_by_frame("Demo - Frame by Frame", FRAMES_NOTE, demo, **at_home),
+        with_and_without("Demo - With and Without", BOTH_NOTE, demo, **at_home),
     ]
 
 
@@ -328,21 +443,44 @@ def texts(schemas: dict) -> dict[Path, str]:
     return files
 
 
+def draw_thumbnails(server: comfyui.Server) -> Iterator[Path]:
+    """Run the demo workflows and write their pages beside them, as the browser interface looks for thumbnails."""
+    from PIL import Image
+
+    for workflow in workflows():
+        if any(node.kind == "StoryLoom_DemoModel" for node in workflow.nodes.values()):
+            prompt = json.loads((WORKFLOWS / "api" / f"{workflow.name}.json").read_text(encoding="utf-8"))
+            environment.say(f"Drawing {workflow.name}")
+            saved = server.outputs(server.wait(server.submit(prompt)))
+            thumbnail = WORKFLOWS / f"{workflow.name}.jpg"
+            (page,) = (path for path in saved if path.name.startswith("page"))
+            with Image.open(page) as image:
+                image.convert("RGB").save(thumbnail, quality=90)
+            yield thumbnail
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--thumbnails", action="store_true", help="also draw the demos and write their thumbnails")
+    options = parser.parse_args()
     environment.enter()
     with (
         comfyui.scratch("workflows") as base,
         comfyui.Server(comfyui.find_comfyui(), comfyui.pack_base(base), sys.executable) as server,
-        urllib.request.urlopen(f"{server.url}/object_info") as answer,
     ):
-        files = texts(json.load(answer))
-    for path, text in files.items():
-        path.write_text(text, encoding="utf-8")
-        environment.say(f"Written: {path}")
+        with urllib.request.urlopen(f"{server.url}/object_info") as answer:
+            files = texts(json.load(answer))
+        for path, text in files.items():
+            path.write_text(text, encoding="utf-8")
+            environment.say(f"Written: {path}")
+        for path in draw_thumbnails(server) if options.thumbnails else ():
+            environment.say(f"Written: {path}")
 
 
 if __name__ == "__main__":
     try:
         main()
-    except (environment.SetupError, comfyui.ComfyUIError, KeyboardInterrupt) as reason:
+    except (environment.SetupError, comfyui.ComfyUIError, comfyui.PromptRefused) as reason:
+        environment.exit_with(reason)
+    except (comfyui.PromptFailed, KeyboardInterrupt) as reason:
         environment.exit_with(reason)

@@ -4,8 +4,10 @@ import asyncio
 import importlib
 import json
 import os
+import sys
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,6 +17,7 @@ NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
 DEMO = "Demo - One Prompt One Story"
 FRAMES = "Demo - Frame by Frame"
 REAL = "One Prompt One Story"
+BOTH = "Demo - With and Without"
 NOTES = {"MarkdownNote", "Note"}
 """Nodes that exist in the browser only."""
 WIDGETS = {"INT": int, "FLOAT": (int, float), "STRING": str, "BOOLEAN": bool}
@@ -35,8 +38,11 @@ def classes(host):
     """NODE_CLASS_MAPPINGS with the stock nodes of the workflows."""
     import nodes
 
-    path = os.path.join(os.environ["COMFYUI_PATH"], "comfy_extras", "nodes_preview_any.py")
-    assert asyncio.run(nodes.load_custom_node(path, module_parent="comfy_extras"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "server", SimpleNamespace(PromptServer=None))  # 0.19 imports it; none runs here
+        for name in ("nodes_preview_any", "nodes_images"):
+            path = os.path.join(os.environ["COMFYUI_PATH"], "comfy_extras", f"{name}.py")
+            assert asyncio.run(nodes.load_custom_node(path, module_parent="comfy_extras"))
     return nodes.NODE_CLASS_MAPPINGS
 
 
@@ -94,7 +100,7 @@ def real_nodes(workflow):
 
 
 def test_all_workflows_are_here_in_both_formats_and_have_a_thumbnail():
-    assert NAMES == [FRAMES, DEMO, REAL] == sorted(path.stem for path in (WORKFLOWS / "api").glob("*.json"))
+    assert NAMES == [FRAMES, DEMO, BOTH, REAL] == sorted(path.stem for path in (WORKFLOWS / "api").glob("*.json"))
     for name in NAMES:
         picture = WORKFLOWS / f"{name}.jpg"
         assert picture.read_bytes()[:3] == b"\xff\xd8\xff" and picture.stat().st_size <= 150_000
@@ -147,7 +153,7 @@ def test_no_node_lies_on_another_and_groups_hold_whole_nodes(name):
     boxes = {}
     for node in workflow["nodes"]:
         (x, y), (width, height) = node["pos"], node["size"]
-        boxes[node["type"]] = (x, y - TITLE, x + width, y + height)
+        boxes[node["id"], node["type"]] = (x, y - TITLE, x + width, y + height)
     assert len(boxes) == len(workflow["nodes"])
     groups = [(x, y, x + w, y + h) for x, y, w, h in (group["bounding"] for group in workflow["groups"])]
 
@@ -181,7 +187,8 @@ def test_both_formats_describe_the_same_graph(classes, name):
 def test_comfyui_accepts_it(host, classes, checkpoints, name):
     outputs = host.validate(api(name))
     kinds = {api(name)[number]["class_type"] for number in outputs}
-    assert kinds == {"SaveImage", "PreviewImage"} | ({"PreviewAny"} if name != FRAMES else set())
+    shown = {FRAMES: {"PreviewImage"}, BOTH: set()}
+    assert kinds == {"SaveImage"} | shown.get(name, {"PreviewImage", "PreviewAny"})
 
 
 def test_the_real_one_names_its_checkpoint_and_has_the_published_settings():
@@ -222,6 +229,36 @@ def test_a_demo_draws_one_page_of_four_frames(host, classes, name):
     assert width == 2 * panel + 5 * gap, "two panels, a gap between them and margins of two gaps"
     assert 2 * panel + 5 * gap < height < 2 * panel + 5 * gap + panel // 2, "captions below the panels"
     assert colours > 50, "the panels are pictures"
+
+
+def test_the_demo_with_and_without_draws_two_rows_from_the_same_noise_on_one_page(host, classes):
+    import folder_paths
+    from PIL import Image
+
+    prompt = api(BOTH)
+    samplers = [node["inputs"] for node in prompt.values() if node["class_type"] == "KSampler"]
+    assert len(samplers) == 2
+    differ = {key for key in samplers[0] if samplers[0][key] != samplers[1][key]}
+    assert differ == {"model", "positive", "negative"}, "seed, noise and settings are the same"
+    for inputs in samplers:
+        inputs["steps"] = 2
+    kinds = [[prompt[inputs[key][0]]["class_type"] for key in ("model", "positive")] for inputs in samplers]
+    assert kinds == [
+        ["StoryLoom_DemoModel", "StoryLoom_EncodePerFrame"],
+        ["StoryLoom_IPCA", "StoryLoom_EncodeOnePrompt"],
+    ]
+    folder = Path(folder_paths.get_output_directory()) / "StoryLoom"
+    before = set(folder.glob("*"))
+    host.run(type("Prompt", (dict,), {})(prompt), fresh=True)
+    new = sorted(path.name.partition("_")[0] for path in set(folder.glob("*")) - before)
+    assert new == ["page", *["with"] * 4, *["without"] * 4]
+    (page,) = set(folder.glob("page_*")) - before
+    with Image.open(page) as image:
+        width, height = image.size
+        upper, lower = (image.convert("RGB").crop((0, top, width, top + height // 2)) for top in (0, height // 2))
+    assert width == 4 * 192 + 3 * 12 + 2 * 24 and height % 2 == 0, "rows of four panels, alike in height"
+    assert height > 2 * (192 + 2 * 24), "captions below both rows"
+    assert upper.tobytes() != lower.tobytes()
 
 
 def test_the_files_are_what_the_script_writes(classes, monkeypatch):

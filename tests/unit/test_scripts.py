@@ -1,15 +1,25 @@
 """The parts of scripts/ that need neither network nor ComfyUI, and the packaging."""
 
 import importlib.util
+import json
 import re
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from PIL import Image
+
+from storyloom.world.draw import draw
+from storyloom.world.hearing import unheard
+from storyloom.world.scene import Figure, Scene
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "scripts"
+WORKFLOWS = ROOT / "workflows" / "api"
 
 
 def load(name):
@@ -237,6 +247,11 @@ class TestCounting:
         lines = runner.summary([runner.Result("no host", 3, 1, 2)], [runner.Result("ComfyUI 0.33.0", 4, 0, 1)])
         assert lines[-2:] == ["host tests run: 4", "7 passed, 1 failed, 3 skipped"]
 
+    def test_the_host_without_comfyui_has_a_pass_of_its_own_and_no_test_runs_twice(self, runner):
+        rest, standalone = runner.plain_passes()
+        assert standalone.arguments == (str(runner.STANDALONE_TESTS),) and standalone.comfyui is None
+        assert {f"--ignore={runner.STANDALONE_TESTS}", f"--ignore={runner.HOST_TESTS}"} < set(rest.arguments)
+
     def test_without_comfyui_there_is_one_loud_line(self, runner, comfyui, home, monkeypatch):
         refuse_to_clone(monkeypatch, comfyui)
         hosts, sentence = runner.available_hosts()
@@ -267,13 +282,214 @@ class TestEnvironment:
         (tmp_path / environment.INPUTS[-1]).write_text("b")
         assert before != environment.fingerprint()
 
-    def test_the_demo_refuses_what_is_no_api_workflow(self, scripts, tmp_path):
-        demo = scripts["demo"]
+
+FOX = Figure("fox", "red", "blue", "green", "none")
+FOXES = [
+    FOX,
+    Figure("fox", "brown", "blue", "red", "cap"),
+    Figure("fox", "grey", "blue", "yellow", "crown"),
+    Figure("fox", "white", "blue", "white", "top hat"),
+]
+"""Alike in nothing but the coat."""
+
+
+def painted(figures, places=("snow", "train", "city", "beach")):
+    """The demo story as a model that draws without a fault would draw it, in floats [192, 192, 3]."""
+    random = np.random.default_rng(0)
+    doing = (("sleeping", "none"), ("standing", "book"), ("standing", "umbrella"), ("jumping", "none"))
+    scenes = [Scene(place, *what, (who,)) for place, what, who in zip(places, doing, figures, strict=True)]
+    return [draw(scene, random).repeat(8, 0).repeat(8, 1) / 255.0 for scene in scenes]
+
+
+class TestDemo:
+    @pytest.fixture
+    def demo(self, scripts, tmp_path, monkeypatch):
+        monkeypatch.setattr(scripts["demo"], "OUT", tmp_path / "out")
+        return scripts["demo"]
+
+    @pytest.fixture
+    def prompt(self, demo):
+        return demo.read_workflow(demo.WORKFLOW)
+
+    def options(self, demo, **chosen):
+        return Namespace(**{"host": None, "comfyui": None, "workflow": demo.WORKFLOW, **chosen})
+
+    def test_what_is_no_api_workflow_is_refused(self, demo, tmp_path):
         (tmp_path / "ui.json").write_text('{"nodes": [], "links": []}')
         with pytest.raises(demo.DemoError, match="API format"):
             demo.read_workflow(tmp_path / "ui.json")
         with pytest.raises(demo.DemoError, match="does not exist"):
             demo.read_workflow(tmp_path / "missing.json")
+
+    def test_a_comfyui_that_is_found_draws_and_is_named(self, demo, home):
+        folder = cached(home, "0.33.0")
+        assert demo.choose_host(self.options(demo)) == (folder, f"Host: ComfyUI 0.33.0 in {folder}")
+        assert demo.choose_host(self.options(demo, host="comfyui"))[0] == folder
+
+    def test_without_comfyui_the_own_host_draws_and_says_why(self, demo, comfyui, home, monkeypatch):
+        refuse_to_clone(monkeypatch, comfyui)
+        host, line = demo.choose_host(self.options(demo))
+        assert host is None and "own" in line and "no network" in line and "\n" not in line
+
+    def test_the_own_host_can_be_asked_for(self, demo, home):
+        cached(home, "0.33.0")
+        assert demo.choose_host(self.options(demo, host="standalone"))[0] is None
+
+    def test_who_asks_for_comfyui_or_another_workflow_gets_no_substitute(self, demo, comfyui, home, monkeypatch):
+        refuse_to_clone(monkeypatch, comfyui)
+        for chosen in ({"host": "comfyui"}, {"workflow": Path("mine.json")}):
+            with pytest.raises(comfyui.NoComfyUIError):
+                demo.choose_host(self.options(demo, **chosen))
+
+    def test_a_wrong_folder_is_not_passed_over(self, demo, comfyui, home, tmp_path):
+        with pytest.raises(comfyui.ComfyUIError, match="--comfyui is .* holds no ComfyUI"):
+            demo.choose_host(self.options(demo, comfyui=tmp_path))
+
+    @pytest.mark.parametrize("more", [["--workflow", "mine.json"], ["--comfyui", "folder"]])
+    def test_options_that_contradict_each_other_are_refused(self, demo, monkeypatch, capsys, more):
+        monkeypatch.setattr(sys, "argv", ["demo.py", "--host", "standalone", *more])
+        with pytest.raises(SystemExit):
+            demo.main()
+        assert "need ComfyUI" in capsys.readouterr().err
+
+    def test_both_rows_are_measured_by_what_their_pictures_show(self, demo, prompt):
+        without, with_ = demo.rows_of(prompt).values()
+        wrong = painted(FOXES, ("snow", "train", "city", "desert"))
+        lines = demo.measured(prompt, {without: wrong, with_: painted([FOX] * 4)})
+        assert without.startswith("Without StoryLoom") and with_.startswith("With StoryLoom")
+        (first,), (second,) = ([line for line in lines if title in line] for title in (without, with_))
+        assert "alignment 3/4 frames, same looks   0%" in first
+        assert "alignment 4/4 frames, same looks 100%" in second
+        assert first.index("alignment") == second.index("alignment"), "a table"
+        assert "this one story" in "".join(lines) and "docs/effect.md" in "".join(lines)
+
+    def test_a_look_that_is_told_and_not_drawn_is_not_aligned(self, demo, prompt):
+        red = Figure("fox", "red", "red", "green", "none")
+        assert "alignment 2/4" in "".join(demo.measured(prompt, {"row": painted([FOX, red, red, FOX])}))
+
+    def test_a_story_that_leaves_nothing_open_has_no_same_looks(self, demo, prompt):
+        for node in demo.nodes_of(prompt, "StoryLoom_Script").values():
+            node["inputs"]["identity"] = "a red fox in a blue coat and green trousers without a hat"
+        assert "4/4 frames, no look left open" in "".join(demo.measured(prompt, {"row": painted([FOX] * 4)}))
+
+    def test_other_workflows_with_the_demo_model_are_measured_too(self, demo):
+        prompt = demo.read_workflow(WORKFLOWS / "Demo - One Prompt One Story.json")
+        (title,) = demo.rows_of(prompt).values()
+        assert title == "Frames"
+        assert "alignment 4/4" in "".join(demo.measured(prompt, {title: painted([FOX] * 4)}))
+
+    def test_two_characters_are_heard(self, demo):
+        story = demo.heard(demo.read_workflow(WORKFLOWS / "Demo - Frame by Frame.json"))
+        assert [who.species for who in story.identities] == ["fox", "bear"]
+        assert story.shown == ((0,), (1,), (0, 1), (0, 1))
+
+    @pytest.mark.parametrize(
+        ("kind", "inputs", "reason"),
+        [
+            ("StoryLoom_Script", {"identity": "a crow"}, '"a crow" is not one of cat'),
+            ("StoryLoom_Script", {"frames": "drinking tea by the sea"}, 'Frame 1, "drinking tea by the sea"'),
+            ("StoryLoom_Script", {"frames": ["7", 0]}, "come from other nodes"),
+            ("StoryLoom_Script", {"identity": ""}, "identity: it is empty"),
+            ("StoryLoom_Encode", {"story": None}, "the story of one Story script"),
+        ],
+    )
+    def test_a_workflow_whose_story_is_not_heard_says_why_in_one_line(self, demo, prompt, kind, inputs, reason):
+        for node in demo.nodes_of(prompt, kind).values():
+            node["inputs"] |= inputs
+        (line,) = demo.measured(prompt, {"row": painted([FOX] * 4)})
+        assert line.startswith("Not measured: ") and reason in line and "\n" not in line
+
+    def test_pictures_that_cannot_be_read_say_why(self, demo, prompt):
+        real = demo.read_workflow(WORKFLOWS / "One Prompt One Story.json")
+        pictures = painted([FOX] * 4)
+        for told, rows, reason in (
+            (real, {"row": pictures}, "only the demo model's pictures"),
+            (prompt, {}, "no frames straight from VAE Decode"),
+            (prompt, {"row": pictures[:3]}, "4 frames and 3 pictures"),
+            (prompt, {"row": [picture[:100, :100] for picture in pictures]}, "multiple of 24"),
+        ):
+            (line,) = demo.measured(told, rows)
+            assert reason in line
+
+    def test_comfyui_s_frames_become_rows_and_everything_saved_lies_in_out(
+        self, demo, comfyui, prompt, tmp_path, monkeypatch
+    ):
+        save, rows = {}, list(demo.rows_of(prompt))
+        for node in demo.nodes_of(prompt, "SaveImage"):
+            name = Path(prompt[node]["inputs"]["filename_prefix"]).name
+            save[node] = [f"{name}_{i}.png" for i in range(4 if node in rows else 1)]
+        folder = tmp_path / "base" / "output" / "StoryLoom"
+
+        class Server(comfyui.Server):
+            def __enter__(self):
+                folder.mkdir(parents=True)
+                for names in save.values():
+                    for name, picture in zip(names, painted([FOX] * 4), strict=False):
+                        Image.fromarray((picture * 255).round().astype(np.uint8)).save(folder / name)
+                return self
+
+            def submit(self, prompt):
+                return "id"
+
+            def wait(self, prompt_id, on_progress):
+                images = {"subfolder": "StoryLoom", "type": "output"}
+                outputs = {node: {"images": [{**images, "filename": n} for n in names]} for node, names in save.items()}
+                return {"outputs": outputs}
+
+        monkeypatch.setattr(comfyui, "Server", Server)
+        drawn = demo.draw(tmp_path, prompt, tmp_path / "base")
+        assert [page.name for page in drawn.pages] == ["page_0.png"]
+        assert sorted(path.name for path in demo.OUT.iterdir()) == sorted(
+            name for names in save.values() for name in names
+        )
+        assert list(drawn.rows) == list(demo.rows_of(prompt).values())
+        assert "".join(demo.measured(prompt, drawn.rows)).count("alignment 4/4 frames, same looks 100%") == 2
+
+    def test_the_own_host_draws_the_workflow_s_story_with_its_settings(self, demo, prompt, monkeypatch):
+        asked = []
+
+        def pipeline(identity, frames, **settings):
+            asked.append((identity, len(frames), settings))
+            pictures = [Image.fromarray((picture * 255).round().astype(np.uint8)) for picture in painted([FOX] * 4)]
+            return SimpleNamespace(frames=pictures)
+
+        fake = SimpleNamespace(StoryPipeline=lambda model: pipeline, demo_model=lambda: None)
+        monkeypatch.setitem(sys.modules, "storyloom.standalone", fake)
+        drawn = demo.draw_standalone(prompt)
+        settings = {"seed": 7, "steps": 20, "cfg": 5.0}
+        expected = [("a fox in a blue coat", 4, {"method": method, **settings}) for method in ("frames", "svr+ipca")]
+        assert asked == expected
+        assert list(drawn.rows) == list(demo.rows_of(prompt).values())
+        assert len(list(demo.OUT.glob("without_*.png"))) == len(list(demo.OUT.glob("with_*.png"))) == 4
+        with Image.open(*drawn.pages) as page:
+            assert page.width == 4 * 192 + 3 * 12 + 2 * 24 and page.height > 2 * 192
+        assert "".join(demo.measured(prompt, drawn.rows)).count("alignment 4/4") == 2
+
+
+DEMOS = sorted(path.stem for path in WORKFLOWS.glob("Demo*.json"))
+
+
+class TestDemoWorkflows:
+    @pytest.mark.parametrize("name", DEMOS)
+    def test_they_are_told_in_words_that_the_demo_model_knows(self, name):
+        prompt = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
+        scripts = [node["inputs"] for node in prompt.values() if node["class_type"] == "StoryLoom_Script"]
+        assert scripts and not any(unheard(texts["identity"], texts["frames"].splitlines()) for texts in scripts)
+
+    @pytest.mark.parametrize("name", DEMOS)
+    def test_they_draw_as_the_demo_model_has_learnt(self, name):
+        prompt = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
+        (size,) = [node["inputs"] for node in prompt.values() if node["class_type"] == "StoryLoom_EmptyLatent"]
+        assert (size["width"], size["height"]) == (192, 192)
+        samplers = [node["inputs"] for node in prompt.values() if node["class_type"] == "KSampler"]
+        home = {"steps": 20, "cfg": 5.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
+        assert samplers and all(home.items() <= inputs.items() for inputs in samplers)
+
+    @pytest.mark.parametrize("name", DEMOS)
+    def test_their_notes_say_what_the_demo_model_draws(self, name):
+        workflow = json.loads((WORKFLOWS.parent / f"{name}.json").read_text(encoding="utf-8"))
+        (note,) = [node["widgets_values"][0] for node in workflow["nodes"] if node["type"] == "MarkdownNote"]
+        assert "pixel-art" in note and "random weights" not in note and "coloured noise" not in note
 
 
 class TestPackaging:
@@ -289,8 +505,14 @@ class TestPackaging:
     def test_requirements_txt_matches_the_project(self, project):
         assert (ROOT / "requirements.txt").read_text().split() == project["project"]["dependencies"]
 
-    def test_test_tools_are_those_of_the_dev_extra(self, project, environment):
-        assert environment.dev_tools() == project["project"]["optional-dependencies"]["dev"]
+    @pytest.mark.parametrize("extra", ["dev", "standalone"])
+    def test_the_environment_holds_the_test_tools_and_the_host_without_comfyui(self, project, environment, extra):
+        assert extra in environment.EXTRAS
+        assert environment.requirements(extra) == project["project"]["optional-dependencies"][extra]
+
+    def test_an_extra_that_is_not_there_is_told(self, environment):
+        with pytest.raises(environment.SetupError, match="no line 'magic = "):
+            environment.requirements("magic")
 
     def test_every_dependency_is_part_of_the_environment(self, project):
         listed = (SCRIPTS / "requirements-host.txt").read_text().splitlines()
