@@ -12,7 +12,7 @@ from storyloom.world.stories import random_story
 from storyloom.world.words import figure_words, frame_words
 
 STEPS = 10
-SAMPLERS = [("euler", "normal"), ("heun", "karras"), ("dpmpp_2m", "sgm_uniform"), ("euler_ancestral", "simple")]
+SAMPLERS = [("euler", "normal"), ("ddim", "ddim_uniform"), ("dpmpp_2m", "sgm_uniform"), ("euler_ancestral", "simple")]
 
 
 @pytest.fixture(scope="module")
