@@ -33,7 +33,10 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def standalone(models):
-    """The tiny SDXL of the host tests on diffusers: a UNet and text encoders with the very same weights."""
+    """The tiny SDXL of the host tests on diffusers: a UNet and text encoders with the very same weights.
+
+    They are cloned, because a model that a graph has run before holds inference tensors, which no module takes.
+    """
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     from storyloom.standalone.demo import filled
@@ -42,7 +45,7 @@ def standalone(models):
 
     model, clip = models
     config = model.model.model_config.unet_config
-    own = model.model.diffusion_model.state_dict()
+    own = {name: tensor.clone() for name, tensor in model.model.diffusion_model.state_dict().items()}
     unet = filled(partial(build_unet, config, config["num_head_channels"]), to_diffusers(own, config))
     encoders = []
     for key, kind, activation in (("l", CLIPTextModel, "quick_gelu"), ("g", CLIPTextModelWithProjection, "gelu")):
@@ -52,7 +55,7 @@ def standalone(models):
         config = CLIPTextConfig(
             hidden_size=width, projection_dim=width, hidden_act=activation, eos_token_id=49407, **small
         )
-        weights = {name: tensor.float() for name, tensor in theirs.state_dict().items()}
+        weights = {name: tensor.clone().float() for name, tensor in theirs.state_dict().items()}
         if key == "l":
             weights.pop("text_projection.weight")
         encoders.append(filled(partial(kind, config), weights))
