@@ -29,8 +29,8 @@ from ..world.draw import draw
 from ..world.measures import Effect, Estimate, StoryPictures, effect, paired_difference
 from ..world.reader import Reader, accuracy, confusion
 from ..world.scene import SIZE, Figure, Scene
-from ..world.stories import random_cast, random_story
-from ..world.words import figure_words, frame_words, imagine
+from ..world.stories import WorldStory, random_cast, random_story
+from ..world.words import imagine
 
 ROOT = Path(__file__).absolute().parent.parent
 OUT = ROOT / "out" / "effect"
@@ -74,19 +74,17 @@ def start(weights: Path) -> None:
     _pipeline = StoryPipeline(demo_model(weights))
 
 
+def drawn(pipeline, story: WorldStory, **settings) -> np.ndarray:
+    """Pictures float32 [frames, 24, 24, 3] in 0..1 of a story; settings as of StoryPipeline."""
+    quiet = {"progress": lambda done, of: None}
+    result = pipeline(story.identity_text(), story.frames_text().splitlines(), **quiet, **settings)
+    return demo.to_pictures(result.latents).numpy()
+
+
 def paint(method: str, shared_noise: bool, number: int, steps: int) -> np.ndarray:
-    """Pictures [frames, 24, 24, 3] uint8 of a story."""
-    story = random_story(FIRST_STORY + number)
-    drawn = _pipeline(
-        figure_words(story.identities[0]),
-        [frame_words(frame) for frame in story.frames],
-        method=method,
-        shared_noise=shared_noise,
-        steps=steps,
-        seed=FIRST_SEED + number,
-        progress=lambda done, of: None,
-    )
-    return (demo.to_pictures(drawn.latents) * 255).round().byte().numpy()
+    """Pictures uint8 of a story of the table."""
+    settings = {"method": method, "shared_noise": shared_noise, "steps": steps, "seed": FIRST_SEED + number}
+    return (drawn(_pipeline, random_story(FIRST_STORY + number), **settings) * 255).round().astype(np.uint8)
 
 
 class Results:

@@ -23,6 +23,9 @@ Tokenize = Callable[[str], Tokens]
 
 ROOM = 75
 """Tokens of text that one window of the encoders holds, between its start and its end token."""
+START, END = 49406, 49407
+PADDING = {"l": END, "g": 0}
+"""Token ids of CLIP's vocabulary: around the text of a window, and what each of SDXL's encoders fills it up with."""
 
 
 @dataclass(frozen=True)

@@ -10,23 +10,18 @@ from typing import Any
 
 import torch
 
+from ..models import demo
+from ..prompts.tokens import END, ROOM, START
 from .unet import unet_config
 
-UNET = {
-    "in_channels": 4,
-    "out_channels": 4,
-    "model_channels": 320,
-    "channel_mult": [1, 2, 4],
-    "num_res_blocks": [2, 2, 2],
-    "transformer_depth": [0, 0, 2, 2, 10, 10],
-    "transformer_depth_middle": 10,
-    "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
-    "context_dim": 2048,
-    "adm_in_channels": 2816,
-    "use_linear_in_transformer": True,
-}
+UNET = {**demo.UNET, "model_channels": 320}
 HEAD_CHANNELS = 64
-CLIP = {"vocab_size": 49408, "max_position_embeddings": 77, "bos_token_id": 49406, "eos_token_id": 49407}
+CLIP = {
+    "vocab_size": demo.TOKENS,
+    "max_position_embeddings": ROOM + 2,
+    "bos_token_id": START,
+    "eos_token_id": END,
+}
 CLIP_L = {
     "hidden_size": 768,
     "projection_dim": 768,

@@ -12,18 +12,11 @@ from torch import Tensor, nn
 
 from ..models import demo
 from ..prompts.script import Story
+from ..prompts.tokens import END
+from .checkpoint import schedule
 from .model import StoryModel
 from .text import spelling, tokenize
 from .unet import build_unet, to_diffusers
-
-SCHEDULE = {
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "rescale_betas_zero_snr": True,
-    "timestep_spacing": "trailing",
-}
-END = 49407
 
 
 def demo_model(weights_file: Path | None = None) -> StoryModel:
@@ -41,7 +34,7 @@ def demo_model(weights_file: Path | None = None) -> StoryModel:
         unet=filled(partial(build_unet, demo.UNET, demo.HEAD_CHANNELS), to_diffusers(weights.unet, demo.UNET)),
         text_encoder=filled(partial(CLIPTextModel, config_l), weights.clip_l),
         text_encoder_2=filled(partial(CLIPTextModelWithProjection, config_g), weights.clip_g),
-        scheduler=EulerDiscreteScheduler(**SCHEDULE, prediction_type=demo.PREDICTION),
+        scheduler=EulerDiscreteScheduler(**schedule({"v_pred", "ztsnr"})),
         decode=demo.decode,
         width=demo.WIDTH,
         height=demo.HEIGHT,

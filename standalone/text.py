@@ -14,16 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..prompts.tokens import ROOM, Tokens
+from ..prompts.tokens import END, PADDING, ROOM, START, Tokens
 
-START, END = 49406, 49407
-PADDING = {"l": END, "g": 0}
-"""What fills a window after its end token."""
+
+def token_ids(text: str) -> list[int]:
+    """The tokens of a text of any length, without start and end."""
+    return _vocabulary().encode(text)
 
 
 def tokenize(text: str) -> Tokens:
     """Windows of 77 (token, weight, word id) for both encoders; the word id is 0 for start, end and padding."""
-    ids = _vocabulary().encode(text.replace("\\(", "(").replace("\\)", ")"))
+    ids = token_ids(text.replace("\\(", "(").replace("\\)", ")"))
     windows = [ids[i : i + ROOM] for i in range(0, len(ids), ROOM)] or [[]]
     return {key: [_window(words, padding) for words in windows] for key, padding in PADDING.items()}
 

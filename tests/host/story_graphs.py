@@ -25,17 +25,18 @@ IDENTITY_COLUMNS = range(0, 1 + 7)
 """Start token and the seven tokens of STORY's identity."""
 
 
-def build(graph, encode="EncodeOnePrompt", size=(128, 128), shared_noise=True, **changes):
-    """Tiny model, story, conditioning and latents: links to what a sampler needs."""
-    tiny = graph.add("TestTiny")
+def build(graph, encode="EncodeOnePrompt", size=(128, 128), shared_noise=True, loader="TestTiny", **changes):
+    """Model, story, conditioning and latents: links to what a sampler needs. loader: a node that gives MODEL, CLIP."""
+    loaded = graph.add(loader)
     story = graph.add("StoryLoom_Script", **STORY | {k: v for k, v in changes.items() if k in STORY})
     settings = SVR if encode == "EncodeOnePrompt" else {"literal": False}
     settings = settings | {k: v for k, v in changes.items() if k in settings}
-    encoded = graph.add(f"StoryLoom_{encode}", clip=tiny(1), story=story(), **settings)
+    encoded = graph.add(f"StoryLoom_{encode}", clip=loaded(1), story=story(), **settings)
     latent = graph.add("StoryLoom_EmptyLatent", width=size[0], height=size[1], story=story(), shared_noise=shared_noise)
     return {
-        "model": tiny(0),
-        "clip": tiny(1),
+        "model": loaded(0),
+        "clip": loaded(1),
+        "vae": loaded(2),
         "story": story(),
         "positive": encoded(),
         "negative": graph.add("ConditioningZeroOut", conditioning=encoded())(),

@@ -31,7 +31,8 @@ def small(numbers):
     from diffusers import EulerDiscreteScheduler
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    from storyloom.standalone.demo import SCHEDULE, filled
+    from storyloom.standalone.checkpoint import schedule
+    from storyloom.standalone.demo import filled
     from storyloom.standalone.model import StoryModel
     from storyloom.standalone.unet import build_unet
 
@@ -58,7 +59,7 @@ def small(numbers):
         unet=random_(partial(build_unet, numbers, 16)),
         text_encoder=text(CLIPTextModel, 768, "quick_gelu"),
         text_encoder_2=text(CLIPTextModelWithProjection, 1280, "gelu"),
-        scheduler=EulerDiscreteScheduler(**SCHEDULE, prediction_type="v_prediction"),
+        scheduler=EulerDiscreteScheduler(**schedule({"v_pred", "ztsnr"})),
         decode=lambda latents: latents[:, :3].repeat_interleave(8, 2).repeat_interleave(8, 3).movedim(1, -1).sigmoid(),
         width=64,
         height=64,

@@ -5,13 +5,12 @@ from functools import cache
 import numpy as np
 import pytest
 
-from storyloom.models import demo
+from storyloom.benchmarks.effect import drawn as pictures
 from storyloom.standalone import StoryPipeline
 from storyloom.standalone.demo import demo_model
 from storyloom.world.measures import StoryPictures, effect
 from storyloom.world.reader import Reader
 from storyloom.world.stories import random_story
-from storyloom.world.words import figure_words, frame_words
 
 STORIES, STEPS = 3, 10
 
@@ -31,12 +30,7 @@ def drawn(pipeline):
         stories, errors = [], []
         for number in range(STORIES):
             story = random_story(number)
-            frames = [frame_words(frame) for frame in story.frames]
-            identity = figure_words(story.identities[0])
-            latents = pipeline(
-                identity, frames, method=method, steps=STEPS, seed=number, progress=lambda done, of: None
-            ).latents
-            readings = reader.read_all(demo.to_pictures(latents).numpy())
+            readings = reader.read_all(pictures(pipeline, story, method=method, steps=STEPS, seed=number))
             stories.append(StoryPictures(story, tuple(reading.scene for reading in readings)))
             errors += [reading.error for reading in readings]
         return stories, float(np.mean(errors))

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from storyloom.models import demo
+from storyloom.prompts.tokens import END, START
 
 SPELLING = {1: "light", 2: "house</w>", 3: "fox</w>", 4: ",</w>", 5: "house</w>"}
 
@@ -81,7 +82,7 @@ def test_words_that_were_not_learnt_are_one_unknown_word(weights):
 
 
 def test_unknown_words_are_whole_words_and_named_once():
-    tokens = [demo.START, 3, 4, 1, 2, 3, 1, 5, demo.END, demo.END]
+    tokens = [START, 3, 4, 1, 2, 3, 1, 5, END, END]
     assert demo.unknown_words(tokens, SPELLING, {3, 4}) == ["lighthouse"]
     assert demo.unknown_words(tokens, SPELLING, {1, 3, 4, 5}) == ["lighthouse"]
     assert demo.unknown_words(tokens, SPELLING, set(SPELLING)) == []
