@@ -216,9 +216,10 @@ def figure(who: Figure, action: str, prop: str, at: int, width: int) -> tuple[np
     _legs(box, partial(_shifted_box, effects, at), action, trousers, legs)
     _arms(box, action, prop, shirt, skin, torso)
     box(1, torso, 7, torso + 5, shirt)
-    _head(box, who, fur, head, asleep=action == "sleeping")
+    asleep = action == "sleeping"
+    _head(box, who, fur, head, asleep)
     _hat(box, who.hat, head)
-    if action == "sleeping":
+    if asleep:
         _snore(partial(_shifted_box, effects, at), head)
     _prop(box, prop, head, torso)
     return body, effects
@@ -242,8 +243,9 @@ def _tail(box, species, fur, torso):
 
 def _legs(box, effect, action, trousers, legs):
     if action in ("sitting", "sleeping"):
-        box(1, legs, 9, legs + 2, trousers)
-        box(8, legs - 1, 10, legs + 2, OUTLINE)
+        foot = 10 if action == "sleeping" else 8
+        box(1, legs, foot + 1, legs + 2, trousers)
+        box(foot, legs - 1, foot + 2, legs + 2, OUTLINE)
     elif action == "running":
         box(1, legs, 7, legs + 2, trousers)
         box(-1, legs + 1, 3, legs + 3, trousers)
@@ -302,15 +304,11 @@ def _head(box, who, fur, head, asleep):
     for x in (3, 6):
         box(x - asleep, top, x + 1, head + 4 - (who.species == "robot" and not asleep), eye)
     if who.species == "fox":
-        for x, tip in ((0, 0), (6, 7)):
-            box(x, head - 2, x + 2, head, fur)
-            box(tip, head - 3, tip + 1, head - 2, fur)
+        _pointed_ears(box, fur, head, 2)
         box(0, head + 4, 8, head + 5, WHITE)
         box(7, head + 3, 8, head + 4, OUTLINE)
     elif who.species == "cat":
-        for x, tip in ((0, 0), (6, 7)):
-            box(x, head - 1, x + 2, head, fur)
-            box(tip, head - 2, tip + 1, head - 1, fur)
+        _pointed_ears(box, fur, head, 1)
         box(5, head + 4, 6, head + 5, (255, 120, 150))
     elif who.species == "rabbit":
         for x, inner in ((0, 1), (6, 6)):
@@ -323,6 +321,12 @@ def _head(box, who, fur, head, asleep):
             box(x + 1, head - 1, x + 2, head, (200, 150, 120))
         box(3, head + 3, 8, head + 5, (224, 190, 150))
         box(5, head + 3, 7, head + 4, OUTLINE)
+
+
+def _pointed_ears(box, fur, head, height):
+    for x, tip in ((0, 0), (6, 7)):
+        box(x, head - height, x + 2, head, fur)
+        box(tip, head - height - 1, tip + 1, head - height, fur)
 
 
 def _hat(box, hat, head):
@@ -344,8 +348,10 @@ def _hat(box, hat, head):
 
 
 def _snore(effect, head):
-    for x, y in ((-4, -4), (-3, -4), (-2, -4), (-3, -3), (-4, -2), (-3, -2), (-2, -2)):
-        effect(x, head + y, x + 1, head + y + 1, (230, 60, 200))
+    for row, letter in enumerate(("#####", "...#.", "..#..", ".#...", "#####")):
+        for column, dot in enumerate(letter):
+            if dot == "#":
+                effect(column - 6, head + row - 4, column - 5, head + row - 3, (230, 60, 200))
 
 
 def _prop(box, prop, head, torso):
