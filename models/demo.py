@@ -19,6 +19,9 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from ..prompts.tokens import END, START
 
 FILE = Path(__file__).with_name("demo.safetensors")
 
@@ -48,8 +51,6 @@ UNET = {
 CLIP_L = {"hidden_size": 768, "num_attention_heads": 12, "num_hidden_layers": 3, "intermediate_size": 128}
 CLIP_G = {"hidden_size": 1280, "num_attention_heads": 20, "num_hidden_layers": 3, "intermediate_size": 128}
 TOKENS = 49408
-START, END, PADDING_G = 49406, 49407, 0
-"""Token ids: start of text, end of text (CLIP-L pads with it too), and what CLIP-G pads with."""
 PREDICTION = "v_prediction"
 """What the UNet predicts, on SDXL's noise schedule rescaled to zero terminal SNR (arXiv 2305.08891)."""
 
@@ -163,9 +164,10 @@ def basis(width: int) -> Tensor:
     return (math.sqrt(2 / width) * torch.cos(math.pi / width * places * frequencies)).float()
 
 
-def level_depths() -> list[int]:
-    """Transformer blocks per spatial transformer at each resolution, finest first; 0 where there are none."""
-    return UNET["transformer_depth"][:: UNET["num_res_blocks"][0]]
+def depths_of_widths() -> dict[int, int]:
+    """Transformer blocks per spatial transformer, by its channels; 0 where there are none."""
+    widths = (UNET["model_channels"] * mult for mult in UNET["channel_mult"])
+    return dict(zip(widths, UNET["transformer_depth"][:: UNET["num_res_blocks"][0]], strict=True))
 
 
 def _scale(which: str) -> float:
@@ -175,14 +177,14 @@ def _scale(which: str) -> float:
 def _wide_unet(stored: dict[str, Tensor]) -> dict[str, Tensor]:
     """The stored UNet with SDXL's context and pooled widths, its transformer blocks repeated."""
     wide: dict[str, Tensor] = {}
-    depths = dict(zip((UNET["model_channels"] * mult for mult in UNET["channel_mult"]), level_depths(), strict=True))
+    depths = depths_of_widths()
     for name, value in stored.items():
         if ".attn2.to_k." in name or ".attn2.to_v." in name:
             halves = zip(value.split(NARROW, 1), ("l", "g"), (CLIP_L, CLIP_G), strict=True)
             value = torch.cat([half @ basis(clip["hidden_size"]).T / _scale(which) for half, which, clip in halves], 1)
         elif name == "label_emb.0.0.weight":
             pooled = value @ basis(CLIP_G["hidden_size"]).T
-            value = nn.functional.pad(pooled, (0, UNET["adm_in_channels"] - pooled.shape[1]))
+            value = pad(pooled, (0, UNET["adm_in_channels"] - pooled.shape[1]))
         if ".transformer_blocks.0." in name:
             head = name.split(".transformer_blocks.0.")[0]
             for j in range(depths[stored[f"{head}.norm.weight"].shape[0]]):
@@ -212,15 +214,20 @@ def _wide_encoder(stored: dict[str, Tensor], which: str) -> dict[str, Tensor]:
     for i in range(numbers["num_hidden_layers"]):
         layer = f"text_model.encoder.layers.{i}."
         qkv, joined, fc1, fc2 = (stored[f"{which}.{part}.{i}"] for part in ("qkv", "out", "fc1", "fc2"))
-        matrices = {f"self_attn.{part}_proj": each @ into for part, each in zip("qkv", qkv.chunk(3), strict=True)}
-        matrices |= {"self_attn.out_proj": out @ joined, "mlp.fc1": fc1 @ into, "mlp.fc2": out @ fc2}
+        spare = width - NARROW  # attention's own dimensions, zeros beyond those that are stored
+        padded = {
+            f"self_attn.{part}_proj": pad(each @ into, (0, 0, 0, spare))
+            for part, each in zip("qkv", qkv.chunk(3), strict=True)
+        }
+        matrices = {
+            **padded,
+            "self_attn.out_proj": pad(out @ joined, (0, spare)),
+            "mlp.fc1": fc1 @ into,
+            "mlp.fc2": out @ fc2,
+        }
         for name, matrix in matrices.items():
-            rows, columns = (width, numbers["intermediate_size"]) if name == "mlp.fc2" else (width, width)
-            rows = numbers["intermediate_size"] if name == "mlp.fc1" else rows
-            wide[f"{layer}{name}.weight"] = nn.functional.pad(
-                matrix, (0, columns - matrix.shape[1], 0, rows - matrix.shape[0])
-            )
-            wide[f"{layer}{name}.bias"] = torch.zeros(rows)
+            wide[f"{layer}{name}.weight"] = matrix
+            wide[f"{layer}{name}.bias"] = torch.zeros(len(matrix))
         for norm in ("layer_norm1", "layer_norm2"):
             wide[f"{layer}{norm}.weight"], wide[f"{layer}{norm}.bias"] = ones, zeros
     return wide
@@ -253,7 +260,7 @@ def autoencoder() -> tuple[nn.Sequential, nn.Sequential]:
     with torch.no_grad():
         mix.weight[:] = LATENT_GAIN * torch.cat([identity, luma[None]])[..., None, None]
         mix.bias[:] = -0.5 * LATENT_GAIN
-        unmix.weight[:] = nn.functional.pad(identity / LATENT_GAIN, (0, 1))[..., None, None]
+        unmix.weight[:] = pad(identity / LATENT_GAIN, (0, 1))[..., None, None]
         unmix.bias[:] = 0.5
     encoder = nn.Sequential(nn.AvgPool2d(8), mix)
     decoder = nn.Sequential(unmix, nn.Upsample(scale_factor=8, mode="nearest"))

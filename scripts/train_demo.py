@@ -2,9 +2,9 @@
 
 The UNet has SDXL's blocks with few channels and learns v-prediction with zero terminal SNR. Its text encoders are
 narrow twins of CLIP's, in the space that `storyloom.models.demo` maps to SDXL's widths. They first learn to read, by
-naming what captions say; then the whole learns to draw, with one block in every transformer; at last that block is
-repeated to SDXL's depths, each time with the same weights and a share of the step, so that every attention layer of the
-shipped model is alive and the file stays small.
+naming what captions say; then the whole learns to draw. Every transformer has one block, which is repeated to SDXL's
+depth with the same weights and a share of the step each time, so that every attention layer of the shipped model is
+alive and the file stays small; most of the training gets by with fewer repetitions, which cost less.
 
 A run that was stopped goes on where it was saved last. The same seed gives the same lessons.
 """
@@ -40,6 +40,8 @@ from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 from storyloom.models import demo  # noqa: E402
+from storyloom.prompts.tokens import END, PADDING, ROOM, START  # noqa: E402
+from storyloom.standalone.text import token_ids  # noqa: E402
 from storyloom.standalone.unet import build_unet, diffusers_names  # noqa: E402
 from storyloom.world.draw import draw  # noqa: E402
 from storyloom.world.measures import StoryPictures, effect  # noqa: E402
@@ -49,7 +51,9 @@ from storyloom.world.stories import Lesson, random_lesson, random_story  # noqa:
 from storyloom.world.words import FigureTold, FrameTold, all_phrases, figure_words, frame_words, imagine  # noqa: E402
 
 PICTURES = 32
-READ_RATE, RATE, DEEP_RATE = 2e-3, 2e-3, 4e-4
+READ_RATE = RATE = 2e-3
+REPETITIONS = ((0.0, 1), (0.8, 3), (0.93, 10))
+"""From which share of the drawing steps on a transformer's block is repeated how often, and never beyond SDXL."""
 SIMPLE = 0.4
 """Share of the drawing steps that have few captions of several frames, which are ambiguous and slow to learn from."""
 WEIGHTS, LOG, SHEET = "demo.safetensors", "log.csv", "contact-sheet.png"
@@ -62,37 +66,40 @@ SHALLOW = {
     "transformer_depth_output": [0, 0, 0, 1, 1, 1, 1, 1, 1],
     "context_dim": 2 * demo.NARROW,
 }
-OUT_PROJECTIONS = ("attn1.to_out.0", "attn2.to_out.0", "ff.net.2")
+ADDED = ("attn1.to_out.0", "attn2.to_out.0", "ff.net.2")
+"""The layers whose output a transformer block adds to what it got."""
 
 
 class Words:
     """Token ids of captions, by the BPE vocabulary that open_clip ships."""
 
     def __init__(self):
-        from open_clip.tokenizer import SimpleTokenizer
-
-        self.encode = SimpleTokenizer().encode
-        known = {token for phrase in all_phrases() for token in self.encode(phrase)}
-        self.vocabulary = sorted(known | {demo.PADDING_G, demo.START, demo.END})
+        known = {token for phrase in all_phrases() for token in token_ids(phrase)}
+        self.vocabulary = sorted(known | {START, END, *PADDING.values()})
         self.row = {token: row for row, token in enumerate(self.vocabulary)}
         self.unknown = len(self.vocabulary)
 
-    def rows(self, pieces: Sequence[str], random: np.random.Generator) -> tuple[list[int], list[int], list[range], int]:
+    def rows(
+        self, pieces: Sequence[str], random: np.random.Generator | None = None
+    ) -> tuple[list[int], list[int], list[range], int]:
         """Rows of both embedding tables [77], the rows that each piece takes, and the first end-of-text row.
 
-        Now and then a word is one that the model does not know. Raises ValueError when the text is too long.
+        random: lets a word be, now and then, one that the model does not know. Raises ValueError when the text is too
+        long.
         """
-        text, spans = [self.row[demo.START]], []
+        text, spans = [self.row[START]], []
         for piece in pieces:
-            words = [self.row[token] for token in self.encode(piece)]
-            if words and random.random() < 0.06:
+            words = [self.row[token] for token in token_ids(piece)]
+            if random and words and random.random() < 0.06:
                 words.insert(int(random.integers(len(words) + 1)), self.unknown)
             spans.append(range(len(text), len(text) + len(words)))
             text += words
-        if len(text) > 76:
-            raise ValueError("The text takes more than 75 tokens.")
-        end, pad = self.row[demo.END], self.row[demo.PADDING_G]
-        return text + [end] * (77 - len(text)), text + [end] + [pad] * (76 - len(text)), spans, len(text)
+        if len(text) > ROOM + 1:
+            raise ValueError(f"The text takes more than {ROOM} tokens.")
+        padded = {
+            key: text + [self.row[END]] + [self.row[token]] * (ROOM + 1 - len(text)) for key, token in PADDING.items()
+        }
+        return padded["l"], padded["g"], spans, len(text)
 
 
 class NarrowEncoder(nn.Module):
@@ -176,18 +183,39 @@ class PooledOnly(nn.Linear):
         return super().forward(x[:, : self.in_features])
 
 
+class Share(nn.Linear):
+    """A linear layer that is applied `parts` times, and gives that part of its output each time."""
+
+    parts = 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight / self.parts, self.bias / self.parts)
+
+
 class Attention:
-    """Attention by two matrix products: its backward pass is several times faster on a CPU than the fused one."""
+    """Attention by two matrix products: its backward pass is several times faster on a CPU than the fused one.
+
+    Keys and values of the text are the same in every repetition of a block and computed once.
+    """
+
+    def __init__(self):
+        self.told: tuple = (None, None, None)
 
     def __call__(self, attn, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_) -> Tensor:
-        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        q, k, v = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
+        q = attn.to_q(hidden_states)
         batch, tokens, width = q.shape
 
         def split(x: Tensor) -> Tensor:
             return x.view(batch, -1, attn.heads, width // attn.heads).transpose(1, 2).flatten(0, 1)
 
-        q, k, v = split(q), split(k), split(v)
+        if encoder_hidden_states is None:
+            k, v = split(attn.to_k(hidden_states)), split(attn.to_v(hidden_states))
+        else:
+            if self.told[0] is not encoder_hidden_states:
+                k, v = split(attn.to_k(encoder_hidden_states)), split(attn.to_v(encoder_hidden_states))
+                self.told = (encoder_hidden_states, k, v)
+            _, k, v = self.told
+        q = split(q)
         weights = (torch.bmm(q, k.transpose(1, 2)) * q.shape[-1] ** -0.5).softmax(-1).to(v.dtype)
         out = torch.bmm(weights, v).view(batch, attn.heads, tokens, -1).transpose(1, 2).reshape(batch, tokens, width)
         return attn.to_out[0](out)
@@ -205,19 +233,32 @@ class Narrow(nn.Module):
             for numbers, quick in ((demo.CLIP_L, True), (demo.CLIP_G, False))
         )
         self.unet = build_unet(SHALLOW, demo.HEAD_CHANNELS)
-        self.unet.set_attn_processor(Attention())
+        self.unet.set_attn_processor({name: Attention() for name in self.unet.attn_processors})
         first = self.unet.add_embedding.linear_1
         self.unet.add_embedding.linear_1 = PooledOnly(demo.NARROW, first.out_features)
         with torch.no_grad():
             for name, parameter in self.unet.named_parameters():
                 if name.endswith(("conv2.weight", "proj_out.weight", "conv_out.weight")):
                     parameter.mul_(0.05)
+        for transformer in self.transformers():
+            for name in ADDED:
+                layer = transformer.transformer_blocks[0].get_submodule(name)
+                transformer.transformer_blocks[0].set_submodule(name, Share(layer.in_features, layer.out_features))
 
     def transformers(self) -> list[nn.Module]:
         """The UNet's spatial transformers, in order."""
         from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
         return [module for module in self.unet.modules() if isinstance(module, Transformer2DModel)]
+
+    def repeat_blocks(self, times: int) -> None:
+        """Apply every transformer's block so often, at most as often as SDXL does."""
+        depths = demo.depths_of_widths()
+        for transformer in self.transformers():
+            block, depth = transformer.transformer_blocks[0], min(times, depths[transformer.inner_dim])
+            transformer.transformer_blocks = nn.ModuleList([block] * depth)
+            for name in ADDED:
+                block.get_submodule(name).parts = depth
 
     def encode(self, rows_l: Tensor, rows_g: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
         """Context [B, 77, 2R] and pooled [B, R]."""
@@ -229,20 +270,6 @@ class Narrow(nn.Module):
         """v [B, 4, h, w] of noisy latents at timesteps t [B]."""
         sizes = torch.zeros(x.shape[0], 6, device=x.device)
         return self.unet(x, t, context, added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes}).sample
-
-
-def deepen_(net: Narrow, averages: dict[str, Tensor]) -> None:
-    """Repeat every transformer's block to SDXL's depth; each repetition adds its share of what the block added."""
-    names = {parameter: name for name, parameter in net.named_parameters()}
-    depths = dict(zip(net.unet.config.block_out_channels, demo.level_depths(), strict=True))
-    for transformer in net.transformers():
-        block, depth = transformer.transformer_blocks[0], depths[transformer.inner_dim]
-        with torch.no_grad():
-            for part in OUT_PROJECTIONS:
-                for parameter in block.get_submodule(part).parameters():
-                    parameter.div_(depth)
-                    averages[names[parameter]].div_(depth)
-        transformer.transformer_blocks = nn.ModuleList([block] * depth)
 
 
 def noise_levels(device) -> tuple[Tensor, Tensor]:
@@ -325,7 +352,7 @@ def timesteps(count: int, generator: torch.Generator) -> Tensor:
     low, middle, high = (
         torch.randint(a, b, (count,), generator=generator) for a, b in ((0, 300), (300, 700), (700, 1000))
     )
-    return torch.where(u < 0.15, low, torch.where(u < 0.55, middle, high))
+    return torch.where(u < 0.2, low, torch.where(u < 0.55, middle, high))
 
 
 class Muon(torch.optim.Optimizer):
@@ -341,6 +368,7 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure=None) -> None:
         for group in self.param_groups:
+            alike: dict[tuple, list[tuple[Tensor, Tensor]]] = {}
             for parameter in (p for p in group["params"] if p.grad is not None):
                 state = self.state[parameter]
                 if not state:
@@ -348,29 +376,35 @@ class Muon(torch.optim.Optimizer):
                 mean = state["mean"]
                 mean.lerp_(parameter.grad, 1 - group["momentum"])
                 ahead = parameter.grad.lerp(mean, group["momentum"]).flatten(1)
-                parameter.mul_(1 - group["lr"] * group["decay"])
-                size = 0.2 * math.sqrt(max(ahead.shape)) * group["lr"]
-                parameter.add_(orthogonal(ahead).view_as(parameter), alpha=-size)
+                alike.setdefault(tuple(ahead.shape), []).append((parameter, ahead))
+            for shape, pairs in alike.items():
+                size = 0.2 * math.sqrt(max(shape)) * group["lr"]
+                turns = orthogonal(torch.stack([ahead for _, ahead in pairs]))
+                for (parameter, _), turn in zip(pairs, turns, strict=True):
+                    parameter.mul_(1 - group["lr"] * group["decay"]).add_(turn.view_as(parameter), alpha=-size)
 
 
-def orthogonal(matrix: Tensor) -> Tensor:
-    """About the nearest orthogonal matrix, by five Newton-Schulz iterations of fifth order, in bfloat16."""
-    x = matrix.bfloat16()
-    x = x.T if (tall := x.shape[0] > x.shape[1]) else x
-    x = x / (x.norm() + 1e-7)
+def orthogonal(matrices: Tensor) -> Tensor:
+    """About the nearest orthogonal matrices [N, m, n], by five Newton-Schulz iterations of fifth order, in bfloat16."""
+    x = matrices.bfloat16()
+    x = x.mT if (tall := x.shape[1] > x.shape[2]) else x
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(5):
-        square = x @ x.T
+        square = x @ x.mT
         x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
-    return (x.T if tall else x).to(matrix.dtype)
+    return (x.mT if tall else x).to(matrices.dtype)
 
 
 @dataclass(frozen=True)
 class Steps:
-    """How long each part of the training is: reading, drawing with one block per transformer, and with all."""
+    """How long each part of the training is."""
 
     reading: int = 500
-    drawing: int = 2000
-    deep: int = 100
+    drawing: int = 2800
+
+    def repetitions(self, step: int) -> int:
+        """How often a transformer's block is repeated at a step of drawing."""
+        return next(times for share, times in reversed(REPETITIONS) if step >= int(share * self.drawing))
 
 
 class Training:
@@ -383,7 +417,7 @@ class Training:
         self.words = Words()
         self.net = Narrow(len(self.words.vocabulary) + 1).to(self.device)
         self.signal, self.noise = noise_levels(self.device)
-        self.step, self.deep = 0, False
+        self.step = 0
         self.averages = {name: p.detach().clone() for name, p in self.net.named_parameters()}
         self.log: list[list[float]] = []
         self._optimisers()
@@ -396,10 +430,6 @@ class Training:
             inner = parameter.ndim >= 2 and not any(edge in name for edge in edges)
             (matrices if inner else others).append(parameter)
         self.optimisers = (Muon(matrices, RATE), torch.optim.AdamW(others, RATE, (0.9, 0.99), weight_decay=1e-3))
-
-    @property
-    def total(self) -> int:
-        return self.steps.drawing + self.steps.deep
 
     def read(self, show: Callable[[float], None]) -> None:
         """Teach both text encoders what captions say; show(error) after each step. Not saved on the way."""
@@ -443,21 +473,14 @@ class Training:
             + questions.loss(questions.of_pooled(pooled[whole]), all_told)
         ) / 3
 
-    def deepen(self) -> None:
-        deepen_(self.net, self.averages)
-        self.deep = True
-        self._optimisers()
-
     def advance(self) -> float:
         """One step of drawing; returns the mean squared error of v."""
-        if self.step == self.steps.drawing and not self.deep:
-            self.deepen()
-        at = self.step - self.steps.drawing if self.deep else self.step
-        of, rate = (self.steps.deep, DEEP_RATE) if self.deep else (self.steps.drawing, RATE)
-        warm = min(1.0, (at + 1) / (20 if self.deep else 150))
+        repetitions = self.steps.repetitions(self.step)
+        self.net.repeat_blocks(repetitions)
+        cosine = 0.5 * (1 + math.cos(math.pi * self.step / self.steps.drawing))
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
-                group["lr"] = rate * warm * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * at / of)))
+                group["lr"] = RATE * min(1.0, (self.step + 1) / 150) * (0.03 + 0.97 * cosine)
         simple = self.step < SIMPLE * self.steps.drawing
         batch = make_batch(self.words, (self.seed, 2, self.step), self.stereotypes, simple).to(self.device)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.step)
@@ -476,7 +499,7 @@ class Training:
         nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
         for optimiser in self.optimisers:
             optimiser.step()
-        decay = min(0.98 if self.deep else 0.999, (1 + self.step) / (10 + self.step))
+        decay = min(0.999 if repetitions == 1 else 0.99, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             current = dict(self.net.named_parameters())
             torch._foreach_lerp_(list(self.averages.values()), [current[n] for n in self.averages], 1 - decay)
@@ -488,7 +511,6 @@ class Training:
         state = {
             "settings": self.settings,
             "step": self.step,
-            "deep": self.deep,
             "net": {name: p.detach() for name, p in self.net.named_parameters()},
             "averages": self.averages,
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
@@ -504,8 +526,6 @@ class Training:
             raise SystemExit(
                 f"{path} belongs to a run with other settings: {state['settings']}. Remove it or name them."
             )
-        if state["deep"]:
-            self.deepen()
         with torch.no_grad():
             for name, parameter in self.net.named_parameters():
                 parameter.copy_(state["net"][name])
@@ -524,30 +544,52 @@ class Training:
         }
 
     def averaged(self) -> Narrow:
-        """A copy of the network with the averaged weights, deep if this run is."""
+        """A copy of the network with the averaged weights, as deep as SDXL."""
         twin = Narrow(len(self.words.vocabulary) + 1).to(self.device)
-        if self.deep:
-            deepen_(twin, {name: p.detach().clone() for name, p in twin.named_parameters()})
+        twin.repeat_blocks(REPETITIONS[-1][1])
         with torch.no_grad():
             for name, parameter in twin.named_parameters():
                 parameter.copy_(self.averages[name])
         return twin.eval()
 
     def weights(self) -> dict[str, Tensor]:
-        """The averaged weights as they are shipped, float16: the UNet under SDXL's own names, one block each."""
-        names = {name: original for original, name in diffusers_names(SHALLOW).items()}
+        """The averaged weights as they are shipped, float16: the UNet under SDXL's own names, one block each.
+
+        Rows of text have the norm 1 per dimension, so that they reach `demo.ROW_NORM` at SDXL's widths.
+        """
+        net = self.averaged()
+        originals = {name: original for original, name in diffusers_names(SHALLOW).items()}
+        parts = {name: layer.parts for name, layer in net.named_modules() if isinstance(layer, Share)}
+        sizes = self._row_sizes(net)
         out = {"vocabulary": torch.tensor(self.words.vocabulary, dtype=torch.int32)}
-        for name, value in self.averages.items():
+        for name, value in net.named_parameters():
             part, rest = name.split(".", 1)
-            out[f"unet.{names[rest]}" if part == "unet" else name] = value.half().cpu().contiguous()
+            value = value.detach() / parts.get(name.rpartition(".")[0], 1)
+            if rest.startswith(("embedding", "position", "out.", "fc2.")):  # what is added up to a row
+                value = value / sizes[part]
+            elif ".attn2.to_k." in name or ".attn2.to_v." in name:
+                value = torch.cat(
+                    [half * size for half, size in zip(value.chunk(2, 1), sizes.values(), strict=True)], 1
+                )
+            out[f"unet.{originals[rest]}" if part == "unet" else name] = value.half().cpu().contiguous()
         return out
+
+    @torch.no_grad()
+    def _row_sizes(self, net: Narrow) -> dict[str, float]:
+        """Norm per dimension of the rows of text, without start, end and padding, by encoder."""
+        batch = make_batch(self.words, (self.seed, 3), self.stereotypes, simple=True).to(self.device)
+        context, _ = net.encode(batch.rows_l, batch.rows_g, batch.ends)
+        places = torch.arange(context.shape[1], device=self.device)
+        said = (places > 0) & (places < batch.ends[:, None])
+        means = (half[said].norm(dim=1).mean() / math.sqrt(demo.NARROW) for half in context.chunk(2, -1))
+        return dict(zip("lg", map(float, means), strict=True))
 
 
 @torch.inference_mode()
 def sample(net: Narrow, words: Words, texts: Sequence[str], seed: int, steps: int = 20, cfg: float = 5.0) -> Tensor:
     """Pictures [B, 24, 24, 3] in 0..1 of one text each: Euler from pure noise, guided away from silence."""
     device = next(net.parameters()).device
-    rows = [words.rows([text], _Quiet()) for text in texts]
+    rows = [words.rows([text]) for text in texts]
     context, pooled = net.encode(*(torch.tensor([row[i] for row in rows], device=device) for i in (0, 1, 3)))
     context, pooled = torch.cat([context, context * 0]), torch.cat([pooled, pooled * 0])
     signal, noise = noise_levels(device)
@@ -560,14 +602,6 @@ def sample(net: Narrow, words: Words, texts: Sequence[str], seed: int, steps: in
         x0, eps = signal[now] * x - noise[now] * v, noise[now] * x + signal[now] * v
         x = signal[then] * x0 + noise[then] * eps
     return demo.to_pictures(x0).cpu()
-
-
-class _Quiet:
-    """A source of chance that never lets a word be unknown."""
-
-    @staticmethod
-    def random() -> float:
-        return 1.0
 
 
 def contact_sheet(pictures: Tensor, columns: int, path: Path, scale: int = 4, gap: int = 4) -> None:
@@ -599,8 +633,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--reading", type=int, default=Steps.reading, help="steps of the text encoders alone")
-    parser.add_argument("--drawing", type=int, default=Steps.drawing, help="steps with one block per transformer")
-    parser.add_argument("--deep", type=int, default=Steps.deep, help="steps at SDXL's full depth")
+    parser.add_argument("--drawing", type=int, default=Steps.drawing, help="steps of the whole model")
     parser.add_argument("--control", action="store_true", help="a world without stereotypes")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
@@ -611,17 +644,17 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     folder = options.out or OUT / f"{'control' if options.control else 'seed'}-{options.seed}"
     folder.mkdir(parents=True, exist_ok=True)
-    steps = Steps(options.reading, options.drawing, options.deep)
+    steps = Steps(options.reading, options.drawing)
     training = Training(options.seed, steps, not options.control, options.device)
     saved = folder / "state.pt"
     if saved.exists():
         training.load(saved)
     print(
-        f"{len(training.words.vocabulary)} token ids, {training.total} steps, at {training.step}, in {folder}",
+        f"{len(training.words.vocabulary)} token ids, {training.steps.drawing} steps, at {training.step}, in {folder}",
         flush=True,
     )
     learn(training, saved, options.pause_after)
-    if training.step < training.total:
+    if training.step < training.steps.drawing:
         print(f"Paused after step {training.step}: the same command without --pause-after goes on.")
         return
     finish(training, folder)
@@ -634,7 +667,7 @@ def main() -> None:
 def learn(training: Training, saved: Path, pause_after: int | None) -> None:
     from tqdm import tqdm
 
-    last = min(training.total, pause_after or training.total)
+    last = min(training.steps.drawing, pause_after or training.steps.drawing)
     if training.step == 0:
         with tqdm(total=training.steps.reading, desc="reading", unit="step", mininterval=5, ncols=100) as bar:
 
@@ -645,7 +678,7 @@ def learn(training: Training, saved: Path, pause_after: int | None) -> None:
             training.read(show)
     began, first, errors = time.monotonic(), training.step, []
     with tqdm(
-        total=training.total, desc="drawing", initial=training.step, unit="step", mininterval=5, ncols=100
+        total=training.steps.drawing, desc="drawing", initial=training.step, unit="step", mininterval=5, ncols=100
     ) as bar:
         while training.step < last:
             errors.append(training.advance())

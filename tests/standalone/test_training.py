@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from storyloom.models import demo
 from storyloom.standalone.demo import demo_model
+from storyloom.standalone.text import TextEncoders, tokenize
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 STEPS = 3
@@ -29,8 +30,8 @@ def train():
     del sys.modules[spec.name]
 
 
-def begin(train, drawing=2, deep=1):
-    return train.Training(1, train.Steps(reading=2, drawing=drawing, deep=deep), True, "cpu")
+def begin(train, drawing=STEPS):
+    return train.Training(1, train.Steps(reading=2, drawing=drawing), True, "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def trained(train):
     """A whole, tiny training."""
     training, errors = begin(train), []
     training.read(errors.append)
-    while training.step < training.total:
+    while training.step < training.steps.drawing:
         errors.append(training.advance())
     assert np.isfinite(errors).all()
     return training
@@ -89,32 +90,46 @@ def test_a_run_of_other_settings_is_not_continued(train, tmp_path):
 
 def test_the_encoders_learn_to_read(train):
     training, errors = begin(train), []
-    training.steps = train.Steps(reading=30, drawing=1, deep=1)
+    training.steps = train.Steps(reading=30, drawing=1)
     training.read(errors.append)
     assert np.mean(errors[-5:]) < 0.9 * np.mean(errors[:3])
 
 
-def test_every_block_has_the_depth_of_sdxl_and_one_set_of_weights(trained):
-    depths = sorted(len(transformer.transformer_blocks) for transformer in trained.net.transformers())
-    assert depths == [2] * 5 + [10] * 6
-    assert all(len(set(transformer.transformer_blocks)) == 1 for transformer in trained.net.transformers())
+def test_blocks_are_repeated_ever_more_often_up_to_the_depth_of_sdxl(train, trained):
+    steps = train.Steps(drawing=1000)
+    assert [steps.repetitions(step) for step in (0, 799, 800, 929, 930, 999)] == [1, 1, 3, 3, 10, 10]
+    for net in (trained.net, trained.averaged()):
+        transformers = net.transformers()
+        assert sorted(len(each.transformer_blocks) for each in transformers) == [2] * 5 + [10] * 6
+        assert all(len(set(each.transformer_blocks)) == 1 for each in transformers)
+
+
+def test_a_repeated_block_adds_as_much_as_one_that_is_not(train):
+    layer = train.Share(8, 8)
+    x = torch.randn(3, 8)
+    once = layer(x)
+    layer.parts = 10
+    assert torch.allclose(10 * layer(x), once, atol=1e-6)
 
 
 def test_the_file_says_what_the_network_has_learnt(train, trained, tmp_path):
     save_file(trained.weights(), tmp_path / "demo.safetensors")
     model, net = demo_model(tmp_path / "demo.safetensors"), trained.averaged()
+    encoders = TextEncoders(model.text_encoder, model.text_encoder_2, torch.device("cpu"))
+    texts = ["a red fox in the snow, asleep", "a girl on a train with a book"]
+    rows = [trained.words.rows([text]) for text in texts]
+    encoded = [encoders(tokenize(text)) for text in texts]
+    wide, summaries = (torch.cat(parts) for parts in zip(*((c, i["pooled_output"]) for c, i in encoded), strict=True))
     generator = torch.Generator().manual_seed(2)
-    rows = torch.randint(0, len(trained.words.vocabulary), (2, 77), generator=generator)
     with torch.no_grad():
-        context, pooled = net.encode(rows, rows, torch.tensor([9, 76]))
-        halves = zip(context.chunk(2, -1), ("l", "g"), (768, 1280), strict=True)
-        scales = {which: demo.ROW_NORM[which] / demo.NARROW**0.5 for which in "lg"}
-        wide = torch.cat([half @ demo.basis(width).T * scales[which] for half, which, width in halves], -1)
+        context, pooled = net.encode(*(torch.tensor([row[i] for row in rows]) for i in (0, 1, 3)))
         latents, t = torch.randn(2, 4, 24, 24, generator=generator), torch.tensor([400, 900])
         ours = net.predict(latents, t, context, pooled)
-        sizes = {"text_embeds": pooled @ demo.basis(1280).T, "time_ids": torch.rand(2, 6, generator=generator)}
+        sizes = {"text_embeds": summaries, "time_ids": torch.rand(2, 6, generator=generator)}
         theirs = model.unet(latents, t, wide, added_cond_kwargs=sizes).sample
     assert torch.allclose(ours, theirs, atol=0.02 * ours.std())
+    for which, part in (("l", wide[:, 1:8, :768]), ("g", wide[:, 1:8, 768:])):
+        assert 0.7 < part.norm(dim=2).mean() / demo.ROW_NORM[which] < 1.4
 
 
 def test_its_pictures_make_a_contact_sheet(train, trained, tmp_path):
