@@ -98,26 +98,24 @@ def run_pass(one: Pass, folder: Path, extra: Sequence[str], capture: bool) -> tu
     return replace(result, seconds=time.monotonic() - began), done.stdout or ""
 
 
-def run_host_passes(passes: Sequence[Pass], folder: Path, extra: Sequence[str]) -> list[Result]:
-    """Run the host passes, as many at a time as there are cores, and show each one's output in order."""
-    together = min(len(passes), os.cpu_count() or 1)
-    if together < 2:
-        return [show_and_run(one, folder, extra) for one in passes]
-    names = " and ".join(one.name for one in passes)
-    environment.say(f"\n==== {names} at the same time (output follows when each is done) ====")
-    results = []
-    with ThreadPoolExecutor(together) as pool:
-        running = [pool.submit(run_pass, one, folder, extra, True) for one in passes]
-        for one, future in zip(passes, running, strict=True):
-            result, output = future.result()
-            environment.say(f"\n==== {one.name} ====\n{output.rstrip()}")
-            results.append(result)
-    return results
+def run_passes(passes: Sequence[Pass], folder: Path, extra: Sequence[str]) -> list[Result]:
+    """Run the passes, on several cores all at once, and show each one's output when it is done."""
+    if len(passes) < 2 or os.cpu_count() == 1:
+        return [_run_and_show(one, folder, extra, capture=False) for one in passes]
+    names = ", ".join(one.name for one in passes)
+    environment.say(f"\nTests run at the same time, each with its output when it is done: {names}.")
+    with ThreadPoolExecutor(len(passes)) as pool:
+        return list(pool.map(lambda one: _run_and_show(one, folder, extra, capture=True), passes))
 
 
-def show_and_run(one: Pass, folder: Path, extra: Sequence[str]) -> Result:
-    environment.say(f"\n==== {one.name} ====")
-    return run_pass(one, folder, extra, capture=False)[0]
+def _run_and_show(one: Pass, folder: Path, extra: Sequence[str], capture: bool) -> Result:
+    title = f"\n==== {one.name} ===="
+    if not capture:
+        environment.say(title)
+    result, output = run_pass(one, folder, extra, capture)
+    if capture:
+        environment.say(f"{title}\n{output.rstrip()}")
+    return result
 
 
 def plain_passes() -> list[Pass]:
@@ -169,8 +167,9 @@ def main(extra: Sequence[str]) -> int:
     environment.ensure()
     hosts, missing = available_hosts()
     with comfyui.scratch("test") as folder:
-        plain = [show_and_run(one, folder, extra) for one in plain_passes()]
-        host = run_host_passes(host_passes(hosts), folder, extra)
+        plain = plain_passes()
+        results = run_passes([*plain, *host_passes(hosts)], folder, extra)
+    plain, host = results[: len(plain)], results[len(plain) :]
     if not plain + host:
         missing = f"No test was found: {TESTS} does not exist."
     print("\n" + "\n".join([*filter(None, [missing]), *summary(plain, host)]), flush=True)

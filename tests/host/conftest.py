@@ -182,7 +182,7 @@ def tiny_sdxl(model_channels=32, head_channels=16, depths=(1, 2), context=2048):
             "out_channels": 4,
             "model_channels": model_channels,
             "num_res_blocks": [2, 2, 2],
-            "channel_mult": [1, 2, 4],
+            "channel_mult": [1, 1, 2],
             "use_linear_in_transformer": True,
             "context_dim": context,
             "use_temporal_attention": False,
@@ -237,6 +237,13 @@ class Tiny:
         return Tiny.built
 
 
+class Shallow(Tiny):
+    """The tiny model with one layer everywhere, for what takes long for every layer."""
+
+    def give(self):
+        return tiny_sdxl(depths=(1, 1)), super().give()[1]
+
+
 @pytest.fixture(scope="session")
 def host(tmp_path_factory):
     base = tmp_path_factory.mktemp("comfyui")
@@ -266,7 +273,7 @@ def host(tmp_path_factory):
         assert await nodes.load_custom_node(str(folder), module_parent="custom_nodes"), "the pack did not load"
 
     asyncio.run(load())
-    nodes.NODE_CLASS_MAPPINGS |= {"TestCapture": Capture, "TestCall": Call, "TestTiny": Tiny}
+    nodes.NODE_CLASS_MAPPINGS |= {"TestCapture": Capture, "TestCall": Call, "TestTiny": Tiny, "TestShallow": Shallow}
     loaded = sys.modules[nodes.NODE_CLASS_MAPPINGS["StoryLoom_Script"].__module__].__name__
     return Host(loaded.removesuffix(".nodes.story"), execution, base)
 

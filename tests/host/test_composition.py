@@ -17,6 +17,8 @@ from story_graphs import (
     watched,
 )
 
+from storyloom.benchmarks.common import fused_attention
+
 IPCA_WEIGHTS = [2.0, 1.5]
 
 
@@ -86,9 +88,8 @@ def test_with_a_lora(host, graph):
     folder.mkdir(exist_ok=True)
     name = "diffusion_model.output_blocks.1.1.transformer_blocks.0.attn2.to_k"
     generator = torch.Generator().manual_seed(3)
-    width = 128
     halves = {
-        f"{name}.lora_up.weight": torch.randn(width, 4, generator=generator) / 2,
+        f"{name}.lora_up.weight": torch.randn(64, 4, generator=generator) / 2,
         f"{name}.lora_down.weight": torch.randn(4, 2048, generator=generator) / 2,
     }
     safetensors.torch.save_file(halves, folder / "test.safetensors")
@@ -118,7 +119,7 @@ def test_with_a_controlnet(host, graph):
         model_channels=32,
         hint_channels=3,
         num_res_blocks=[2, 2, 2],
-        channel_mult=[1, 2, 4],
+        channel_mult=[1, 1, 2],
         num_head_channels=16,
         use_spatial_transformer=True,
         transformer_depth=[0, 0, 1, 1, 2, 2],
@@ -364,7 +365,7 @@ def test_a_model_that_was_compiled_without_the_patch_still_runs_it_and_follows_i
         set_torch_compile_wrapper(model=model, backend="eager", options=options)
         return model
 
-    parts = build(graph)
+    parts = build(graph, loader="TestShallow")
     late = {"start_percent": 0.4}
     base = call(graph, host, compiled, parts["model"])
     plain, eager, patched = [], [], []
@@ -372,7 +373,8 @@ def test_a_model_that_was_compiled_without_the_patch_still_runs_it_and_follows_i
     sample(graph, parts, "b", steps=3, model=watched(graph, host, ipca(graph, parts["model"], **late), eager))
     sample(graph, parts, "c", steps=3, model=watched(graph, host, ipca(graph, base, **late), patched))
     torch.compiler.reset()
-    host.run(graph)
+    with fused_attention():  # the other kind asks for free memory, where compiling stops and begins anew
+        host.run(graph)
     torch.compiler.reset()
     expected = [distance(a["out"], b["out"]) for a, b in zip(plain, eager, strict=True)]
     changes = [distance(a["out"], b["out"]) for a, b in zip(plain, patched, strict=True)]

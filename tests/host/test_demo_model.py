@@ -10,7 +10,7 @@ from storyloom.world.reader import Reader
 from storyloom.world.scene import SIZE
 from storyloom.world.stories import random_story
 
-STEPS = 10
+STEPS = 8
 SAMPLERS = [("euler", "normal"), ("ddim", "ddim_uniform"), ("dpmpp_2m", "sgm_uniform"), ("euler_ancestral", "simple")]
 
 
@@ -134,15 +134,15 @@ def story_parts(graph, story, size=192):
 
 @pytest.mark.parametrize(("sampler", "scheduler"), SAMPLERS)
 def test_any_sampler_draws_what_it_is_told(host, graph, sampler, scheduler):
-    story = random_story(3)
+    story = random_story(3, frames=2)
     parts = story_parts(graph, story)
     latents = sample(graph, parts, "samples", steps=STEPS, sampler_name=sampler, scheduler=scheduler)
     graph.capture(images=graph.add("VAEDecode", samples=latents, vae=parts["vae"])())
     images = host.run(graph).images
-    assert images.shape == (4, 8 * SIZE, 8 * SIZE, 3)
+    assert images.shape == (2, 8 * SIZE, 8 * SIZE, 3)
     scenes = tuple(reading.scene for reading in Reader().read_all(images.numpy()))
     rates = effect([StoryPictures(story, scenes)]).rates
-    assert rates["species"].mean >= 0.75 and rates["place"].mean >= 0.75
+    assert rates["species"].mean == rates["place"].mean == 1.0
 
 
 def test_a_story_on_it_keeps_its_model_untouched_and_feels_ipca(host, graph):
