@@ -1,6 +1,6 @@
 """What each method does to the stories of the demo's world, read from the pixels of its pictures.
 
-    python -m storyloom.benchmarks.effect [--stories 56] [--jobs 2]
+    python -m storyloom.benchmarks.effect [--stories 50] [--jobs 2]
 
 Draws every story with every method on the demo model, on the host without ComfyUI, reads all attributes back from the
 pictures and prints a table: how many frames show everything that was told (alignment), how often the looks that the
@@ -220,8 +220,8 @@ def write_section(name: str, text: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stories", type=int, default=56, help="stories of four frames (default 56)")
-    parser.add_argument("--steps", type=int, default=12, help="steps of Euler per picture (default 12)")
+    parser.add_argument("--stories", type=int, default=50, help="stories of four frames (default 50)")
+    parser.add_argument("--steps", type=int, default=10, help="steps of Euler per picture (default 10)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="stories drawn at a time")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), metavar="METHOD")
     parser.add_argument("--noise", nargs="+", choices=list(NOISE.values()), default=list(NOISE.values()))
