@@ -16,6 +16,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
+from ..prompts.conditioning import StoryCond
 from ..prompts.tokens import consecutive
 from .blocks import Blocks
 from .inner import Inner
@@ -82,6 +83,7 @@ class IdentityPreserving:
     blocks: Blocks
     name = "Identity-preserving cross-attention"
     slot = "attn2"
+    skip_first_steps = 0
 
     @property
     def neutral(self) -> bool:
@@ -90,6 +92,10 @@ class IdentityPreserving:
     def combine(self, other: IdentityPreserving) -> IdentityPreserving:
         """Two IPCA nodes on one layer at one time: their weights multiply."""
         return replace(self, weight=self.weight * other.weight)
+
+    def hindrance(self, story: StoryCond | None, images: int) -> str | None:
+        """Why there is no identity to count in a run, None when there is one."""
+        return None if story else "no conditioning comes from a StoryLoom encode node"
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, heads: int, call: UNetCall, inner: Inner) -> Tensor:
         """Attention of one layer of one UNet call, acting on the rows of a story's conditioning only.

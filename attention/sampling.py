@@ -11,7 +11,7 @@ Written for ComfyUI's wrapper interface, with everything of the host passed in.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any, Protocol
@@ -22,7 +22,7 @@ from torch import Tensor
 from ..prompts.conditioning import TAG, StoryCond
 from .blocks import Blocks
 from .inner import HostAttend, Inner, Replacement
-from .unet_call import KEY, Conditioning, SamplerCall, UNetCall, read_call, window_images
+from .unet_call import KEY, Conditioning, SamplerCall, UNetCall, nearest_step, read_call, window_images
 
 SAMPLER_SAMPLE, CALC_COND_BATCH, APPLY_MODEL = "sampler_sample", "calc_cond_batch", "apply_model"
 """ComfyUI's names for what is wrapped: a sampling run, an evaluation of all conditionings, a call of the UNet."""
@@ -39,6 +39,7 @@ class Patch(Protocol):
     blocks: Blocks
     start_percent: float
     end_percent: float
+    skip_first_steps: int
 
     @property
     def neutral(self) -> bool:
@@ -46,6 +47,9 @@ class Patch(Protocol):
 
     def combine(self, other: Patch) -> Patch:
         """These settings and another node's of the same method, on one layer at one time."""
+
+    def hindrance(self, story: StoryCond | None, images: int) -> str | None:
+        """Why these settings change nothing in a run over so many images, None when they do."""
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, heads: int, call: UNetCall, inner: Inner) -> Tensor:
         """Attention of one layer; `inner` is what stood there before."""
@@ -86,7 +90,8 @@ class LayerAttention:
         """q, k, v: [rows, tokens, C] projected, heads not split. Not compiled: the host drops its guards here."""
         inner = Inner(options, self.host, self.owner)
         heads = options["n_heads"]
-        active = [opened.patch for opened in self.patches if opened.at(self.call.sigma)]
+        open_now = [opened.patch for opened in self.patches if opened.at(self.call.sigma)]
+        active = [patch for patch in open_now if self.call.step >= patch.skip_first_steps]
         if not active:
             return inner(q, k, v, heads)
         return reduce(lambda a, b: a.combine(b), active).attend(q, k, v, heads, self.call, inner)
@@ -94,10 +99,15 @@ class LayerAttention:
 
 @dataclass(frozen=True, eq=False)
 class StoryRun:
-    """One sampling run: its two wrappers. Holds settings only, no tensors."""
+    """One sampling run: its two wrappers. Holds settings only, no tensors.
+
+    sigmas: noise levels at which its steps begin; story: what it draws, if it is a story.
+    """
 
     patches: tuple[Opened, ...]
     host: HostAttend
+    sigmas: tuple[float, ...] = ()
+    story: StoryCond | None = None
 
     def evaluate(self, executor, model, conds, x_in: Tensor, timestep: Tensor, model_options: dict[str, Any]):
         """CALC_COND_BATCH wrapper: tell the UNet calls of this evaluation what its conditionings are."""
@@ -107,7 +117,9 @@ class StoryRun:
             for number, group in enumerate(conds)
             for cond in group or ()
         }
-        call = SamplerCall(float(timestep.flatten()[0]), known, window_images(options, x_in.shape[0]))
+        sigma, images = float(timestep.flatten()[0]), window_images(options, x_in.shape[0])
+        step = nearest_step(sigma, self.sigmas)
+        call = SamplerCall(sigma, known, images, step, len(self.sigmas), self.story)
         model_options = {**model_options, "transformer_options": {**options, KEY: call}}
         return executor(model, conds, x_in, timestep, model_options)
 
@@ -158,10 +170,16 @@ class StorySampling:
         stories = [cond[TAG] for group in guider.conds.values() for cond in group if TAG in cond]
         for story in stories:
             _check_batch(story, noise.shape[0])
-        opened = self._opened(guider.inner_model.model_sampling)
+        story = stories[0] if stories else None
+        steps = tuple(sigmas[:-1].tolist())
+        entries = self._opened(guider.inner_model.model_sampling)
+        hindrances = [_hindrance(entry, story, noise.shape[0], steps) for entry in entries]
+        pairs = list(zip(entries, hindrances, strict=True))
+        for name, hindrance in dict.fromkeys((entry.patch.name, hindrance) for entry, hindrance in pairs if hindrance):
+            logging.warning("%s has no effect in this run: %s.", name, hindrance)
+        opened = tuple(entry for entry, hindrance in pairs if hindrance is None)
         if opened:
-            _warn_of_no_effect(opened, stories, sigmas)
-            run = StoryRun(opened, self.host)
+            run = StoryRun(opened, self.host, steps, story)
             wrappers = {CALC_COND_BATCH: run.evaluate, APPLY_MODEL: run.call_unet}
             extra_args = {**extra_args, "model_options": _with_wrappers(extra_args["model_options"], wrappers)}
         return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
@@ -262,18 +280,14 @@ def _counted(number: int, thing: str) -> str:
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
-def _warn_of_no_effect(opened: tuple[Opened, ...], stories: list[StoryCond], sigmas: Tensor) -> None:
-    steps = sigmas[:-1].tolist()
-    for entry in opened:
-        if not stories:
-            logging.warning(
-                "%s has no effect in this run: no conditioning comes from a StoryLoom encode node.", entry.patch.name
-            )
-        elif not any(entry.at(sigma) for sigma in steps):
-            logging.warning(
-                "%s has no effect in this run: none of its %d steps lies between start_percent %g and end_percent %g.",
-                entry.patch.name,
-                len(steps),
-                entry.patch.start_percent,
-                entry.patch.end_percent,
-            )
+def _hindrance(opened: Opened, story: StoryCond | None, images: int, steps: Sequence[float]) -> str | None:
+    """Why a patch changes nothing in a run, None when it does. steps: noise levels at which the run's steps begin."""
+    patch = opened.patch
+    hindrance = patch.hindrance(story, images)
+    if hindrance is None and not any(opened.at(sigma) for sigma in steps[patch.skip_first_steps :]):
+        after = f" after the first {patch.skip_first_steps} (skip_first_steps)" if patch.skip_first_steps else ""
+        hindrance = (
+            f"none of its {len(steps)} steps{after} lies between start_percent {patch.start_percent:g} and "
+            f"end_percent {patch.end_percent:g}"
+        )
+    return hindrance

@@ -8,8 +8,8 @@ is the negative in another.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import lcm
 from typing import Any, NamedTuple
@@ -39,11 +39,16 @@ class SamplerCall:
     conditionings   by the guider's number and the uuid: for regions the host puts a copy with the same uuid and another
                     context into the guider's other list
     images          numbers, in the latent batch, of the images that a chunk holds; None: of the whole batch
+    step, steps     number of the run's step at this noise level, and how many there are
+    story           the run's story, which conditionings without one are sampled beside
     """
 
     sigma: float
     conditionings: Mapping[tuple[int, Any], Conditioning]
     images: tuple[int, ...] | None
+    step: int = 0
+    steps: int = 1
+    story: StoryCond | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,18 +67,64 @@ class IdentityGroup(NamedTuple):
     length: int | None
 
 
+class Image(NamedTuple):
+    """What a row of a chunk draws: the image's number in the story or batch, and who is in it (None: nobody knows)."""
+
+    number: int
+    characters: tuple[str, ...] | None
+
+    def shares_a_character(self, other: Image) -> bool:
+        """Whether somebody is in both images, or nobody knows."""
+        if self.characters is None or other.characters is None:
+            return True
+        return not set(self.characters).isdisjoint(other.characters)
+
+
+def batch_images(story: StoryCond | None, places: Iterable[int]) -> list[Image]:
+    """The images at these places of a batch that draws a story, or of any batch."""
+    if story is None:
+        return [Image(place, None) for place in places]
+    return [Image(story.rows[place].frame, story.rows[place].characters) for place in places]
+
+
 @dataclass(frozen=True, eq=False)
 class UNetCall:
-    """One call of the UNet. `images` as in SamplerCall."""
+    """One call of the UNet. `images`, `step`, `steps` and `story` as in SamplerCall."""
 
     sigma: float
     chunks: tuple[Chunk, ...]
     images: tuple[int, ...] | None
+    step: int = 0
+    steps: int = 1
+    story: StoryCond | None = None
+    made: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     @cached_property
     def context_length(self) -> int:
         """Key columns of the call: conditionings of different length are repeated to their least common multiple."""
         return lcm(*(chunk.conditioning.length for chunk in self.chunks))
+
+    @property
+    def rows(self) -> int:
+        return self.chunks[-1].rows.stop
+
+    def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What `make` gives, made for the first layer of this call that asks and kept for the others."""
+        if key not in self.made:
+            self.made[key] = make()
+        return self.made[key]
+
+    def images_of(self, chunk: Chunk) -> list[Image]:
+        """The images that a chunk's rows draw: of its own story, else of the run's, else of any batch.
+
+        Raises ValueError when it has not as many rows as there are images.
+        """
+        story = chunk.conditioning.story or self.story
+        known = len(chunk.rows) if story is None else len(story.rows)
+        places = range(known) if self.images is None else self.images
+        if len(places) != len(chunk.rows):
+            raise _unknown_images(len(chunk.rows), len(places))
+        return batch_images(story, places)
 
     def identity_groups(self, cut: bool) -> list[IdentityGroup]:
         """Rows that tell of a story's identity, grouped by the key columns that do.
@@ -87,7 +138,7 @@ class UNetCall:
         """Rows of the call that are in none of these groups, None when there are none."""
         inside = {row for group in groups for row in _numbers(group.rows)}
         outside = [row for chunk in self.chunks for row in chunk.rows if row not in inside]
-        return _compact(outside) if outside else None
+        return compact(outside) if outside else None
 
     @cached_property
     def _cut_groups(self) -> list[IdentityGroup]:
@@ -109,7 +160,7 @@ class UNetCall:
                 if columns:
                     rows_by_columns.setdefault((columns, own), []).append(row)
         return [
-            IdentityGroup(_compact(rows), columns, own if cut else None)
+            IdentityGroup(compact(rows), columns, own if cut else None)
             for (columns, own), rows in rows_by_columns.items()
         ]
 
@@ -120,14 +171,19 @@ class UNetCall:
             return [story.identity_columns(image) for image in images]
         everywhere = {story.identity_columns(row) for row in range(len(story.rows))}
         if len(everywhere) > 1:
-            raise ValueError(
-                f"The model is called with {len(chunk.rows)} images for a story of {len(story.rows)} frames, so it is "
-                "unknown which frame is which. Another node splits or repeats the images (tiled sampling?): remove it."
-            )
+            raise _unknown_images(len(chunk.rows), len(story.rows))
         return [*everywhere] * len(chunk.rows)
 
 
-def _compact(rows: Sequence[int]) -> Rows:
+def _unknown_images(rows: int, images: int) -> ValueError:
+    return ValueError(
+        f"The model is called with {rows} images for a story of {images} frames, so it is unknown which frame is "
+        "which. Another node splits or repeats the images (tiled sampling?): remove it."
+    )
+
+
+def compact(rows: Sequence[int]) -> Rows:
+    """Ascending row numbers as a slice where they are consecutive."""
     first, last = rows[0], rows[-1]
     return slice(first, last + 1) if list(rows) == list(range(first, last + 1)) else list(rows)
 
@@ -166,4 +222,12 @@ def read_call(options: Mapping[str, Any], rows: int) -> UNetCall | None:
     chunks = (
         Chunk(range(i * each, (i + 1) * each), sampler.conditionings.get(key, unknown)) for i, key in enumerate(keys)
     )
-    return UNetCall(sampler.sigma, tuple(chunks), sampler.images)
+    return UNetCall(sampler.sigma, tuple(chunks), sampler.images, sampler.step, sampler.steps, sampler.story)
+
+
+def nearest_step(sigma: float, sigmas: Sequence[float]) -> int:
+    """Number of the step that begins nearest to a noise level; some samplers evaluate between two steps.
+
+    sigmas: noise levels at which the steps of a run begin.
+    """
+    return min(range(len(sigmas)), key=lambda step: abs(sigmas[step] - sigma), default=0)

@@ -11,6 +11,7 @@ with one row per frame. The patched call runs the pack's own code, from the tag 
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..attention.consistent import ConsistentAttention
 from ..attention.identity import IdentityPreserving
 from ..attention.sampling import Opened, StoryRun
 from ..attention.unet_call import KEY, Conditioning, SamplerCall, read_call
@@ -38,6 +40,12 @@ BLOCKS = {
 }
 """SDXL's blocks with attention: layers in each. Two layers: the upper level, 640 channels; ten: the lower, 1280."""
 
+OUTPUT = {block: depth for block, depth in BLOCKS.items() if block[0] == "output"}
+"""Where consistent self-attention works."""
+
+CHANNELS, HALVINGS = {2: 640, 10: 1280}, {2: 1, 10: 2}
+"""Of a level, which is known by its number of layers; the latents are halved so often there."""
+
 CONTEXT = 77
 SIGMA = 1.0
 POSITIVE, NEGATIVE = 0, 1
@@ -56,10 +64,13 @@ class Size:
 class Case:
     """One way to patch the UNet.
 
-    weight    IPCA's identity_weight, or None for no patch
+    weight    IPCA's identity_weight, or None for no IPCA
     identity  tokens of the identity
     owned     whether another node's attention stands in every cross-attention layer
     open      whether the step lies inside the patch's window
+    rate      CSA's sampling_rate, or None for no CSA
+    anchors   CSA's anchors
+    masked    CSA in the published form instead: all tokens of all images as keys, and a dense mask
     """
 
     name: str
@@ -67,6 +78,9 @@ class Case:
     identity: int = 12
     owned: bool = False
     open: bool = True
+    rate: float | None = None
+    anchors: int = 0
+    masked: bool = False
 
 
 CASES = (
@@ -78,6 +92,13 @@ CASES = (
     Case("IPCA weight 2 around another replacement", 2.0, owned=True),
     Case("IPCA weight 1.5 around another replacement", 1.5, owned=True),
     Case("IPCA weight 2, window closed", 2.0, open=False),
+    Case("CSA rate 0.5", rate=0.5),
+    Case("CSA rate 0.5, as a dense mask", rate=0.5, masked=True),
+    Case("CSA rate 0.5, 2 anchors", rate=0.5, anchors=2),
+    Case("CSA rate 0.3", rate=0.3),
+    Case("CSA rate 1", rate=1.0),
+    Case("CSA rate 0.5, window closed", rate=0.5, open=False),
+    Case("CSA rate 0.5 and IPCA weight 2", 2.0, rate=0.5),
 )
 
 
@@ -108,15 +129,21 @@ def patched_options(case: Case, frames: int) -> dict[str, Any]:
     """The transformer_options of a UNet call as the host makes them, with the patches of a case installed."""
     from ..nodes.patching import attend
 
-    call = SamplerCall(SIGMA, {(POSITIVE, STORY): story_conditioning(case, frames)}, tuple(range(frames)))
+    story = story_conditioning(case, frames)
+    call = SamplerCall(SIGMA, {(POSITIVE, STORY): story}, tuple(range(frames)), step=1, steps=2, story=story.story)
     options = {"cond_or_uncond": [NEGATIVE, POSITIVE], "uuids": [NOTHING, STORY], KEY: call}
     if case.owned:
         options["patches_replace"] = {"attn2": dict.fromkeys(BLOCKS, plain_replacement)}
-    if case.weight is None:
+    if case.masked:
+        options["patches_replace"] = {"attn1": dict.fromkeys(OUTPUT, masked_replacement)}
         return options
-    patch = IdentityPreserving(case.weight, 0.0, 1.0, dict.fromkeys(BLOCKS))
+    patches = []
+    if case.weight is not None:
+        patches.append(IdentityPreserving(case.weight, 0.0, 1.0, dict.fromkeys(BLOCKS)))
+    if case.rate is not None:
+        patches.append(ConsistentAttention(case.rate, case.anchors, 1, 0.0, 1.0, dict.fromkeys(OUTPUT), seed=0))
     window = (SIGMA, SIGMA) if case.open else (SIGMA / 2, SIGMA / 4)
-    run = StoryRun((Opened(patch, *window),), attend)
+    run = StoryRun(tuple(Opened(patch, *window) for patch in patches), attend)
     return run.installed(options, read_call(options, 2 * frames))
 
 
@@ -136,14 +163,38 @@ def plain_replacement(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options
     return attend(q, k, v, options["n_heads"], None, options)
 
 
-def expected_extra(case: Case, size: Size) -> int:
-    """Operations that a case adds, from its formula: 4 N C for every query row and key column that is added.
+def masked_replacement(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
+    """Consistent self-attention with a dense mask over the tokens of all images, negative and story one by one."""
+    from ..nodes.patching import attend
 
-    A whole weight adds weight - 1 copies of the start token and the identity to the story's rows, a fraction as a mask
-    adds nothing. Around another replacement the whole batch is attended to a second time, with p copies of these
+    images = q.shape[0] // len(options["cond_or_uncond"])
+    seen = q.new_zeros(images, 1, 1, images * k.shape[1])
+    return torch.cat(
+        [
+            attend(rows, *(x.flatten(0, 1).expand(images, -1, -1) for x in keys), options["n_heads"], seen, options)
+            for rows, *keys in zip(*(x.split(images) for x in (q, k, v)), strict=True)
+        ]
+    )
+
+
+def expected_extra(case: Case, size: Size) -> int:
+    """Operations that a case adds, from its formula: 4 N C for every query row and key that is added."""
+    if not case.open:
+        return 0
+    return _extra_of_ipca(case, size) + _extra_of_csa(case, size)
+
+
+def tokens_of(depth: int, size: Size) -> int:
+    """Tokens of an image in the level with so many layers."""
+    return (size.side >> HALVINGS[depth]) ** 2
+
+
+def _extra_of_ipca(case: Case, size: Size) -> int:
+    """A whole weight adds weight - 1 copies of the start token and the identity to the story's rows, a fraction as a
+    mask adds nothing. Around another replacement the whole batch is attended to a second time, with p copies of these
     columns and q of the others for a weight p/q.
     """
-    if case.weight is None or not case.open:
+    if case.weight is None:
         return 0
     counted, whole = 1 + case.identity, case.weight == int(case.weight)
     if case.owned:
@@ -151,9 +202,20 @@ def expected_extra(case: Case, size: Size) -> int:
         columns = 2 * (q * CONTEXT + (p - q) * counted)
     else:
         columns = (int(case.weight) - 1) * counted if whole else 0
-    tokens = {2: (size.side // 2) ** 2, 10: (size.side // 4) ** 2}
-    channels = {2: 640, 10: 1280}
-    return sum(4 * size.frames * columns * layers * tokens[layers] * channels[layers] for layers in BLOCKS.values())
+    return sum(4 * size.frames * columns * d * tokens_of(d, size) * CHANNELS[d] for d in BLOCKS.values())
+
+
+def _extra_of_csa(case: Case, size: Size) -> int:
+    """Every image sees floor(rate N) tokens of all others (as a mask: N), or of those others that are anchors, with
+    negative and story alike.
+    """
+    if case.rate is None:
+        return 0
+    anchors = case.anchors or size.frames
+    pairs = sum(anchors - (image < anchors) for image in range(size.frames))
+    rate = 1.0 if case.masked else case.rate
+    seen = {depth: math.floor(rate * tokens_of(depth, size)) for depth in CHANNELS}
+    return sum(4 * 2 * pairs * seen[d] * d * tokens_of(d, size) * CHANNELS[d] for d in OUTPUT.values())
 
 
 def main() -> None:

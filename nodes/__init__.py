@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from .attention import IPCA
+from .attention import IPCA, ConsistentSelfAttention
 from .conditioning import EncodeOnePrompt, EncodePerFrame
 from .demo import DemoModel
 from .page import Page
@@ -11,4 +11,13 @@ from .story import EmptyLatent, Script
 
 class StoryLoomExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [Script, EncodeOnePrompt, EncodePerFrame, EmptyLatent, IPCA, Page, DemoModel]
+        return [
+            Script,
+            EncodeOnePrompt,
+            EncodePerFrame,
+            EmptyLatent,
+            IPCA,
+            ConsistentSelfAttention,
+            Page,
+            DemoModel,
+        ]

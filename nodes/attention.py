@@ -3,9 +3,66 @@
 from comfy_api.latest import io
 
 from ..attention.blocks import check_blocks
+from ..attention.consistent import ConsistentAttention
 from ..attention.identity import IdentityPreserving
 from ..attention.sampling import check_window
 from .patching import blocks_of, with_patch
+
+
+def model_input() -> io.Input:
+    return io.Model.Input("model", tooltip="The SDXL model to patch. It stays as it is; a patched copy goes out.")
+
+
+def window_inputs() -> list[io.Input]:
+    """Where in the schedule a patch acts."""
+    return [
+        io.Float.Input(
+            "start_percent",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.001,
+            advanced=True,
+            tooltip="Where in the schedule it begins to act: 0 is the first step, 1 the last. Published: 0.",
+        ),
+        io.Float.Input(
+            "end_percent",
+            default=1.0,
+            min=0.0,
+            max=1.0,
+            step=0.001,
+            advanced=True,
+            tooltip="Where in the schedule it stops acting. Published: 1. Lower values free the details.",
+        ),
+    ]
+
+
+def blocks_input(published: str) -> io.Input:
+    return io.String.Input(
+        "blocks",
+        default=published,
+        advanced=True,
+        tooltip=(
+            f'Which attention blocks it works in. Published: "{published}". "all", "output", "input 4-5, middle", or '
+            'single layers as "output 0-2.0-3" (blocks 0 to 2, layers 0 to 3).'
+        ),
+    )
+
+
+def model_output() -> io.Output:
+    return io.Model.Output(
+        "patched_model", display_name="MODEL", tooltip="The patched model, for KSampler or further patches."
+    )
+
+
+def valid_blocks(blocks: str | None) -> bool | str:
+    """True, or what is wrong with a block string; None is one that comes through a link."""
+    if blocks is not None:
+        try:
+            check_blocks(blocks)
+        except ValueError as error:
+            return str(error)
+    return True
 
 
 class IPCA(io.ComfyNode):
@@ -24,7 +81,7 @@ class IPCA(io.ComfyNode):
             ),
             search_aliases=["IPCA", "One-Prompt-One-Story", "1Prompt1Story", "consistent character", "identity"],
             inputs=[
-                io.Model.Input("model", tooltip="The SDXL model to patch. It stays as it is; a patched copy goes out."),
+                model_input(),
                 io.Float.Input(
                     "identity_weight",
                     default=2.0,
@@ -36,52 +93,126 @@ class IPCA(io.ComfyNode):
                         "method, higher holds the character tighter and leaves less room for the frame."
                     ),
                 ),
-                io.Float.Input(
-                    "start_percent",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.001,
-                    advanced=True,
-                    tooltip="Where in the schedule it begins to act: 0 is the first step, 1 the last. Published: 0.",
-                ),
-                io.Float.Input(
-                    "end_percent",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.001,
-                    advanced=True,
-                    tooltip="Where in the schedule it stops acting. Published: 1. Lower values free the details.",
-                ),
-                io.String.Input(
-                    "blocks",
-                    default="all",
-                    advanced=True,
-                    tooltip=(
-                        'Which attention blocks it works in: "all" (published), "output", "input 4-5, middle", or '
-                        'single layers as "output 0-2.0-3" (blocks 0 to 2, layers 0 to 3).'
-                    ),
-                ),
+                *window_inputs(),
+                blocks_input("all"),
             ],
-            outputs=[
-                io.Model.Output(
-                    "patched_model", display_name="MODEL", tooltip="The patched model, for KSampler or further patches."
-                )
-            ],
+            outputs=[model_output()],
         )
 
     @classmethod
     def validate_inputs(cls, blocks=None):
-        if blocks is not None:
-            try:
-                check_blocks(blocks)
-            except ValueError as error:
-                return str(error)
-        return True
+        return valid_blocks(blocks)
 
     @classmethod
     def execute(cls, model, identity_weight, start_percent, end_percent, blocks) -> io.NodeOutput:
         check_window(start_percent, end_percent)
         patch = IdentityPreserving(identity_weight, start_percent, end_percent, blocks_of(model, blocks))
+        return io.NodeOutput(with_patch(model, patch))
+
+
+class ConsistentSelfAttention(io.ComfyNode):
+    """Consistent self-attention, StoryDiffusion (arXiv 2405.01434)."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="StoryLoom_ConsistentSelfAttention",
+            display_name="Consistent self-attention",
+            category="StoryLoom/attention",
+            description=(
+                "The images of a batch look at each other while they are drawn, so that faces, clothes and style agree "
+                "(CSA of StoryDiffusion). Place it anywhere between the checkpoint and KSampler, with 2 images or more "
+                "in the latent batch. With a StoryLoom encode node, only frames that share a character look at each "
+                "other; any other prompt lets all images do so."
+            ),
+            search_aliases=[
+                "CSA",
+                "StoryDiffusion",
+                "consistent characters",
+                "consistent self attention",
+                "shared attention",
+                "comic",
+            ],
+            inputs=[
+                model_input(),
+                io.Float.Input(
+                    "sampling_rate",
+                    default=0.5,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip=(
+                        "Which part of every image the other images see. 0 is off, 0.5 is the published method, 0.3 is "
+                        "reported as too weak, 1 shows everything and costs the most time and memory."
+                    ),
+                ),
+                io.Int.Input(
+                    "anchors",
+                    default=0,
+                    min=0,
+                    max=64,
+                    tooltip=(
+                        "How many images at the beginning are anchors, which look only at each other while all others "
+                        "look at them and at themselves. 0 lets every image look at every other. Useful: 1 to 4, for "
+                        "stories that are drawn in several batches."
+                    ),
+                ),
+                io.Int.Input(
+                    "skip_first_steps",
+                    default=1,
+                    min=0,
+                    max=1000,
+                    advanced=True,
+                    tooltip=(
+                        "How many steps of each sampling run pass before images look at each other. Published: 1 or 5. "
+                        "Higher values leave every image its own composition."
+                    ),
+                ),
+                *window_inputs(),
+                blocks_input("output"),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=False,
+                    tooltip=(
+                        "Chooses which parts of an image the others see, anew in every step. The same seed gives the "
+                        "same picture on every device; pictures depend on it little."
+                    ),
+                ),
+                io.Combo.Input(
+                    "schedule",
+                    options=["steady", "published"],
+                    default="steady",
+                    advanced=True,
+                    tooltip=(
+                        "steady: all chosen blocks in every step, always the same number of tokens. published: as the "
+                        "published program, leaving each layer out at random, 3 in 10 times before 40 % of the steps "
+                        "and 1 in 10 after, with a random number of tokens, which is slower."
+                    ),
+                ),
+            ],
+            outputs=[model_output()],
+        )
+
+    @classmethod
+    def validate_inputs(cls, blocks=None):
+        return valid_blocks(blocks)
+
+    @classmethod
+    def execute(
+        cls, model, sampling_rate, anchors, skip_first_steps, start_percent, end_percent, blocks, seed, schedule
+    ) -> io.NodeOutput:
+        check_window(start_percent, end_percent)
+        patch = ConsistentAttention(
+            sampling_rate,
+            anchors,
+            skip_first_steps,
+            start_percent,
+            end_percent,
+            blocks_of(model, blocks),
+            seed,
+            schedule,
+        )
         return io.NodeOutput(with_patch(model, patch))

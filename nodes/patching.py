@@ -36,7 +36,7 @@ def attention_depths(model) -> dict[tuple[str, int], int]:
     if not depths:
         raise ValueError(
             f"This model ({type(model.model).__name__}) is not a UNet with attention blocks. "
-            "StoryLoom's attention nodes work on SDXL checkpoints and their relatives."
+            "StoryLoom's attention nodes work on SDXL and its relatives (refiner, SSD-1B, Vega) and on SD 1.5."
         )
     return depths
 

@@ -36,7 +36,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("frames", nargs="+", help='one picture each, without the identity: "asleep in the snow"')
     parser.add_argument("-o", "--output", type=Path, default=Path("page.png"), help="the page (default: page.png)")
     parser.add_argument(
-        "--method", default="svr+ipca", help="svr or svr-eot, with or without +ipca, ipca, npr, none, frames"
+        "--method",
+        default="svr+ipca",
+        help="svr or svr-eot, with or without +ipca, ipca, csa, csa+svr+ipca, npr, none, frames",
     )
     parser.add_argument(
         "--checkpoint", type=Path, help="SDXL .safetensors file or diffusers folder (default: the demo)"
@@ -50,6 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--width", type=int, help="pixels of a frame (default: the model's own)")
     parser.add_argument("--height", type=int)
     parser.add_argument("--identity-weight", type=float, default=2.0, help="how often the identity counts in IPCA")
+    parser.add_argument("--sampling-rate", type=float, default=0.5, help="part of a frame that the others see in CSA")
+    parser.add_argument("--anchors", type=int, default=0, help="first frames that all others look at in CSA (0: all)")
     parser.add_argument("--own-noise", action="store_true", help="start every frame from its own noise")
     return parser
 
@@ -59,7 +63,8 @@ def _draw(asked: argparse.Namespace) -> Image.Image:
     from .pipeline import StoryPipeline, check_settings
 
     parse_story(asked.identity, "\n".join(asked.frames), asked.style)
-    check_settings(asked.method, asked.steps, asked.width or 64, asked.height or 64, asked.identity_weight, 0, 1)
+    size, shared = (asked.width or 64, asked.height or 64), (asked.sampling_rate, asked.anchors)
+    check_settings(asked.method, asked.steps, *size, asked.identity_weight, 0, 1, *shared)
     drawn = StoryPipeline(_load(asked.checkpoint))(
         asked.identity,
         asked.frames,
@@ -71,6 +76,8 @@ def _draw(asked: argparse.Namespace) -> Image.Image:
         width=asked.width,
         height=asked.height,
         identity_weight=asked.identity_weight,
+        sampling_rate=asked.sampling_rate,
+        anchors=asked.anchors,
         shared_noise=not asked.own_noise,
     )
     return drawn.page

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from ..attention.consistent import ConsistentAttention
 from ..attention.identity import IdentityPreserving
 from ..attention.sampling import check_window
 from ..pages.grid import comic_page
@@ -26,17 +28,27 @@ from .patcher import UNetPatcher, with_patch
 from .sampling import ModelSampling, Progress, sample_euler, story_noise
 from .text import TextEncoders, tokenize
 
-METHODS: dict[str, tuple[Reweighting | None, bool]] = {
-    "svr+ipca": ("svr", True),
-    "svr": ("svr", False),
-    "svr-eot+ipca": ("svr_eot", True),
-    "svr-eot": ("svr_eot", False),
-    "ipca": (None, True),
-    "npr": ("npr", False),
-    "none": ("none", False),
-    "frames": (None, False),
+
+class Method(NamedTuple):
+    """Reweighting of the story as one prompt (None: every frame's own prompt), whether IPCA acts, whether CSA does."""
+
+    reweighting: Reweighting | None
+    preserves_identity: bool = False
+    shares_attention: bool = False
+
+
+METHODS = {
+    "svr+ipca": Method("svr", preserves_identity=True),
+    "svr": Method("svr"),
+    "svr-eot+ipca": Method("svr_eot", preserves_identity=True),
+    "svr-eot": Method("svr_eot"),
+    "ipca": Method(None, preserves_identity=True),
+    "csa": Method(None, shares_attention=True),
+    "csa+svr+ipca": Method("svr", preserves_identity=True, shares_attention=True),
+    "npr": Method("npr"),
+    "none": Method("none"),
+    "frames": Method(None),
 }
-"""Method -> reweighting of the story as one prompt (None: every frame's own prompt), and whether IPCA acts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +88,8 @@ class StoryPipeline:
         start_percent: float = 0.0,
         end_percent: float = 1.0,
         blocks: str = "all",
+        sampling_rate: float = 0.5,
+        anchors: int = 0,
         negative: str | None = None,
         shared_noise: bool = True,
         progress: Progress | None = None,
@@ -84,17 +98,21 @@ class StoryPipeline:
 
         identity, frames, style: as in the Story script node, one frame per item. method: a key of METHODS. width,
         height: pixels, None for the model's own. identity_weight, start_percent, end_percent, blocks: of IPCA.
+        sampling_rate, anchors: of CSA, whose tokens are chosen by the same seed.
         negative: None for the published all-zero one. progress: called as progress(steps done, steps in all), None
         for a bar. Raises ValueError (StoryScriptError, StoryTooLongError) for what cannot be drawn, before anything is.
         """
         width, height = width or self.model.width, height or self.model.height
-        check_settings(method, steps, width, height, identity_weight, start_percent, end_percent)
+        window = (start_percent, end_percent)
+        check_settings(method, steps, width, height, identity_weight, *window, sampling_rate, anchors)
         story = parse_story(identity, "\n".join(frames), style)
-        reweighting, preserves_identity = METHODS[method]
+        reweighting, preserves_identity, shares_attention = METHODS[method]
         model = self.patcher
         if preserves_identity:
-            chosen = blocks_of(self.model.unet, blocks)
-            model = with_patch(model, IdentityPreserving(identity_weight, start_percent, end_percent, chosen))
+            model = with_patch(model, IdentityPreserving(identity_weight, *window, blocks_of(self.model.unet, blocks)))
+        if shares_attention:
+            output = blocks_of(self.model.unet, "output")
+            model = with_patch(model, ConsistentAttention(sampling_rate, anchors, 1, 0.0, 1.0, output, seed))
         positive = self.conditioning(story, reweighting)
         self.model.on_story(story)
         latents = sample_euler(
@@ -142,7 +160,15 @@ class ProgressBar:
 
 
 def check_settings(
-    method: str, steps: int, width: int, height: int, identity_weight: float, start_percent: float, end_percent: float
+    method: str,
+    steps: int,
+    width: int,
+    height: int,
+    identity_weight: float,
+    start_percent: float,
+    end_percent: float,
+    sampling_rate: float = 0.5,
+    anchors: int = 0,
 ) -> None:
     """Raise ValueError, saying what to change, for settings that nothing can be drawn with."""
     if method not in METHODS:
@@ -154,4 +180,8 @@ def check_settings(
             raise ValueError(f"The {name} must be at least 64 pixels and a multiple of 8, got {pixels}.")
     if identity_weight < 1:
         raise ValueError(f"identity_weight must be at least 1, got {identity_weight:g}; 1 is off, 2 is published.")
+    if not 0 <= sampling_rate <= 1:
+        raise ValueError(f"sampling_rate must be from 0 to 1, got {sampling_rate:g}; 0 is off, 0.5 is published.")
+    if anchors < 0:
+        raise ValueError(f"anchors must be 0 or more, got {anchors}; 0 lets every frame look at every other.")
     check_window(start_percent, end_percent)

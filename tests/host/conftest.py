@@ -19,6 +19,7 @@ EXTRAS = [
     "nodes_custom_sampler",
     "nodes_context_windows",
     "nodes_hooks",
+    "nodes_hypertile",
     "nodes_torch_compile",
     "nodes_model_advanced",
 ]

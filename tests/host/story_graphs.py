@@ -1,4 +1,4 @@
-"""Pieces of graphs that the host tests share, and the reference that IPCA is compared with."""
+"""Pieces of graphs that the host tests share, and the references that IPCA and CSA are compared with."""
 
 import math
 
@@ -20,6 +20,16 @@ SVR = {
     "enhance_beta": 1.0,
 }
 IPCA = {"identity_weight": 2.0, "start_percent": 0.0, "end_percent": 1.0, "blocks": "all"}
+CSA = {
+    "sampling_rate": 0.5,
+    "anchors": 0,
+    "skip_first_steps": 0,
+    "start_percent": 0.0,
+    "end_percent": 1.0,
+    "blocks": "output",
+    "seed": 3,
+    "schedule": "steady",
+}
 SAMPLER = {"seed": 7, "steps": 2, "cfg": 5.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
 IDENTITY_COLUMNS = range(0, 1 + 7)
 """Start token and the seven tokens of STORY's identity."""
@@ -46,6 +56,10 @@ def build(graph, encode="EncodeOnePrompt", size=(128, 128), shared_noise=True, l
 
 def ipca(graph, model, **changes):
     return graph.add("StoryLoom_IPCA", model=model, **IPCA | changes)()
+
+
+def csa(graph, model, **changes):
+    return graph.add("StoryLoom_ConsistentSelfAttention", model=model, **CSA | changes)()
 
 
 def sample(graph, parts, name, **changes):
@@ -76,6 +90,23 @@ def watched(graph, host, model, seen):
         return patcher
 
     return call(graph, host, watch, model)
+
+
+def story_rows(calls):
+    """What the UNet said to the story in the first of these calls that held it, and how many calls there were."""
+    for seen in calls:
+        place = story_place(seen)
+        if place is not None:
+            return seen["out"].chunk(len(seen["options"]["uuids"]))[place], len(calls)
+    raise AssertionError("no UNet call held the story")
+
+
+def story_place(seen):
+    """Which chunk of a UNet call holds the story."""
+    options = seen["options"]
+    known = options["storyloom"].conditionings
+    keys = zip(options["cond_or_uncond"], options["uuids"], strict=True)
+    return next((place for place, key in enumerate(keys) if known[key].story is not None), None)
 
 
 def distance(a, b):
@@ -124,6 +155,45 @@ def log_bias(weight, gains=None):
             for index in range(depth):
                 gain = (gains or {}).get((part, number, index), 1.0)
                 model.set_model_attn2_replace(biased_attention(weight, gain), part, number, index)
+        return model
+
+    return patch
+
+
+def masked_attention(sample_tokens, sources, rate=0.5, seed=3, skip=0, gain=1.0):
+    """Self-attention over the tokens of all images with a dense mask.
+
+    sources: images that each image looks at; skip: steps before it begins.
+    """
+
+    def attention(q, k, v, options):
+        heads, chunks = options["n_heads"], len(options["cond_or_uncond"])
+        images, tokens = len(sources), k.shape[1]
+        step = int((options["sample_sigmas"][:-1] - options["sigmas"][0]).abs().argmin())
+        seen = torch.zeros(images, images, tokens, dtype=torch.bool)
+        for i, others in enumerate(sources):
+            seen[i, i] = True
+            for j in others if step >= skip else ():
+                seen[i, j, sample_tokens(seed, step, j, tokens, rate)] = True
+        q = q.view(chunks, images, tokens, heads, -1).transpose(2, 3)
+        k, v = (x.view(chunks, 1, images * tokens, heads, -1).transpose(2, 3) for x in (k, v))
+        logits = (q @ k.mT / math.sqrt(q.shape[-1])).masked_fill(~seen.view(images, 1, 1, -1), -torch.inf)
+        return gain * (logits.softmax(-1) @ v).transpose(2, 3).flatten(3).flatten(0, 1)
+
+    return attention
+
+
+def dense_mask(host, sources, blocks=("output",), gains=None, **settings):
+    """CSA by another road, for every layer of these parts; gains: block -> factor of its attention."""
+    sample_tokens = host.pack("attention.consistent").sample_tokens
+
+    def patch(model):
+        model = model.clone()
+        for part, number in LAYERS:
+            if part in blocks:
+                gain = (gains or {}).get((part, number), 1.0)
+                attention = masked_attention(sample_tokens, sources, gain=gain, **settings)
+                model.set_model_attn1_replace(attention, part, number)
         return model
 
     return patch

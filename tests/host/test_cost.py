@@ -1,10 +1,10 @@
-"""What IPCA costs: operations of a full-size SDXL step, and what a sampling run leaves in memory. No times."""
+"""What the patches cost: operations of a full-size SDXL step, memory in a layer and after a run. No times."""
 
 import gc
 
 import pytest
 import torch
-from story_graphs import build, ipca, sample, watched
+from story_graphs import build, csa, ipca, sample, watched
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +31,25 @@ def test_the_published_weight_adds_at_most_three_thousandths_of_a_step(cost, cou
     assert patched - vanilla == cost.expected_extra(case, cost.Size())
 
 
+def test_half_of_three_other_images_adds_at_most_95_thousandths_and_half_of_what_a_mask_adds(cost, count, vanilla):
+    case, masked = cost.Case("gathered", rate=0.5), cost.Case("masked", rate=0.5, masked=True)
+    patched, dense = count(case), count(masked)
+    assert 1.0 < patched / vanilla <= 1.095 and dense / vanilla > 1.18
+    assert patched - vanilla == cost.expected_extra(case, cost.Size())
+    assert dense - vanilla == cost.expected_extra(masked, cost.Size())
+
+
+@pytest.mark.parametrize("depth", [2, 10])
+def test_looking_at_others_takes_at_most_the_memory_of_one_layer_s_gathered_keys_and_values(host, depth):
+    layers = host.pack("benchmarks.layers")
+    size, rate = layers.Size(), 0.5
+    peaks = {name: layers.peak_bytes(layer, depth, size) for name, layer in layers.layers(depth, size, rate).items()}
+    extra = peaks["CSA"] - peaks["ordinary"]
+    assert 0 < extra <= layers.gathered_bytes(depth, size, rate)
+
+
 def test_a_closed_window_adds_nothing(cost, count, vanilla):
-    assert count(cost.Case("closed", weight=2.0, open=False)) == vanilla
+    assert count(cost.Case("closed", weight=2.0, rate=0.5, open=False)) == vanilla
 
 
 def objects(*kinds):
@@ -40,12 +57,14 @@ def objects(*kinds):
     return [thing for thing in gc.get_objects() if issubclass(type(thing), kinds)]
 
 
-@pytest.mark.parametrize("weight", [2.0, 1.5])
-def test_a_run_leaves_no_tensor_and_no_view_of_a_call(host, graph, weight):
+@pytest.mark.parametrize(
+    "patch, settings", [(ipca, {"identity_weight": 2.0}), (ipca, {"identity_weight": 1.5}), (csa, {})]
+)
+def test_a_run_leaves_no_tensor_and_no_view_of_a_call(host, graph, patch, settings):
     sampling, unet_call = host.pack("attention.sampling"), host.pack("attention.unet_call")
     ours = (sampling.LayerAttention, sampling.StoryRun, unet_call.UNetCall, unet_call.SamplerCall)
     parts = build(graph)
-    sample(graph, parts, "latent", model=ipca(graph, parts["model"], identity_weight=weight))
+    sample(graph, parts, "latent", model=patch(graph, parts["model"], **settings))
 
     def run():
         host.run(graph, fresh=True).latent.clear()
@@ -58,7 +77,8 @@ def test_a_run_leaves_no_tensor_and_no_view_of_a_call(host, graph, weight):
     assert [view for view in objects(*ours) if id(view) not in before] == []
 
 
-def test_nothing_is_carried_from_one_unet_call_to_the_next(host, graph):
+@pytest.mark.parametrize("patch", [ipca, csa])
+def test_nothing_is_carried_from_one_unet_call_to_the_next(host, graph, patch):
     sampling = host.pack("attention.sampling")
     parts = build(graph)
     counts = {}
@@ -71,11 +91,11 @@ def test_nothing_is_carried_from_one_unet_call_to_the_next(host, graph):
             gc.collect()
             super().append((len(objects(torch.Tensor)), len(objects(sampling.LayerAttention))))
 
-    for name, model in (("plain", parts["model"]), ("ipca", ipca(graph, parts["model"]))):
+    for name, model in (("plain", parts["model"]), ("ours", patch(graph, parts["model"]))):
         counts[name] = Seen()
         sample(graph, parts, name, steps=3, model=watched(graph, host, model, counts[name]))
     host.run(graph, fresh=True)
-    assert len(counts["plain"]) == len(counts["ipca"]) == 3
+    assert len(counts["plain"]) == len(counts["ours"]) == 3
     grown = {name: [tensors - seen[0][0] for tensors, _ in seen] for name, seen in counts.items()}
-    assert grown["ipca"] == grown["plain"]
-    assert [layers for _, layers in counts["ipca"]] == [counts["ipca"][0][1]] * 3
+    assert grown["ours"] == grown["plain"]
+    assert [layers for _, layers in counts["ours"]] == [counts["ours"][0][1]] * 3

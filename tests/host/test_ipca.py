@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from story_graphs import build, call, close, differ, distance, ipca, log_bias, sample, watched
+from story_graphs import build, call, close, differ, distance, ipca, log_bias, sample, story_place, story_rows, watched
 
 
 @pytest.mark.parametrize("weight", [2.0, 3.0, 1.25])
@@ -65,23 +65,6 @@ def positive_result(host, graph, parts, **settings):
     sample(graph, parts, "x", steps=1, model=model, **settings)
     host.run(graph)
     return story_rows(calls)
-
-
-def story_rows(calls):
-    """What the UNet said to the story in the first of these calls that held it, and how many calls there were."""
-    for seen in calls:
-        place = story_place(seen)
-        if place is not None:
-            return seen["out"].chunk(len(seen["options"]["uuids"]))[place], len(calls)
-    raise AssertionError("no UNet call held the story")
-
-
-def story_place(seen):
-    """Which chunk of a UNet call holds the story."""
-    options = seen["options"]
-    known = options["storyloom"].conditionings
-    keys = zip(options["cond_or_uncond"], options["uuids"], strict=True)
-    return next((place for place, key in enumerate(keys) if known[key].story is not None), None)
 
 
 def test_cfg_1_split_calls_and_a_second_positive_do_not_change_the_story(host, graph, monkeypatch):

@@ -6,10 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
-from story_graphs import IPCA, STORY, SVR
+from story_graphs import CSA, IPCA, STORY, SVR
 
 PACK = Path(__file__).resolve().parents[2]
 CATALOGUE = [
+    "StoryLoom_ConsistentSelfAttention",
     "StoryLoom_DemoModel",
     "StoryLoom_EmptyLatent",
     "StoryLoom_EncodeOnePrompt",
@@ -24,6 +25,7 @@ VALUES = {
     "StoryLoom_EncodePerFrame": {"literal": False},
     "StoryLoom_EmptyLatent": {"width": 128, "height": 128, "shared_noise": True},
     "StoryLoom_IPCA": IPCA,
+    "StoryLoom_ConsistentSelfAttention": CSA,
 }
 OMITTED = object()
 NUMBERS = {"INT": int, "FLOAT": float}
@@ -158,6 +160,8 @@ def test_every_number_outside_its_range_is_refused_and_its_ends_are_not(host, gr
     [
         ("StoryLoom_IPCA", {"identity_weight": 0.5, "blocks": "output"}),
         ("StoryLoom_IPCA", {"end_percent": 1.5, "blocks": "output 0-2.0-3"}),
+        ("StoryLoom_ConsistentSelfAttention", {"sampling_rate": 1.5}),
+        ("StoryLoom_ConsistentSelfAttention", {"schedule": "random"}),
         ("StoryLoom_EncodeOnePrompt", {"weaken_beta": 99.0}),
         ("StoryLoom_EmptyLatent", {"width": 1}),
         ("StoryLoom_EncodeOnePrompt", {"reweighting": "svd"}),
@@ -170,8 +174,9 @@ def test_a_wrong_value_is_one_error(host, graph, node_id, values):
 
 
 @pytest.mark.parametrize("blocks", ["up 3", "output 3-1", "", "output, middle 0.x"])
-def test_a_wrong_block_string_is_one_error_that_shows_it(host, graph, blocks):
-    (error,) = refused(host, graph, "StoryLoom_IPCA", blocks=blocks)
+@pytest.mark.parametrize("node_id", ["StoryLoom_IPCA", "StoryLoom_ConsistentSelfAttention"])
+def test_a_wrong_block_string_is_one_error_that_shows_it(host, graph, node_id, blocks):
+    (error,) = refused(host, graph, node_id, blocks=blocks)
     assert f'Blocks "{blocks}"' in error["details"]
 
 

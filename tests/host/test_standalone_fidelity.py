@@ -6,7 +6,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 import torch.nn.functional as F
-from story_graphs import STORY, SVR, build, call, distance, fill_, ipca
+from story_graphs import CSA, STORY, SVR, build, call, csa, distance, fill_, ipca
 
 pytestmark = pytest.mark.skipif(
     not (find_spec("diffusers") and find_spec("open_clip")),
@@ -136,7 +136,7 @@ def replace_attention(model, seen):
     return model
 
 
-PATCHED = ["plain", "ipca", "replaced", "ipca on replaced"]
+PATCHED = ["plain", "ipca", "csa", "replaced", "ipca on replaced", "csa and ipca on replaced"]
 
 
 @pytest.mark.parametrize("cfg", [5.0, 1.0])
@@ -164,6 +164,8 @@ def on_comfyui(host, graph, patched, kind, cfg):
         model = call(graph, host, lambda given: replace_attention(given, told), model)
     if "ipca" in patched:
         model = ipca(graph, model)
+    if "csa" in patched:
+        model = csa(graph, model)
 
     def listen(given):
         given = given.clone()
@@ -189,6 +191,7 @@ def on_comfyui(host, graph, patched, kind, cfg):
 
 
 def on_diffusers(standalone, patched, kind, cfg):
+    from storyloom.attention.consistent import ConsistentAttention
     from storyloom.attention.identity import IdentityPreserving
     from storyloom.standalone.layers import blocks_of
     from storyloom.standalone.patcher import UNetPatcher, with_patch
@@ -200,6 +203,8 @@ def on_diffusers(standalone, patched, kind, cfg):
         model = replace_attention(model, told)
     if "ipca" in patched:
         model = with_patch(model, IdentityPreserving(2.0, 0.0, 1.0, blocks_of(unet, "all")))
+    if "csa" in patched:
+        model = with_patch(model, ConsistentAttention(**CSA | {"blocks": blocks_of(unet, "output")}))
     positive = context, info = conditioning(encoders, SVR["reweighting"])
     negative = torch.zeros_like(context), {"pooled_output": torch.zeros_like(info["pooled_output"])}
     noise = story_noise(len(context), SIZE[1], SIZE[0], SEED, shared=True)

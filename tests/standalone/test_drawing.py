@@ -48,6 +48,23 @@ def test_ipca_switched_off_is_bit_identical_to_none(draw, by_method, method, pla
     assert torch.equal(latents(draw, method=method, **off), by_method[plain])
 
 
+@pytest.mark.parametrize("method, plain", [("csa", "frames"), ("csa+svr+ipca", "svr+ipca")])
+def test_csa_at_rate_0_is_bit_identical_to_none(draw, by_method, method, plain):
+    assert torch.equal(latents(draw, method=method, sampling_rate=0.0), by_method[plain])
+
+
+def test_the_first_frame_looks_at_nobody_when_it_is_the_only_anchor(draw, by_method):
+    alone, drawn = by_method["frames"], latents(draw, method="csa", anchors=1)
+    changed = [distance(a, b) > 1e-3 for a, b in zip(drawn, alone, strict=True)]
+    assert changed == [False, True, True]
+
+
+@pytest.mark.parametrize("settings", [{"sampling_rate": 1.5}, {"sampling_rate": -0.1}, {"anchors": -1}])
+def test_settings_of_csa_outside_their_range_are_refused(draw, settings):
+    with pytest.raises(ValueError, match=f"{next(iter(settings))} must be"):
+        draw(method="csa", **settings)
+
+
 def test_without_reweighting_and_with_the_same_noise_all_frames_are_equal(by_method):
     assert torch.equal(by_method["none"][0], by_method["none"][1])
     assert distance(by_method["svr"][0], by_method["svr"][1]) > 1e-3

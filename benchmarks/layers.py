@@ -1,0 +1,156 @@
+"""Memory and time of single self-attention layers of the full SDXL, ordinary and with consistent self-attention.
+
+    python -m storyloom.benchmarks.layers [--time]
+
+Memory is counted on the meta device, so it is exact and takes none: bytes in half precision that are alive at once
+while a layer attends, beside its queries, keys and values, with a fused kernel that makes nothing but its result (which
+no kernel with a dense mask does). Times are of float32 on this processor, one evaluation each after a small one, and
+only as good as the machine is idle.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+import weakref
+from collections.abc import Callable
+from functools import partial
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ..attention.unet_call import KEY
+from .common import enter_comfyui, fused_attention, table
+from .cost import CHANNELS, NEGATIVE, POSITIVE, Case, Size, masked_replacement, patched_options, tokens_of
+
+BLOCK_OF = {2: ("output", 3), 10: ("output", 0)}
+"""A block of the level with so many layers."""
+
+Layer = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class PeakMemory(TorchDispatchMode):
+    """Bytes of a device that are alive at once in tensors made while it lasts, except in those given."""
+
+    def __init__(self, device: str, *given: Tensor):
+        super().__init__()
+        self.device, self.given = device, {_storage(tensor) for tensor in given}
+        self.holders: dict[int, int] = {}
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor) and tensor.device.type == self.device:
+                self._hold(tensor)
+        return out
+
+    def _hold(self, tensor: Tensor) -> None:
+        storage, size = _storage(tensor), tensor.untyped_storage().nbytes()
+        if storage in self.given:
+            return
+        if not self.holders.get(storage):
+            self.now += size
+            self.peak = max(self.peak, self.now)
+        self.holders[storage] = self.holders.get(storage, 0) + 1
+        weakref.finalize(tensor, self._drop, storage, size)
+
+    def _drop(self, storage: int, size: int) -> None:
+        self.holders[storage] -= 1
+        if not self.holders[storage]:
+            self.now -= size
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def layers(depth: int, size: Size, rate: float) -> dict[str, Layer]:
+    """A self-attention layer of this level: ordinary, with CSA, and with CSA as a dense mask."""
+    from ..nodes.patching import attend
+
+    options = patched_options(Case("", rate=rate), size.frames)
+    ours = options["patches_replace"]["attn1"][BLOCK_OF[depth]]
+    told = {
+        "n_heads": CHANNELS[depth] // 64,
+        "block": BLOCK_OF[depth],
+        "block_index": 0,
+        "cond_or_uncond": [NEGATIVE, POSITIVE],
+        KEY: options[KEY],
+    }
+    return {
+        "ordinary": lambda q, k, v: attend(q, k, v, told["n_heads"], None, told),
+        "CSA": partial(ours, options=told),
+        "CSA as a dense mask": partial(masked_replacement, options=told),
+    }
+
+
+def projected(depth: int, size: Size, **kind) -> list[Tensor]:
+    """Queries, keys and values [rows, N, C] of negative and story."""
+    shape = (2 * size.frames, tokens_of(depth, size), CHANNELS[depth])
+    return [torch.empty(shape, **kind) for _ in range(3)]
+
+
+def peak_bytes(layer: Layer, depth: int, size: Size) -> int:
+    """Bytes that a layer in half precision needs at once beside q, k and v."""
+    from comfy.ldm.modules import attention
+
+    tensors = projected(depth, size, dtype=torch.float16, device="meta")
+    kernel = mock.patch.multiple(attention, optimized_attention=_result, optimized_attention_masked=_result)
+    with torch.no_grad(), kernel, PeakMemory("meta", *tensors) as memory:
+        layer(*tensors)
+    return memory.peak
+
+
+def _result(q: Tensor, k: Tensor, v: Tensor, heads: int, **options) -> Tensor:
+    """What a fused kernel makes: PyTorch has none for the meta device, where it would make the logits."""
+    return torch.empty_like(q)
+
+
+def gathered_bytes(depth: int, size: Size, rate: float) -> int:
+    """Bytes of the keys and values that one layer's images see, gathered for negative and story, in half precision."""
+    tokens = tokens_of(depth, size)
+    keys = tokens + (size.frames - 1) * int(rate * tokens)
+    return 2 * 2 * 2 * size.frames * keys * CHANNELS[depth]
+
+
+def seconds(layer: Layer, depth: int, size: Size) -> float:
+    tensors = [x.normal_() for x in projected(depth, size)]
+    with torch.no_grad(), fused_attention():
+        start = time.perf_counter()
+        layer(*tensors)
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--frames", type=int, default=4, help="images in the batch (default 4)")
+    parser.add_argument("--pixels", type=int, default=1024, help="side of the square images (default 1024)")
+    parser.add_argument("--rate", type=float, default=0.5, help="sampling_rate (default 0.5)")
+    parser.add_argument("--time", action="store_true", help="measure times too, which takes a minute or more")
+    arguments = parser.parse_args()
+    size = Size(arguments.frames, arguments.pixels // 8)
+    version = enter_comfyui()
+
+    rows = []
+    for depth in CHANNELS:
+        bound, kinds = gathered_bytes(depth, size, arguments.rate), layers(depth, size, arguments.rate)
+        plain = peak_bytes(kinds["ordinary"], depth, size)
+        taken = {}
+        if arguments.time:
+            seconds(kinds["ordinary"], depth, Size(size.frames, size.side // 4))
+            taken = {name: seconds(layer, depth, size) for name, layer in kinds.items()}
+        for name, layer in kinds.items():
+            extra = f"{(peak_bytes(layer, depth, size) - plain) / 2**20:.1f}" if name != "CSA as a dense mask" else ""
+            times = [f"{taken[name]:.2f}", f"{taken[name] / taken['ordinary']:.2f}"] if taken else ["", ""]
+            shape = f"{name}, {tokens_of(depth, size)} x {CHANNELS[depth]}"
+            rows.append([shape, extra, f"{bound / 2**20:.1f}", *times])
+    print(f"SDXL, {arguments.pixels} x {arguments.pixels}, {size.frames} frames with negative, ComfyUI {version}\n")
+    print(table(["one layer", "extra MiB", "gathered K and V, MiB", "s", "ratio"], rows))
+
+
+if __name__ == "__main__":
+    main()
