@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .attention import IPCA, ConsistentSelfAttention
+from .batches import JoinBatches, SplitBatches
 from .conditioning import EncodeOnePrompt, EncodePerFrame
 from .demo import DemoModel
 from .page import Page
@@ -18,6 +19,8 @@ class StoryLoomExtension(ComfyExtension):
             EmptyLatent,
             IPCA,
             ConsistentSelfAttention,
+            SplitBatches,
+            JoinBatches,
             Page,
             DemoModel,
         ]

@@ -3,3 +3,6 @@
 from comfy_api.latest import io
 
 Story = io.Custom("STORYLOOM_STORY")
+
+Plan = io.Custom("STORYLOOM_PLAN")
+"""A `prompts.batches.BatchPlan`."""

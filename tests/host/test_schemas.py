@@ -16,8 +16,10 @@ CATALOGUE = [
     "StoryLoom_EncodeOnePrompt",
     "StoryLoom_EncodePerFrame",
     "StoryLoom_IPCA",
+    "StoryLoom_JoinBatches",
     "StoryLoom_Page",
     "StoryLoom_Script",
+    "StoryLoom_SplitBatches",
 ]
 VALUES = {
     "StoryLoom_Script": STORY,

@@ -1,0 +1,137 @@
+"""Long stories: batches that one KSampler draws one after the other, and the way back."""
+
+from collections.abc import Callable
+from functools import partial
+
+from comfy_api.latest import io
+
+from ..prompts.batches import (
+    BatchPlan,
+    join_latents,
+    join_rows,
+    plan_batches,
+    split_conditioning,
+    split_latent,
+    split_rows,
+)
+from .types import Plan
+
+
+class SplitBatches(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        listed = {"is_output_list": True}
+        return io.Schema(
+            node_id="StoryLoom_SplitBatches",
+            display_name="Split a long story",
+            category="StoryLoom/story",
+            description=(
+                "Cuts a story of any length into batches of equal size that all begin with the same anchor frames. The "
+                "KSampler that follows runs once per batch. With consistent self-attention and as many anchors there, "
+                "all batches share the character. Join story batches puts the frames back in order."
+            ),
+            search_aliases=["long story", "batch size", "out of memory", "many frames", "anchors", "split latents"],
+            inputs=[
+                io.Latent.Input("latent", tooltip="One latent per frame, as Empty story latent makes them."),
+                io.Int.Input(
+                    "batch_size",
+                    default=4,
+                    min=1,
+                    max=64,
+                    tooltip="Images drawn at a time, anchors included. More share more and take more memory.",
+                ),
+                io.Int.Input(
+                    "anchors",
+                    default=2,
+                    min=0,
+                    max=63,
+                    tooltip=(
+                        "How many of the first frames begin every batch, drawn again each time, so that all batches "
+                        "see the same character. Give consistent self-attention the same number. 0: every batch on "
+                        "its own."
+                    ),
+                ),
+                io.Conditioning.Input(
+                    "positive", optional=True, tooltip="The story's conditioning, with a row per frame."
+                ),
+                io.Conditioning.Input(
+                    "negative", optional=True, tooltip="The negative. One row for all frames stays as it is."
+                ),
+                io.Image.Input(
+                    "image",
+                    optional=True,
+                    tooltip="Hint images for ControlNet or images to start from: one per frame, or one for all.",
+                ),
+                io.Mask.Input("mask", optional=True, tooltip="Masks: one per frame, or one for all."),
+            ],
+            outputs=[
+                io.Latent.Output("latents", display_name="LATENT", tooltip="A latent batch at a time.", **listed),
+                io.Conditioning.Output(
+                    "positives", display_name="positive", tooltip="The positive of each batch.", **listed
+                ),
+                io.Conditioning.Output(
+                    "negatives", display_name="negative", tooltip="The negative of each batch.", **listed
+                ),
+                io.Image.Output("images", display_name="IMAGE", tooltip="The images of each batch.", **listed),
+                io.Mask.Output("masks", display_name="MASK", tooltip="The masks of each batch.", **listed),
+                Plan.Output("plan", display_name="plan", tooltip="Who is where, for Join story batches."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, latent, batch_size, anchors, positive=None, negative=None, image=None, mask=None) -> io.NodeOutput:
+        count = latent["samples"].shape[0]
+        plan = plan_batches(count, batch_size, anchors)
+        conditioning, rows = partial(split_conditioning, count=count), partial(split_rows, count=count)
+        return io.NodeOutput(
+            [split_latent(latent, frames) for frames in plan.batches],
+            cls._each(plan, "positive", positive, conditioning),
+            cls._each(plan, "negative", negative, conditioning),
+            cls._each(plan, "image", image, rows),
+            cls._each(plan, "mask", mask, rows),
+            plan,
+        )
+
+    @staticmethod
+    def _each(plan: BatchPlan, name: str, value, split: Callable) -> list:
+        """What of an input belongs to each batch. Raises ValueError that names the input."""
+        if value is None:
+            return [None] * len(plan.batches)
+        try:
+            return [split(value, frames) for frames in plan.batches]
+        except ValueError as error:
+            raise ValueError(f"Split a long story: the input {name} {error}") from error
+
+
+class JoinBatches(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="StoryLoom_JoinBatches",
+            display_name="Join story batches",
+            category="StoryLoom/story",
+            description=(
+                "Puts the batches of Split a long story together again: every frame once, in story order, without "
+                "repeated anchors and fillers. Takes latents or decoded images."
+            ),
+            search_aliases=["long story", "join batches", "merge batches", "rebatch"],
+            is_input_list=True,
+            inputs=[
+                Plan.Input("plan", tooltip="The plan from Split a long story."),
+                io.Latent.Input("latents", optional=True, tooltip="What KSampler has drawn of the batches."),
+                io.Image.Input("images", optional=True, tooltip="The batches, decoded."),
+            ],
+            outputs=[
+                io.Latent.Output("latent", display_name="LATENT", tooltip="All frames in story order."),
+                io.Image.Output("image", display_name="IMAGE", tooltip="All frames in story order, for Story page."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, plan, latents=None, images=None) -> io.NodeOutput:
+        if not latents and not images:
+            raise ValueError("Join story batches: connect latents from KSampler or images from VAE Decode.")
+        (plan,) = plan
+        return io.NodeOutput(
+            join_latents(latents, plan) if latents else None, join_rows(images, plan) if images else None
+        )
