@@ -6,11 +6,11 @@ from functools import partial
 import comfy.utils
 from comfy_api.latest import io
 
-from ..prompts.conditioning import TAG
 from ..prompts.encode import frame_by_frame, one_prompt
 from ..prompts.report import one_prompt_report
 from ..prompts.svr import SVRSettings
 from ..prompts.tokens import Tokens, without_word_ids
+from ..prompts.windows import WINDOW_KINDS, frame_prompts
 from .types import Story
 
 CONSTANT = {"step": 0.001, "advanced": True}
@@ -28,8 +28,8 @@ class EncodeOnePrompt(io.ComfyNode):
             description=(
                 "Encodes the whole story as one prompt, so that all frames share its context, and lets every frame "
                 "express its own words while the others are suppressed (One-Prompt-One-Story, singular-value "
-                "reweighting). Holds 75 tokens. The published negative is all zeros: ConditioningZeroOut, not an empty "
-                "prompt."
+                "reweighting). Frames of the same characters are told together, in windows where they take more than "
+                "75 tokens. The published negative is all zeros: ConditioningZeroOut, not an empty prompt."
             ),
             search_aliases=[
                 "SVR",
@@ -41,7 +41,7 @@ class EncodeOnePrompt(io.ComfyNode):
             ],
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoders of an SDXL checkpoint."),
-                Story.Input("story", tooltip="The story to encode: one identity, at least one frame."),
+                Story.Input("story", tooltip="The story to encode, with any number of characters and frames."),
                 io.Combo.Input(
                     "reweighting",
                     options=["svr", "svr_eot", "npr", "none"],
@@ -57,8 +57,8 @@ class EncodeOnePrompt(io.ComfyNode):
                     options=["full", "zero", "frame"],
                     default="full",
                     tooltip=(
-                        "SDXL's second, short summary of the prompt. full: of the whole story (published). zero: none. "
-                        "frame: of the identity with this frame's words only, which helps when frames look too alike."
+                        "SDXL's second, short summary. full: of the whole prompt (published). zero: none. frame: of "
+                        "the identity with this frame's words only, which helps when frames look too alike."
                     ),
                 ),
                 io.Boolean.Input(
@@ -106,6 +106,18 @@ class EncodeOnePrompt(io.ComfyNode):
                     tooltip="Overall factor of the expressed frame. Published: 1.",
                     **CONSTANT,
                 ),
+                io.Combo.Input(
+                    "window",
+                    options=list(WINDOW_KINDS),
+                    default="circular",
+                    optional=True,
+                    advanced=True,
+                    tooltip=(
+                        "Which frames share a prompt when a story takes more than 75 tokens. circular: the frame and "
+                        "those after it, from the last on to the first again (published code). trailing: the frame and "
+                        "those before it (paper). The report tells the windows."
+                    ),
+                ),
             ],
             outputs=[
                 io.Conditioning.Output(
@@ -116,7 +128,7 @@ class EncodeOnePrompt(io.ComfyNode):
                 io.String.Output(
                     "report",
                     display_name="report",
-                    tooltip="Tokens used, and for every frame what is expressed and what is suppressed.",
+                    tooltip="For every frame: its window, tokens used, what is expressed and what is suppressed.",
                 ),
             ],
         )
@@ -134,13 +146,13 @@ class EncodeOnePrompt(io.ComfyNode):
         weaken_beta,
         enhance_alpha,
         enhance_beta,
+        window="circular",
     ) -> io.NodeOutput:
         tokenize = sdxl_tokenizer(clip, literal)
         settings = SVRSettings(weaken_alpha, weaken_beta, enhance_alpha, enhance_beta, order)
-        encode = partial(encode_prompts, clip)
-        entries = one_prompt(tokenize, encode, story, reweighting, settings, pooled, weights=not literal)
-        tokens = entries[0][1][TAG].rows[0].tokens
-        return io.NodeOutput([[*entry] for entry in entries], one_prompt_report(story, tokens, reweighting))
+        prompts = frame_prompts(tokenize, story, window, weights=not literal)
+        entries = one_prompt(tokenize, partial(encode_prompts, clip), prompts, reweighting, settings, pooled)
+        return io.NodeOutput([[*entry] for entry in entries], one_prompt_report(story, prompts, reweighting))
 
 
 class EncodePerFrame(io.ComfyNode):

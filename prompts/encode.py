@@ -1,4 +1,4 @@
-"""Encoding a story as one batched conditioning, a row per frame: as one prompt, or every frame alone.
+"""Encoding a story as one batched conditioning, a row per frame: told together, or every frame alone.
 
 The host's tokenizer and text encoders are passed in.
 """
@@ -16,7 +16,8 @@ from torch import Tensor
 from .conditioning import TAG, StoryCond, StoryRow, batch_contexts, per_encoder
 from .script import Story
 from .svr import SVRSettings, express_frame, express_frame_naively
-from .tokens import StoryTokens, Tokenize, Tokens, locate_frame, locate_story, one_prompt_parts
+from .tokens import StoryTokens, Tokenize, Tokens, locate_frame
+from .windows import FramePrompt
 
 Entry = tuple[Tensor, dict[str, Any]]
 """A conditioning: context [rows, T, 2048] and its info, with `pooled_output` [rows, 1280]."""
@@ -31,35 +32,34 @@ PUBLISHED = SVRSettings()
 def one_prompt(
     tokenize: Tokenize,
     encode: Encode,
-    story: Story,
+    prompts: Sequence[FramePrompt],
     reweighting: Reweighting,
     settings: SVRSettings = PUBLISHED,
     pooled: Literal["full", "zero", "frame"] = "full",
-    *,
-    weights: bool = True,
 ) -> list[Entry]:
-    """The whole story as one prompt, each row expressing its own frame.
+    """Every frame's prompt, told with others of its cast, each row expressing its own frame.
 
-    reweighting: as in `expressed`. pooled: the summary is of the whole story, zeros, or of the identity with the row's
-    own frame only. weights: whether the tokenizer reads "(words:1.2)". Raises ValueError for what one prompt cannot
-    hold.
+    prompts: of all frames, from `frame_prompts`. reweighting: as in `expressed`; a frame without a character is told as
+    it is. pooled: the summary is of the row's whole prompt, zeros, or of the identity with the row's own frame only.
+    Raises ValueError as `expressed` does.
     """
-    parts = one_prompt_parts(story)
-    tokens, joined = locate_story(tokenize, parts, weights=weights)
-    alone = [tokenize(f"{parts[0]} {words}") for words in parts[1:]] if pooled == "frame" else []
-    whole, *own = encode([joined, *alone])
-    frames = range(len(story.frames))
-    rows = tuple(StoryRow(i, frame.characters, tokens, (tokens.identity,)) for i, frame in enumerate(story.frames))
+    summarised = [prompt.alone if pooled == "frame" else prompt.text for prompt in prompts]
+    texts = dict.fromkeys([*(prompt.text for prompt in prompts), *summarised])
+    encoded = dict(zip(texts, encode([tokenize(text) for text in texts]), strict=True))
+    rows = tuple(StoryRow(p.frame, p.characters, p.tokens, p.descriptions) for p in prompts)
     entries = []
-    for number, (context, info) in enumerate(whole):
-        contexts = [expressed(context, tokens, i, reweighting, settings) for i in frames]
-        summary = torch.cat([(own[i] if own else whole)[number][1]["pooled_output"] for i in frames])
+    for number, (_, info) in enumerate(encoded[prompts[0].text]):
+        contexts = [
+            expressed(encoded[p.text][number][0], p.tokens, p.place, reweighting if p.characters else "none", settings)
+            for p in prompts
+        ]
+        summary = torch.cat([encoded[text][number][1]["pooled_output"] for text in summarised])
         entries.append(_tagged(contexts, info, torch.zeros_like(summary) if pooled == "zero" else summary, rows))
     return entries
 
 
 def frame_by_frame(tokenize: Tokenize, encode: Encode, story: Story, *, weights: bool = True) -> list[Entry]:
-    """Every frame's own prompt, alone. weights: as in `one_prompt`. Raises ValueError as `locate_frame` does."""
+    """Every frame's own prompt, alone. weights: as in `frame_prompts`. Raises ValueError as `locate_frame` does."""
     located = [
         locate_frame(tokenize, frame, story.style_around, f"frame {number}", weights=weights)
         for number, frame in enumerate(story.frames, start=1)
@@ -78,8 +78,9 @@ def frame_by_frame(tokenize: Tokenize, encode: Encode, story: Story, *, weights:
 def expressed(
     context: Tensor, tokens: StoryTokens, frame: int, reweighting: Reweighting, settings: SVRSettings
 ) -> Tensor:
-    """A whole story's context [1, T, 2048] in which one frame is expressed.
+    """A prompt's context [1, T, 2048] in which one frame is expressed.
 
+    frame: index into `tokens.frames`.
     reweighting: "svr" as `settings` say, "svr_eot" the same with `eot` "scale", "npr" naive, "none" nothing at all.
     Raises ValueError when numbers come out that are not finite.
     """

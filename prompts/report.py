@@ -2,38 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
+from .casts import casts_of
 from .script import Story
-from .tokens import ROOM, StoryTokens, one_prompt_parts
+from .tokens import ROOM, first_upper, in_tokens
+from .windows import FramePrompt
 
 EFFECTS = {
-    "svr": "expressed by SVR, the others suppressed",
-    "svr_eot": "expressed by SVR (end-of-text scaled), the others suppressed",
-    "npr": "rows times 2, the others times 0.5",
-    "none": "not reweighted: every frame is told the whole story",
+    "svr": "expressed by SVR, the others of its window suppressed",
+    "svr_eot": "expressed by SVR (end-of-text scaled), the others of its window suppressed",
+    "npr": "rows times 2, the others of its window times 0.5",
+    "none": "not reweighted: every frame is told its whole window",
 }
 
 
-def one_prompt_report(story: Story, tokens: StoryTokens, reweighting: str) -> str:
+def one_prompt_report(story: Story, prompts: Sequence[FramePrompt], reweighting: str) -> str:
     """A report of a story encoded as one prompt, in plain text.
 
-    tokens: its rows; reweighting: a key of EFFECTS.
+    prompts: of all frames, from `frame_prompts`; reweighting: a key of EFFECTS.
     """
-    parts = one_prompt_parts(story)
-    used = tokens.eot - 1
-    lines = [
-        f"One prompt: {used} of {ROOM} tokens, {ROOM - used} free. Window: the whole story.",
-        f"Every frame: {EFFECTS[reweighting]}.",
-        f"Identity: {_rows(tokens.identity)}: {parts[0]}",
-    ]
-    numbers = range(1, len(story.frames) + 1)
-    for number, rows, text in zip(numbers, tokens.frames, parts[1:], strict=True):
-        others = ", ".join(str(other) for other in numbers if other != number) or "none"
-        lines.append(f"Frame {number}: {_rows(rows)}: {text}")
-        if reweighting != "none":
-            lines.append(f"    expressed: {number}; suppressed: {others}")
+    lines = [f"Every frame: {EFFECTS[reweighting]}."]
+    own = {}
+    for cast in casts_of(story):
+        own |= zip(cast.frames, cast.words, strict=True)
+        rows = _rows(prompts[cast.frames[0]].tokens.identity)
+        lines.append(f"{first_upper(cast.name)} ({_frames(cast.frames)}): {rows}: {cast.identity}")
+    for prompt in prompts:
+        number = prompt.frame + 1
+        if not prompt.characters:
+            lines.append(f"Frame {number}: {in_tokens(prompt.used)}: {prompt.text}")
+            lines.append("    no character: encoded alone, nothing suppressed")
+            continue
+        lines.append(f"Frame {number}: {_rows(prompt.tokens.frames[prompt.place])}: {own[prompt.frame]}")
+        window = f"    window: {_frames(prompt.window)}; {prompt.used} of {ROOM} tokens, {ROOM - prompt.used} free"
+        others = [frame for frame in prompt.window if frame != prompt.frame]
+        told = f"; expressed: {number}; suppressed: {_numbers(others) or 'none'}" if reweighting != "none" else ""
+        lines.append(window + told)
     return "\n".join(lines)
 
 
 def _rows(rows: range) -> str:
-    count = f"{len(rows)} token{'s' if len(rows) != 1 else ''}"
-    return f"{count} (row {rows.start})" if len(rows) == 1 else f"{count} (rows {rows.start}-{rows.stop - 1})"
+    span = f"row {rows.start}" if len(rows) == 1 else f"rows {rows.start}-{rows.stop - 1}"
+    return f"{in_tokens(len(rows))} ({span})"
+
+
+def _frames(frames: Sequence[int]) -> str:
+    return f"frame{'s' if len(frames) != 1 else ''} {_numbers(frames)}"
+
+
+def _numbers(frames: Iterable[int]) -> str:
+    return ", ".join(str(frame + 1) for frame in frames)

@@ -15,7 +15,7 @@ from itertools import accumulate
 
 from torch import Tensor
 
-from .script import Frame, Story
+from .script import Frame
 
 Chunk = list[tuple]
 Tokens = dict[str, list[Chunk]]
@@ -53,45 +53,27 @@ class FrameTokens:
 
 
 class StoryTooLongError(ValueError):
-    """The story does not fit into one prompt."""
+    """An identity and the frames behind it do not fit into one prompt."""
 
 
-def one_prompt_parts(story: Story) -> list[str]:
-    """Texts that make up the story as one prompt: the identity with the style around it, then every frame's words.
-
-    Raises ValueError for what one prompt cannot hold: several characters, frames without a character, frames that add
-    no words to the identity.
-    """
-    if len(story.characters) > 1:
-        names = ", ".join(f"[{c.name}]" for c in story.characters)
-        raise ValueError(
-            f"One prompt tells of one identity, but the story has {len(story.characters)} characters ({names}). "
-            'Keep one of them, or use "Encode story frame by frame".'
-        )
-    for number, frame in enumerate(story.frames, start=1):
-        if not frame.characters:
-            raise ValueError(
-                f"Frame {number} (line {frame.line}) is marked [NC], but in one prompt every frame shows the identity. "
-                'Remove [NC] or that frame, or use "Encode story frame by frame".'
-            )
-        if not frame.text:
-            raise ValueError(
-                f"Frame {number} (line {frame.line}) says nothing beyond the identity. Write what happens in it."
-            )
-    before, after = story.style_around
-    return [f"{before}{story.identity}{after}", *(frame.text for frame in story.frames)]
+def count_tokens(tokenize: Tokenize, parts: Sequence[str], names: Sequence[str], *, weights: bool = True) -> list[int]:
+    """How many tokens each of these texts takes. names: how errors call them. Raises ValueError as `locate_story`."""
+    return [len(words["l"]) for words in _separate(tokenize, parts, names, weights)]
 
 
-def locate_story(tokenize: Tokenize, parts: Sequence[str], *, weights: bool = True) -> tuple[StoryTokens, Tokens]:
+def locate_story(
+    tokenize: Tokenize, parts: Sequence[str], names: Sequence[str], *, weights: bool = True
+) -> tuple[StoryTokens, Tokens]:
     """Tokenize identity and frames joined by single spaces, and say which rows each of them takes.
 
-    parts: the identity, then the frames. weights: whether the tokenizer reads "(words:1.2)".
-    Returns the rows and the tokens of the joined text. Raises StoryTooLongError when it takes more than one window,
-    ValueError when a part has no tokens, when its parentheses are open, or when CLIP-L and CLIP-G count it differently.
+    parts: the identity, then the frames; names: how errors call them. weights: whether the tokenizer reads
+    "(words:1.2)". Returns the rows and the tokens of the joined text. Raises StoryTooLongError when it takes more than
+    one window, ValueError when a part has no tokens, when its parentheses are open, or when CLIP-L and CLIP-G count it
+    differently.
     """
-    joined, lengths = _measure(tokenize, parts, None, weights, " ".join(parts))
+    joined, lengths = _measure(tokenize, parts, names, weights, " ".join(parts))
     if sum(lengths) > ROOM:
-        raise StoryTooLongError(_too_long(lengths))
+        raise StoryTooLongError(_too_long(lengths, names))
     starts = list(accumulate(lengths, initial=1))
     spans = tuple(range(start, start + n) for start, n in zip(starts, lengths, strict=False))
     return StoryTokens(spans[0], spans[1:], starts[-1], len(joined["l"][0])), joined
@@ -113,12 +95,12 @@ def locate_frame(
     try:
         apart = [(before, []), *said, (after, [])]
         pieces = [(words, kind) for words, kind in apart if words.strip()]
-        joined, lengths = _measure(tokenize, [words for words, _ in pieces], name, weights, text)
+        joined, lengths = _measure(tokenize, [words for words, _ in pieces], [name] * len(pieces), weights, text)
     except _MergedError:  # a frame that ends with "." before a style that begins with ","
         pieces = list(said)
         pieces[0] = (before + pieces[0][0], pieces[0][1])
         pieces[-1] = (pieces[-1][0] + after, pieces[-1][1])
-        joined, lengths = _measure(tokenize, [words for words, _ in pieces], name, weights, text)
+        joined, lengths = _measure(tokenize, [words for words, _ in pieces], [name] * len(pieces), weights, text)
     rows = [row for row, (_, _, word) in enumerate(t for chunk in joined["l"] for t in chunk) if word]
     start = 0
     for (_, kind), n in zip(pieces, lengths, strict=True):
@@ -142,25 +124,10 @@ class _MergedError(ValueError):
 
 
 def _measure(
-    tokenize: Tokenize, parts: Sequence[str], name: str | None, weights: bool, text: str
+    tokenize: Tokenize, parts: Sequence[str], names: Sequence[str], weights: bool, text: str
 ) -> tuple[Tokens, list[int]]:
-    """Tokens of `text`, which is the parts in order, and how many each part takes.
-
-    name: how errors call the parts; None for a whole story, identity first.
-    """
-    names = [name] * len(parts) if name else ["the identity", *(f"frame {i}" for i in range(1, len(parts)))]
-    if weights:
-        for part, name in zip(parts, names, strict=True):
-            _check_parentheses(part, name)
-    separate = [{key: _words(chunks) for key, chunks in tokenize(part).items()} for part in parts]
-    for words, part, name in zip(separate, parts, names, strict=True):
-        if len(words["l"]) != len(words["g"]):
-            raise ValueError(
-                f'{name.capitalize()} ("{part}") takes {len(words["l"])} tokens in CLIP-L but {len(words["g"])} in '
-                "CLIP-G. An embedding in it has different lengths for the two encoders: use one made for SDXL."
-            )
-        if not words["l"]:
-            raise ValueError(f'{name.capitalize()} ("{part}") has no words that the text encoders know.')
+    """Tokens of `text`, which is the parts in order, and how many each part takes. names: how errors call the parts."""
+    separate = _separate(tokenize, parts, names, weights)
     joined = tokenize(text)
     for key, chunks in joined.items():
         if not _same(_words(chunks), [token for words in separate for token in words[key]]):
@@ -169,6 +136,23 @@ def _measure(
                 "Remove unusual characters where they meet."
             )
     return joined, [len(words["l"]) for words in separate]
+
+
+def _separate(tokenize: Tokenize, parts: Sequence[str], names: Sequence[str], weights: bool) -> list[dict[str, Chunk]]:
+    """The words of every part, tokenized alone."""
+    if weights:
+        for part, name in zip(parts, names, strict=True):
+            _check_parentheses(part, name)
+    separate = [{key: _words(chunks) for key, chunks in tokenize(part).items()} for part in parts]
+    for words, part, name in zip(separate, parts, names, strict=True):
+        if len(words["l"]) != len(words["g"]):
+            raise ValueError(
+                f'{first_upper(name)} ("{part}") takes {len(words["l"])} tokens in CLIP-L but {len(words["g"])} in '
+                "CLIP-G. An embedding in it has different lengths for the two encoders: use one made for SDXL."
+            )
+        if not words["l"]:
+            raise ValueError(f'{first_upper(name)} ("{part}") has no words that the text encoders know.')
+    return separate
 
 
 def _words(chunks: list[Chunk]) -> Chunk:
@@ -207,19 +191,23 @@ def _check_parentheses(text: str, name: str) -> None:
         )
 
 
-def _too_long(lengths: Sequence[int]) -> str:
-    identity, frames = lengths[0], lengths[1:]
-    total = sum(lengths)
-    fitting = sum(1 for end in accumulate(frames, initial=identity) if end <= ROOM) - 1
-    if fitting > 0:
-        room = f"The identity takes {identity}; frames 1 to {fitting} would fit." if fitting > 1 else ""
-        room = room or f"The identity takes {identity}; only frame 1 would fit."
-    elif identity > ROOM:
-        room = f"The identity alone takes {identity}; no frame would fit."
-    else:
-        room = f"The identity takes {identity} and frame 1 {frames[0]}; not even frame 1 would fit."
-    excess = f"{total - ROOM} token{'s' if total - ROOM > 1 else ''} too long"
+def _too_long(lengths: Sequence[int], names: Sequence[str]) -> str:
+    """lengths: tokens of the identity and of every frame."""
+    alone = lengths[0] > ROOM
+    total = lengths[0] if alone else sum(lengths)
+    counted = [f"{name} ({in_tokens(n)})" for name, n in zip(names, lengths, strict=True)]
+    told = f"{counted[0]} alone is" if alone else f"{', '.join(counted[:-1])} and {counted[-1]} together are"
     return (
-        f"The story is {excess} for one prompt ({total} of {ROOM}). {room} "
-        'Shorten it, tell fewer frames, or use "Encode story frame by frame".'
+        f"{first_upper(told)} {in_tokens(total - ROOM)} too long for one prompt ({total} of {ROOM}). Shorten "
+        f'{names[0] if alone else "one of them"}, or use "Encode story frame by frame".'
     )
+
+
+def in_tokens(count: int) -> str:
+    """A number of tokens in words."""
+    return f"{count} token{'s' if count != 1 else ''}"
+
+
+def first_upper(text: str) -> str:
+    """A text as the beginning of a sentence."""
+    return text[0].upper() + text[1:]

@@ -55,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sampling-rate", type=float, default=0.5, help="part of a frame that the others see in CSA")
     parser.add_argument("--anchors", type=int, default=0, help="first frames that all others look at in CSA (0: all)")
     parser.add_argument("--own-noise", action="store_true", help="start every frame from its own noise")
+    parser.add_argument("--window", default="circular", help="for stories over 75 tokens: circular or trailing")
     return parser
 
 
@@ -63,8 +64,10 @@ def _draw(asked: argparse.Namespace) -> Image.Image:
     from .pipeline import StoryPipeline, check_settings
 
     parse_story(asked.identity, "\n".join(asked.frames), asked.style)
-    size, shared = (asked.width or 64, asked.height or 64), (asked.sampling_rate, asked.anchors)
-    check_settings(asked.method, asked.steps, *size, asked.identity_weight, 0, 1, *shared)
+    size = (asked.width or 64, asked.height or 64)
+    check_settings(
+        asked.method, asked.steps, *size, asked.identity_weight, 0, 1, asked.window, asked.sampling_rate, asked.anchors
+    )
     drawn = StoryPipeline(_load(asked.checkpoint))(
         asked.identity,
         asked.frames,
@@ -79,6 +82,7 @@ def _draw(asked: argparse.Namespace) -> Image.Image:
         sampling_rate=asked.sampling_rate,
         anchors=asked.anchors,
         shared_noise=not asked.own_noise,
+        window=asked.window,
     )
     return drawn.page
 

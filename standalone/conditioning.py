@@ -8,14 +8,18 @@ from ..prompts import encode as stories
 from ..prompts.encode import Encode, Entry, Reweighting
 from ..prompts.script import Story
 from ..prompts.tokens import Tokenize, Tokens
+from ..prompts.windows import WindowKind, frame_prompts
 
 EncodeText = Callable[[Tokens], Entry]
 """encode(tokens) -> context [1, T, 2048] and its info with `pooled_output` [1, 1280]."""
 
 
-def one_prompt(tokenize: Tokenize, encode: EncodeText, story: Story, reweighting: Reweighting) -> Entry:
-    """`prompts.encode.one_prompt` with the published settings."""
-    (entry,) = stories.one_prompt(tokenize, _each(encode), story, reweighting, weights=False)
+def one_prompt(
+    tokenize: Tokenize, encode: EncodeText, story: Story, reweighting: Reweighting, window: WindowKind = "circular"
+) -> Entry:
+    """`prompts.encode.one_prompt` with the published settings; window: a kind of `prompts.windows.choose_windows`."""
+    prompts = frame_prompts(tokenize, story, window, weights=False)
+    (entry,) = stories.one_prompt(tokenize, _each(encode), prompts, reweighting)
     return entry
 
 

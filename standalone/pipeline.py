@@ -21,6 +21,7 @@ from ..attention.sampling import check_window
 from ..pages.grid import comic_page
 from ..prompts.encode import Entry, Reweighting
 from ..prompts.script import Story, parse_story
+from ..prompts.windows import WINDOW_KINDS, WindowKind
 from .conditioning import frame_by_frame, one_prompt
 from .layers import blocks_of
 from .model import StoryModel, model_of
@@ -92,28 +93,32 @@ class StoryPipeline:
         anchors: int = 0,
         negative: str | None = None,
         shared_noise: bool = True,
+        window: WindowKind = "circular",
         progress: Progress | None = None,
     ) -> DrawnStory:
         """Draw a story.
 
         identity, frames, style: as in the Story script node, one frame per item. method: a key of METHODS. width,
         height: pixels, None for the model's own. identity_weight, start_percent, end_percent, blocks: of IPCA.
-        sampling_rate, anchors: of CSA, whose tokens are chosen by the same seed.
-        negative: None for the published all-zero one. progress: called as progress(steps done, steps in all), None
-        for a bar. Raises ValueError (StoryScriptError, StoryTooLongError) for what cannot be drawn, before anything is.
+        sampling_rate, anchors: of CSA, whose tokens are chosen by the same seed. negative: None for the published
+        all-zero one. window: which frames share a prompt when the story is too long for one, as in the node Encode
+        story as one prompt. progress: called as progress(steps done, steps in all), None for a bar. Raises ValueError
+        (StoryScriptError, StoryTooLongError) for what cannot be drawn, before anything is.
         """
         width, height = width or self.model.width, height or self.model.height
-        window = (start_percent, end_percent)
-        check_settings(method, steps, width, height, identity_weight, *window, sampling_rate, anchors)
+        percents = (start_percent, end_percent)
+        check_settings(method, steps, width, height, identity_weight, *percents, window, sampling_rate, anchors)
         story = parse_story(identity, "\n".join(frames), style)
         reweighting, preserves_identity, shares_attention = METHODS[method]
         model = self.patcher
         if preserves_identity:
-            model = with_patch(model, IdentityPreserving(identity_weight, *window, blocks_of(self.model.unet, blocks)))
+            model = with_patch(
+                model, IdentityPreserving(identity_weight, *percents, blocks_of(self.model.unet, blocks))
+            )
         if shares_attention:
             output = blocks_of(self.model.unet, "output")
             model = with_patch(model, ConsistentAttention(sampling_rate, anchors, 1, 0.0, 1.0, output, seed))
-        positive = self.conditioning(story, reweighting)
+        positive = self.conditioning(story, reweighting, window)
         self.model.on_story(story)
         latents = sample_euler(
             model,
@@ -130,11 +135,11 @@ class StoryPipeline:
         page = comic_page(images, [frame.caption for frame in story.frames])
         return DrawnStory(story, images, page, latents)
 
-    def conditioning(self, story: Story, reweighting: Reweighting | None) -> Entry:
+    def conditioning(self, story: Story, reweighting: Reweighting | None, window: WindowKind = "circular") -> Entry:
         """The tagged conditioning of a story: as one prompt reweighted so, or with None frame by frame."""
         if reweighting is None:
             return frame_by_frame(tokenize, self.encode, story)
-        return one_prompt(tokenize, self.encode, story, reweighting)
+        return one_prompt(tokenize, self.encode, story, reweighting, window)
 
     def _negative(self, positive: Entry, text: str | None) -> Entry:
         if text is not None:
@@ -167,8 +172,9 @@ def check_settings(
     identity_weight: float,
     start_percent: float,
     end_percent: float,
-    sampling_rate: float = 0.5,
-    anchors: int = 0,
+    window: str,
+    sampling_rate: float,
+    anchors: int,
 ) -> None:
     """Raise ValueError, saying what to change, for settings that nothing can be drawn with."""
     if method not in METHODS:
@@ -185,3 +191,5 @@ def check_settings(
     if anchors < 0:
         raise ValueError(f"anchors must be 0 or more, got {anchors}; 0 lets every frame look at every other.")
     check_window(start_percent, end_percent)
+    if window not in WINDOW_KINDS:
+        raise ValueError(f'There is no window "{window}". Choose one of {", ".join(WINDOW_KINDS)}.')

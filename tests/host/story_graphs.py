@@ -18,6 +18,7 @@ SVR = {
     "weaken_beta": 0.05,
     "enhance_alpha": -0.01,
     "enhance_beta": 1.0,
+    "window": "circular",
 }
 IPCA = {"identity_weight": 2.0, "start_percent": 0.0, "end_percent": 1.0, "blocks": "all"}
 CSA = {
@@ -114,6 +115,21 @@ def distance(a, b):
     return ((a - b).abs().max() / a.abs().max()).item()
 
 
+CAST = {
+    "identity": "[Fox] a red fox\n[Owl] a grey owl in a hat",
+    "frames": "[Fox] asleep in the snow\n[NC] an empty beach\n[Fox] and [Owl] arguing\n[Fox] drinking tea",
+    "style": "ink of {prompt}, flat",
+}
+CAST_PROMPTS = [
+    ("ink of a red fox, flat", [0, 3]),
+    ("ink of an empty beach, flat", [1]),
+    ("ink of a red fox and a grey owl in a hat, flat", [2]),
+]
+"""Identities of CAST and the frames behind each."""
+CAST_COLUMNS = [range(8), (), range(15), range(8)]
+"""Start token and identity of every frame of CAST."""
+
+
 def close(a, b):
     return distance(a["samples"], b["samples"]) < 2e-5
 
@@ -127,16 +143,20 @@ LAYERS |= {("output", number): 2 if number < 3 else 1 for number in range(6)}
 """Attention layers of every block of the tiny SDXL."""
 
 
-def biased_attention(weight, gain=1.0):
-    """Cross-attention with a dense log bias on the positive's identity columns (ordinary guider only)."""
+def biased_attention(weight, gain=1.0, columns=None):
+    """Cross-attention with a dense log bias on the positive's identity columns (ordinary guider only).
+
+    columns: those of each row, None for STORY's.
+    """
 
     def attention(q, k, v, options):
         from comfy.ldm.modules.attention import attention_basic
 
         rows = q.shape[0] // len(options["cond_or_uncond"])
         out = attention_basic(q, k, v, options["n_heads"])
-        bias = torch.zeros(q.shape[1], k.shape[1])
-        bias[:, list(IDENTITY_COLUMNS)] = math.log(weight)
+        bias = torch.zeros(rows, q.shape[1], k.shape[1])
+        for row, own in enumerate(columns or [IDENTITY_COLUMNS] * rows):
+            bias[row, :, list(own)] = math.log(weight)
         for place, kind in enumerate(options["cond_or_uncond"]):
             if kind == 0:
                 own = slice(place * rows, (place + 1) * rows)
@@ -146,15 +166,18 @@ def biased_attention(weight, gain=1.0):
     return attention
 
 
-def log_bias(weight, gains=None):
-    """IPCA by another road, for every layer; gains: layer (part, number, index) -> factor of its attention there."""
+def log_bias(weight, gains=None, columns=None):
+    """IPCA by another road, for every layer; gains: layer (part, number, index) -> factor of its attention there.
+
+    columns: as in `biased_attention`.
+    """
 
     def patch(model):
         model = model.clone()
         for (part, number), depth in LAYERS.items():
             for index in range(depth):
                 gain = (gains or {}).get((part, number, index), 1.0)
-                model.set_model_attn2_replace(biased_attention(weight, gain), part, number, index)
+                model.set_model_attn2_replace(biased_attention(weight, gain, columns), part, number, index)
         return model
 
     return patch

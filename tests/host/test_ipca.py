@@ -2,7 +2,21 @@
 
 import pytest
 import torch
-from story_graphs import build, call, close, differ, distance, ipca, log_bias, sample, story_place, story_rows, watched
+from story_graphs import (
+    CAST,
+    CAST_COLUMNS,
+    build,
+    call,
+    close,
+    differ,
+    distance,
+    ipca,
+    log_bias,
+    sample,
+    story_place,
+    story_rows,
+    watched,
+)
 
 
 @pytest.mark.parametrize("weight", [2.0, 3.0, 1.25])
@@ -202,6 +216,20 @@ def test_frames_encoded_alone_keep_their_identity_too(host, graph):
     reference = plain[0]["out"].chunk(2)[place]
     changed = [distance(a, b) > 2e-4 for a, b in zip(before, reference, strict=True)]
     assert changed == [True, True, False], "the frame without a character must stay as it is"
+
+
+@pytest.mark.parametrize("weight", [2.0, 1.25])
+def test_every_frame_of_a_cast_keeps_its_own_identity_and_one_without_a_character_is_left_alone(host, graph, weight):
+    parts = build(graph, **CAST)
+    biased = call(graph, host, log_bias(weight, columns=CAST_COLUMNS), parts["model"])
+    sample(graph, parts, "ours", model=ipca(graph, parts["model"], identity_weight=weight))
+    sample(graph, parts, "biased", model=biased)
+    sample(graph, parts, "plain")
+    seen = host.run(graph)
+    ours, plain = seen.ours["samples"], seen.plain["samples"]
+    assert close(seen.ours, seen.biased)
+    assert torch.equal(ours[1], plain[1]), "the frame without a character must stay as it is"
+    assert all(distance(ours[row], plain[row]) > 2e-4 for row in (0, 2, 3))
 
 
 def test_as_many_unet_calls_as_without(host, graph):

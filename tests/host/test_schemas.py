@@ -168,11 +168,17 @@ def test_every_number_outside_its_range_is_refused_and_its_ends_are_not(host, gr
         ("StoryLoom_EmptyLatent", {"width": 1}),
         ("StoryLoom_EncodeOnePrompt", {"reweighting": "svd"}),
         ("StoryLoom_EncodeOnePrompt", {"order": "both"}),
+        ("StoryLoom_EncodeOnePrompt", {"window": "sliding"}),
     ],
 )
 def test_a_wrong_value_is_one_error(host, graph, node_id, values):
     (error,) = refused(host, graph, node_id, **values)
     assert error["type"] in ("value_smaller_than_min", "value_bigger_than_max", "value_not_in_list")
+
+
+def test_a_graph_saved_before_there_were_windows_is_accepted(host, graph):
+    assert refused(host, graph, "StoryLoom_EncodeOnePrompt", window=OMITTED) == []
+    assert node_class("StoryLoom_EncodeOnePrompt").GET_SCHEMA().inputs[-1].id == "window", "after all saved values"
 
 
 @pytest.mark.parametrize("blocks", ["up 3", "output 3-1", "", "output, middle 0.x"])

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 import torch.nn.functional as F
-from story_graphs import CSA, STORY, SVR, build, call, csa, distance, fill_, ipca
+from story_graphs import CAST, CSA, STORY, SVR, build, call, csa, distance, fill_, ipca
 
 pytestmark = pytest.mark.skipif(
     not (find_spec("diffusers") and find_spec("open_clip")),
@@ -97,16 +97,31 @@ def test_conditionings_are_the_same(host, graph, standalone, method):
     assert repr(summary["storyloom"]) == repr(info["storyloom"])
 
 
-def conditioning(encoders, method):
+LONG = {"identity": "[Fox] a red fox\n[Owl] an owl", "style": ""} | {
+    "frames": "\n".join(f"{who} {'word ' * 30}" for who in ("[Fox]", "[Owl] [Fox]", "[NC]", "[Fox] far", "[Fox] near"))
+}
+
+
+@pytest.mark.parametrize("window", ["circular", "trailing"])
+@pytest.mark.parametrize("script", [CAST, LONG], ids=["cast", "long"])
+def test_conditionings_of_casts_and_windows_are_the_same(host, graph, standalone, script, window):
+    graph.capture(positive=build(graph, literal=True, window=window, **script)["positive"])
+    ((context, info),) = host.run(graph).positive
+    ours, summary = conditioning(standalone[1], "svr", script, window)
+    assert close(ours, context) and close(summary["pooled_output"], info["pooled_output"])
+    assert repr(summary["storyloom"]) == repr(info["storyloom"])
+
+
+def conditioning(encoders, method, script=STORY, window="circular"):
     from storyloom.prompts.script import parse_story
     from storyloom.standalone.conditioning import frame_by_frame, one_prompt
     from storyloom.standalone.text import tokenize
 
-    story = parse_story(STORY["identity"], STORY["frames"])
+    story = parse_story(script["identity"], script["frames"], script["style"])
     return (
         frame_by_frame(tokenize, encoders, story)
         if method == "frames"
-        else one_prompt(tokenize, encoders, story, method)
+        else one_prompt(tokenize, encoders, story, method, window)
     )
 
 
@@ -155,8 +170,14 @@ def test_the_unet_and_a_whole_run_are_the_same(host, graph, standalone, patched,
         assert not ours["told"] and not theirs["told"]
 
 
-def on_comfyui(host, graph, patched, kind, cfg):
-    parts = build(graph, size=SIZE, literal=True)
+def test_the_frames_of_a_cast_are_the_same(host, graph, standalone):
+    theirs = on_comfyui(host, graph, "ipca", "epsilon", 5.0, CAST)
+    ours = on_diffusers(standalone, "ipca", "epsilon", 5.0, CAST)
+    assert len(ours["samples"]) == 4 and distance(ours["samples"], theirs["samples"]) < 1e-4
+
+
+def on_comfyui(host, graph, patched, kind, cfg, script=STORY):
+    parts = build(graph, size=SIZE, literal=True, **script)
     model, told, said = parts["model"], [], []
     if kind == "v_prediction":
         model = graph.add("ModelSamplingDiscrete", model=model, sampling=kind, zsnr=True)()
@@ -190,7 +211,7 @@ def on_comfyui(host, graph, patched, kind, cfg):
     return {"samples": host.run(graph).samples["samples"], "unet": said, "told": told}
 
 
-def on_diffusers(standalone, patched, kind, cfg):
+def on_diffusers(standalone, patched, kind, cfg, script=STORY):
     from storyloom.attention.consistent import ConsistentAttention
     from storyloom.attention.identity import IdentityPreserving
     from storyloom.standalone.layers import blocks_of
@@ -205,7 +226,7 @@ def on_diffusers(standalone, patched, kind, cfg):
         model = with_patch(model, IdentityPreserving(2.0, 0.0, 1.0, blocks_of(unet, "all")))
     if "csa" in patched:
         model = with_patch(model, ConsistentAttention(**CSA | {"blocks": blocks_of(unet, "output")}))
-    positive = context, info = conditioning(encoders, SVR["reweighting"])
+    positive = context, info = conditioning(encoders, SVR["reweighting"], script)
     negative = torch.zeros_like(context), {"pooled_output": torch.zeros_like(info["pooled_output"])}
     noise = story_noise(len(context), SIZE[1], SIZE[0], SEED, shared=True)
     if (

@@ -44,6 +44,7 @@ def test_every_setting_reaches_the_picture(tmp_path, monkeypatch, small):
         ([*STORY, "--style", "ink"], "Put {prompt} once"),
         ([*STORY, "--method", "magic"], 'There is no method "magic"'),
         ([*STORY, "--steps", "0"], "at least 1 step"),
+        ([*STORY, "--window", "sliding"], 'There is no window "sliding". Choose one of circular, trailing'),
         ([*STORY, "--width", "100"], "multiple of 8, got 100"),
         ([*STORY, "-o", "nowhere/page.png"], 'There is no folder "nowhere"'),
         ([*STORY, "-o", "page.txt"], 'The page "page.txt" must end in .png'),

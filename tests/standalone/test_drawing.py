@@ -82,6 +82,15 @@ def test_a_larger_weight_and_fewer_blocks_matter(draw, by_method):
     assert distance(some, by_method["svr+ipca"]) > 1e-3 and distance(some, by_method["svr"]) > 1e-4
 
 
+def test_a_story_over_75_tokens_is_told_in_the_windows_that_are_asked_for(small):
+    frames = [f"{word} " + "word " * 25 for word in ("asleep", "reading", "drinking")]
+    settings = {"steps": 1, "progress": lambda done, steps: None}
+    drawn = [StoryPipeline(small)("a red fox", frames, window=kind, **settings) for kind in ("circular", "trailing")]
+    circular, trailing = (story.latents for story in drawn)
+    assert torch.equal(circular[0], trailing[0]), "frames 1 and 2 in both"
+    assert distance(circular[1], trailing[1]) > 1e-4
+
+
 def test_frames_may_have_their_own_noise(draw):
     own = draw(method="none", shared_noise=False).latents
     assert distance(own[0], own[1]) > 1e-2

@@ -227,6 +227,28 @@ def test_a_frame_without_a_character_stays_ordinary():
     assert torch.equal(out[1], attend(q, k, v, HEADS)[1])
 
 
+def cast(identities, length=77):
+    """A story whose rows have identities of these lengths, 0 without a character."""
+    rows = []
+    for number, n in enumerate(identities):
+        tokens = StoryTokens(range(1, 1 + n), (range(1 + n, 4 + n),), 4 + n, length)
+        rows.append(StoryRow(number, ("",), tokens, (tokens.identity,)) if n else StoryRow(number, (), tokens, ()))
+    return Conditioning(StoryCond(tuple(rows), length), length)
+
+
+@pytest.mark.parametrize("weight", [2.0, 1.25])
+@pytest.mark.parametrize("own", [None, owner])
+@pytest.mark.parametrize("identities", [(7, 0, 3), (3, 7, 3), (0, 0, 5), (0, 0, 0)])
+def test_every_row_of_a_cast_counts_its_own_identity_and_a_row_of_nobody_is_left_alone(weight, own, identities):
+    q, k, v = qkv(rows=6, dtype=torch.float64)
+    inner = Inner({"n_heads": HEADS}, host, own)
+    out = IdentityPreserving(weight, 0.0, 1.0, {}).attend(q, k, v, HEADS, call_of(cast(identities), PLAIN), inner)
+    columns = [range(1 + n) if n else [] for n in (*identities, 0, 0, 0)]
+    assert off(out, biased(q, k, v, columns, weight)) < 1e-12
+    plain = attend(q, k, v, HEADS)
+    assert all(torch.equal(out[row], plain[row]) for row in range(6) if not columns[row])
+
+
 def test_a_call_without_a_story_is_one_untouched_call():
     q, k, v = qkv(rows=6)
     calls = []

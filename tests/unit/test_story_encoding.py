@@ -5,12 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from storyloom.prompts import encode as encoding
 from storyloom.prompts.conditioning import TAG, per_encoder
-from storyloom.prompts.encode import expressed, frame_by_frame, one_prompt
+from storyloom.prompts.encode import expressed, frame_by_frame
 from storyloom.prompts.report import one_prompt_report
 from storyloom.prompts.script import parse_story
 from storyloom.prompts.svr import SVRSettings, express_frame, express_frame_naively
 from storyloom.prompts.tokens import StoryTokens
+from storyloom.prompts.windows import frame_prompts
 
 STORY = parse_story("a red fox", "asleep\nreading a book\ndrinking", "ink of {prompt}, fine")
 TOKENS = StoryTokens(range(1, 7), (range(7, 8), range(8, 11), range(11, 12)), 12, 77)
@@ -41,6 +43,10 @@ class Encoders:
         generator = torch.Generator().manual_seed(sum(map(ord, "".join(words))) + number)
         context = torch.randn(1, len(words), 2048, generator=generator)
         return context, {"pooled_output": context[:, -1, :1280], "number": number}
+
+
+def one_prompt(tokenize, encode, story, *settings, kind="circular", **options):
+    return encoding.one_prompt(tokenize, encode, frame_prompts(tokenize, story, kind), *settings, **options)
 
 
 def whole(number=0):
@@ -109,9 +115,116 @@ def test_numbers_that_are_not_finite_are_refused():
         one_prompt(tokenize, Encoders(), STORY, "svr", SVRSettings(weaken_alpha=-20.0))
 
 
+CAST = parse_story(
+    "[Fox] a red fox\n[Owl] a grey owl",
+    "[Fox] asleep\n[NC] an empty beach\n[Fox] and [Owl] arguing\n[Fox] reading a book\n[Owl] meets [Fox]\n[Owl] flies",
+    "ink of {prompt}, fine",
+)
+FOX, OWL, BOTH = (f"ink of {who} , fine" for who in ("a red fox", "a grey owl", "a red fox and a grey owl"))
+TOLD = [
+    (f"{FOX} asleep reading a book", [range(8, 9), range(9, 12)], 0),
+    ("ink of an empty beach , fine", None, None),
+    (f"{BOTH} arguing meets", [range(12, 13), range(13, 14)], 0),
+    (f"{FOX} asleep reading a book", [range(8, 9), range(9, 12)], 1),
+    (f"{BOTH} arguing meets", [range(12, 13), range(13, 14)], 1),
+    (f"{OWL} flies", [range(8, 9)], 0),
+]
+
+
+@pytest.mark.parametrize("reweighting", ["svr", "svr_eot", "npr", "none"])
+def test_every_cast_is_a_prompt_of_its_own_and_the_rows_come_in_story_order(reweighting):
+    encode = Encoders()
+    ((context, info),) = one_prompt(tokenize, encode, CAST, reweighting, SETTINGS)
+    assert sorted(encode.asked[0]) == sorted({text for text, _, _ in TOLD}), "every prompt is encoded once"
+    assert [row.frame for row in info[TAG].rows] == [*range(6)]
+    assert [row.characters for row in info[TAG].rows] == [frame.characters for frame in CAST.frames]
+    for row, summary, tagged, (text, frames, place) in zip(
+        context, info["pooled_output"], info[TAG].rows, TOLD, strict=True
+    ):
+        plain, said = Encoders().encoded(tokenize(text), 0)
+        assert torch.equal(summary, said["pooled_output"][0])
+        if frames is None:
+            assert torch.equal(row, plain[0]) and tagged.descriptions == ()
+            continue
+        tokens = StoryTokens(range(1, frames[0].start), tuple(frames), frames[-1].stop, 77)
+        assert tagged.tokens == tokens and tagged.descriptions == (tokens.identity,)
+        assert torch.equal(row, expressed(plain, tokens, place, reweighting, SETTINGS)[0])
+    columns = [len(info[TAG].identity_columns(row)) for row in range(6)]
+    assert columns == [8, 0, 12, 8, 12, 8]
+
+
+def test_a_summary_of_the_own_frame_is_of_its_cast():
+    encode = Encoders()
+    ((_, info),) = one_prompt(tokenize, encode, CAST, "svr", pooled="frame")
+    own = [f"{FOX} asleep", TOLD[1][0], f"{BOTH} arguing", f"{FOX} reading a book", f"{BOTH} meets", f"{OWL} flies"]
+    expected = [Encoders().encoded(tokenize(text), 0)[1]["pooled_output"] for text in own]
+    assert torch.equal(info["pooled_output"], torch.cat(expected))
+    assert len(encode.asked[0]) == len({*own, *(text for text, _, _ in TOLD)})
+
+
+def test_a_long_frame_without_a_character_lengthens_every_row():
+    story = parse_story("a fox", "asleep\n[NC] " + "snow " * 80 + "\nawake")
+    ((context, info),) = one_prompt(tokenize, Encoders(), story, "none")
+    plain, _ = Encoders().encoded(tokenize("a fox asleep awake"), 0)
+    snow, _ = Encoders().encoded(tokenize("snow " * 80), 0)
+    assert torch.equal(context[2], plain[0].repeat(2, 1)) and torch.equal(context[1], snow[0])
+    assert info[TAG].identity_columns(0) == (0, 1, 2, 77, 78, 79) and info[TAG].identity_columns(1) == ()
+
+
+def test_a_story_of_nobody_is_encoded_plainly():
+    story = parse_story("a fox", "[NC] a beach\n[NC] the sea")
+    ((context, info),) = one_prompt(tokenize, Encoders(), story, "svr")
+    ((alone, said),) = frame_by_frame(tokenize, Encoders(), story)
+    assert torch.equal(context, alone) and info[TAG] == said[TAG]
+
+
+@pytest.mark.parametrize("kind", ["circular", "trailing"])
+def test_windows_are_prompts_that_express_their_frame(kind):
+    texts = [f"{name} " + "x " * 19 for name in "abcde"]
+    story = parse_story("a red fox", "\n".join(texts))
+    encode = Encoders()
+    ((context, info),) = one_prompt(tokenize, encode, story, "svr", SETTINGS, kind=kind)
+    windows = {
+        "circular": [(0, 1, 2), (1, 2, 3), (2, 3, 4), (3, 4, 0), (4, 0, 1)],
+        "trailing": [(0, 1, 2), (0, 1, 2), (0, 1, 2), (1, 2, 3), (2, 3, 4)],
+    }[kind]
+    tokens = StoryTokens(range(1, 4), (range(4, 24), range(24, 44), range(44, 64)), 64, 77)
+    for number, window in enumerate(windows):
+        plain, said = Encoders().encoded(tokenize("a red fox " + " ".join(texts[place] for place in window)), 0)
+        expected = expressed(plain, tokens, window.index(number), "svr", SETTINGS)
+        assert torch.equal(context[number], expected[0])
+        assert torch.equal(info["pooled_output"][number], said["pooled_output"][0])
+    assert {row.tokens for row in info[TAG].rows} == {tokens}
+    assert len(encode.asked[0]) == len(set(windows)), "a window that frames share is encoded once"
+
+
+def report(story, reweighting="svr", kind="circular"):
+    return one_prompt_report(story, frame_prompts(tokenize, story, kind), reweighting)
+
+
 def test_the_report_counts_tokens_and_names_what_is_suppressed():
-    ((_, info),) = one_prompt(tokenize, Encoders(), STORY, "svr_eot")
-    report = one_prompt_report(STORY, info[TAG].rows[0].tokens, "svr_eot")
-    assert "One prompt: 12 of 75 tokens, 63 free" in report and "end-of-text scaled" in report
-    assert "Identity: 7 tokens (rows 1-7): ink of a red fox, fine" in report
-    assert "Frame 2: 3 tokens (rows 9-11): reading a book\n    expressed: 2; suppressed: 1, 3" in report
+    text = report(STORY, "svr_eot")
+    assert "end-of-text scaled" in text
+    assert "The identity (frames 1, 2, 3): 7 tokens (rows 1-7): ink of a red fox, fine" in text
+    assert (
+        "Frame 2: 3 tokens (rows 9-11): reading a book\n"
+        "    window: frames 1, 2, 3; 12 of 75 tokens, 63 free; expressed: 2; suppressed: 1, 3" in text
+    )
+    assert "suppressed" not in report(STORY, "none") and "frames 1, 2, 3; 12 of 75" in report(STORY, "none")
+
+
+def test_the_report_tells_casts_and_frames_without_a_character():
+    text = report(CAST)
+    assert "The identity of [Fox] and [Owl] (frames 3, 5): 11 tokens (rows 1-11): ink of a red fox and a grey" in text
+    assert "Frame 2: 7 tokens: ink of an empty beach, fine\n    no character: encoded alone, nothing suppr" in text
+    assert "Frame 4: 3 tokens (rows 9-11): reading a book\n    window: frames 1, 4; 11 of 75 tokens" in text
+    assert "Frame 6: 1 token (row 8): flies\n    window: frame 6; 8 of 75 tokens, 67 free; expressed: 6; su" in text
+    assert text.endswith("suppressed: none")
+
+
+def test_the_report_tells_windows():
+    story = parse_story("a red fox", "\n".join(["x " * 20] * 5))
+    assert "window: frames 5, 1, 2; 63 of 75 tokens, 12 free; expressed: 5; suppressed: 1, 2" in report(story)
+    assert "window: frames 3, 4, 5; 63 of 75 tokens, 12 free; expressed: 5; suppressed: 3, 4" in report(
+        story, kind="trailing"
+    )

@@ -12,9 +12,9 @@ from storyloom.prompts.tokens import (
     ROOM,
     StoryTokens,
     StoryTooLongError,
+    count_tokens,
     locate_frame,
     locate_story,
-    one_prompt_parts,
     without_word_ids,
 )
 
@@ -88,7 +88,8 @@ def weights(chunks, rows):
 
 
 def locate(identity, *frames, tokenizer=None, **options):
-    return locate_story(tokenizer or Tokenizer(), [identity, *frames], **options)
+    names = ["the identity", *(f"frame {number}" for number in range(1, 1 + len(frames)))]
+    return locate_story(tokenizer or Tokenizer(), [identity, *frames], names, **options)
 
 
 def located_frame(identity, line, style="", tokenizer=None, **options):
@@ -212,43 +213,24 @@ def test_a_full_prompt_fits_and_one_token_more_does_not():
 
 
 @pytest.mark.parametrize(
-    "lengths, over, room",
+    "lengths, message",
     [
-        ((5, 30, 30, 30), 20, "identity takes 5; frames 1 to 2 would fit"),
-        ((5, 70, 30, 1), 31, "identity takes 5; only frame 1 would fit"),
-        ((70, 6, 1), 2, "identity takes 70 and frame 1 6; not even frame 1 would fit"),
-        ((80, 1), 6, "identity alone takes 80; no frame would fit"),
-        ((5, 30, 45, 1), 6, "only frame 1 would fit"),
-        ((5, 30, 40, 1), 1, "frames 1 to 2 would fit"),
+        ((70, 6), "The identity of [Fox] (70 tokens) and frame 4 (6 tokens) together are 1 token too long"),
+        ((75, 1), "The identity of [Fox] (75 tokens) and frame 4 (1 token) together are 1 token too long"),
+        ((80, 1), "The identity of [Fox] (80 tokens) alone is 5 tokens too long for one prompt (80 of 75)"),
+        ((5, 90), "The identity of [Fox] (5 tokens) and frame 4 (90 tokens) together are 20 tokens too long"),
     ],
 )
-def test_a_story_too_long_is_told_by_how_much_and_which_frames_fit(lengths, over, room):
+def test_a_frame_too_long_is_told_by_how_much_and_what_takes_it(lengths, message):
     with pytest.raises(StoryTooLongError) as error:
-        locate(*("a " * length for length in lengths))
-    message = str(error.value)
-    assert f"{over} token" in message and f"({sum(lengths)} of 75)" in message
-    assert room in message and "Encode story frame by frame" in message
+        locate_story(Tokenizer(), ["a " * length for length in lengths], ["the identity of [Fox]", "frame 4"])
+    assert message in str(error.value) and "Encode story frame by frame" in str(error.value)
 
 
-def test_a_style_joins_the_identity():
-    story = parse_story("a fox", "asleep\nreading", "ink of {prompt}, flat")
-    parts = one_prompt_parts(story)
-    assert parts == ["ink of a fox, flat", "asleep", "reading"]
-    tokens, joined = locate(*parts)
-    assert words(joined["l"], tokens.identity) == ["ink", "of", "a", "fox", ",", "flat"]
-
-
-@pytest.mark.parametrize(
-    "identity, frames, message",
-    [
-        ("[Fox] a fox\n[Owl] an owl", "[Fox] asleep", r"2 characters \(\[Fox\], \[Owl\]\)"),
-        ("a fox", "asleep\n\n[NC] a beach", r"Frame 2 \(line 3\) is marked \[NC\]"),
-        ("[Fox] a fox", "[Fox]", r"Frame 1 \(line 1\) says nothing"),
-    ],
-)
-def test_what_one_prompt_cannot_tell_is_refused_with_a_remedy(identity, frames, message):
-    with pytest.raises(ValueError, match=message):
-        one_prompt_parts(parse_story(identity, frames))
+def test_parts_are_counted_as_they_will_be_located():
+    parts = ["a (red:1.2) foxlike creature", "(asleep:0.5) here", "awake"]
+    tokens, _ = locate(*parts)
+    assert count_tokens(Tokenizer(), parts, parts) == [len(rows) for rows in (tokens.identity, *tokens.frames)]
 
 
 def test_the_encoders_get_the_same_tokens_without_word_numbers():

@@ -1,0 +1,66 @@
+"""Casts: the frames of a story that show the same characters, which one prompt can tell together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .script import Frame, Story
+
+JOINING = {"and", "&", ",", ", and"}
+
+
+@dataclass(frozen=True)
+class Cast:
+    """Frames that show the same characters.
+
+    name      who they are, as errors and reports say it: "the identity of [Fox] and [Owl]"
+    identity  their descriptions in the order of the identity box, joined by "and", with the style around them
+    frames    numbers of the frames in the story, from 0
+    words     every frame's own words
+    """
+
+    name: str
+    identity: str
+    frames: tuple[int, ...]
+    words: tuple[str, ...]
+
+
+def casts_of(story: Story) -> tuple[Cast, ...]:
+    """The casts of a story in order of appearance; a frame without a character is in none.
+
+    Raises ValueError for a frame that adds no words to the identity.
+    """
+    together: dict[frozenset[str], list[int]] = {}
+    for number, frame in enumerate(story.frames):
+        if frame.characters:
+            together.setdefault(frozenset(frame.characters), []).append(number)
+    return tuple(_cast(story, shown, numbers) for shown, numbers in together.items())
+
+
+def _cast(story: Story, shown: frozenset[str], numbers: list[int]) -> Cast:
+    before, after = story.style_around
+    characters = [character for character in story.characters if character.name in shown]
+    names = " and ".join(f"[{character.name}]" for character in characters if character.name)
+    identity = " and ".join(character.description for character in characters)
+    return Cast(
+        name=f"the identity of {names}" if names else "the identity",
+        identity=f"{before}{identity}{after}",
+        frames=tuple(numbers),
+        words=tuple(_own_words(story.frames[number], number) for number in numbers),
+    )
+
+
+def _own_words(frame: Frame, number: int) -> str:
+    """A frame's own words, without an "and" between two names: the identity joins them already."""
+    parts = frame.parts
+    joining = {
+        i
+        for i in range(1, len(parts) - 1)
+        if parts[i].text.casefold() in JOINING and len({parts[i - 1].character, parts[i + 1].character} - {None}) == 2
+    }
+    words = " ".join(part.text for i, part in enumerate(parts) if part.character is None and i not in joining)
+    if not words:
+        raise ValueError(
+            f"Frame {number + 1} (line {frame.line}) says nothing beyond the identity. Write what happens in it."
+        )
+    return words

@@ -1,0 +1,129 @@
+"""Windows: which frames the prompt of a frame tells, when a story is longer than one prompt holds.
+
+One-Prompt-One-Story (arXiv 2501.13554) tells long stories through windows of frames behind the same identity. Here
+every cast of a story has its own; a frame without a character is a prompt of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import accumulate
+from typing import Literal
+
+from .casts import Cast, casts_of
+from .script import Story
+from .tokens import ROOM, StoryTokens, Tokenize, count_tokens, locate_frame, locate_story
+
+WindowKind = Literal["circular", "trailing"]
+WINDOW_KINDS: tuple[WindowKind, ...] = ("circular", "trailing")
+
+
+@dataclass(frozen=True)
+class FramePrompt:
+    """The prompt that tells one frame, among others of its cast.
+
+    frame         number of the frame in the story, from 0
+    characters    names of the characters in it
+    window        numbers of the frames that the prompt tells, in its order
+    text          the prompt
+    alone         the same identity with this frame only
+    used          tokens of the text
+    tokens        rows of the text; `tokens.frames` are those of the window, or the words of a frame without a character
+    descriptions  rows that describe the characters, empty without one
+    """
+
+    frame: int
+    characters: tuple[str, ...]
+    window: tuple[int, ...]
+    text: str
+    alone: str
+    used: int
+    tokens: StoryTokens
+    descriptions: tuple[range, ...]
+
+    @property
+    def place(self) -> int:
+        """Index of the frame in its window."""
+        return self.window.index(self.frame)
+
+
+def frame_prompts(tokenize: Tokenize, story: Story, kind: WindowKind, *, weights: bool = True) -> list[FramePrompt]:
+    """The prompt of every frame, in story order.
+
+    weights: whether the tokenizer reads "(words:1.2)". Raises StoryTooLongError where an identity and a single frame do
+    not fit together, ValueError as `casts_of` and `locate_story` do.
+    """
+    tokenize = cache(tokenize)
+    prompts = [prompt for cast in casts_of(story) for prompt in _told_together(tokenize, story, cast, kind, weights)]
+    lonely = (number for number, frame in enumerate(story.frames) if not frame.characters)
+    prompts += [_told_alone(tokenize, story, number, weights) for number in lonely]
+    return sorted(prompts, key=lambda prompt: prompt.frame)
+
+
+def choose_windows(identity: int, frames: Sequence[int], kind: WindowKind) -> list[tuple[int, ...]]:
+    """The window of every frame: the frames that its prompt tells, in the prompt's order.
+
+    identity, frames: tokens that each takes, of one cast. When all fit into one prompt, every window is all of them in
+    story order. Otherwise a window has as many frames as the first ones that fit, and is
+
+    circular  the frame, then those after it, and after the last one the first again: the published code
+    trailing  the first frames together, and for later frames the frame with those before it: appendix D.2
+
+    The code counts words between blanks, so that the end of a window can be cut off, also where later frames are longer
+    than the first, and it fails when not even one frame fits. Here tokens count, and a window that is too long leaves
+    out the frames farthest from its own; a frame that does not fit alone keeps a window of itself, for `locate_story`
+    to refuse. The code's limit of 10 frames, a setting, is left out.
+    """
+    count = len(frames)
+
+    def fitting(order: Sequence[int]) -> tuple[int, ...]:
+        ends = accumulate((frames[place] for place in order), initial=identity)
+        return tuple(order[: max(1, sum(end <= ROOM for end in ends) - 1)])
+
+    first = fitting(range(count))
+    size = len(first)
+    if size == count:
+        return [first] * count
+    if kind == "circular":
+        return [fitting([(start + step) % count for step in range(size)]) for start in range(count)]
+    later = (fitting(range(last, last - size, -1))[::-1] for last in range(size, count))
+    return [first] * size + list(later)
+
+
+def _told_together(
+    tokenize: Tokenize, story: Story, cast: Cast, kind: WindowKind, weights: bool
+) -> Iterator[FramePrompt]:
+    texts = [cast.identity, *cast.words]
+    names = [cast.name, *(f"frame {frame + 1}" for frame in cast.frames)]
+    identity, *frames = count_tokens(tokenize, texts, names, weights=weights)
+    windows = choose_windows(identity, frames, kind)
+    located = {}
+    for window in dict.fromkeys(windows):
+        chosen = [0, *(1 + place for place in window)]
+        parts = [texts[i] for i in chosen]
+        tokens, _ = locate_story(tokenize, parts, [names[i] for i in chosen], weights=weights)
+        located[window] = (" ".join(parts), tokens)
+    for frame, words, window in zip(cast.frames, cast.words, windows, strict=True):
+        text, tokens = located[window]
+        yield FramePrompt(
+            frame=frame,
+            characters=story.frames[frame].characters,
+            window=tuple(cast.frames[place] for place in window),
+            text=text,
+            alone=f"{cast.identity} {words}",
+            used=tokens.eot - 1,
+            tokens=tokens,
+            descriptions=(tokens.identity,),
+        )
+
+
+def _told_alone(tokenize: Tokenize, story: Story, number: int, weights: bool) -> FramePrompt:
+    """The prompt of a frame without a character."""
+    before, after = story.style_around
+    frame = story.frames[number]
+    text = f"{before}{frame.text}{after}"
+    found, joined = locate_frame(tokenize, frame, (before, after), f"frame {number + 1}", weights=weights)
+    used = sum(1 for chunk in joined["l"] for *_, word in chunk if word)
+    return FramePrompt(number, (), (number,), text, text, used, found.tokens, found.descriptions)
