@@ -45,6 +45,8 @@ METHODS = {
     "svr-eot": "SVR, end of text scaled",
     "svr+ipca": "SVR + IPCA",
     "ipca": "frame prompts + IPCA",
+    "csa": "frame prompts + CSA",
+    "csa+svr+ipca": "SVR + IPCA + CSA",
 }
 NOISE = {True: "same", False: "different"}
 COMPARED = (
@@ -55,8 +57,10 @@ COMPARED = (
     ("svr+ipca", "svr"),
     ("svr+ipca", "frames"),
     ("ipca", "frames"),
+    ("csa", "frames"),
+    ("csa+svr+ipca", "svr+ipca"),
 )
-SHOWN = ("frames", "none", "svr", "svr+ipca")
+SHOWN = ("frames", "none", "svr", "svr+ipca", "csa")
 """Methods of the picture."""
 
 _pipeline = None
