@@ -6,7 +6,7 @@ ARGS ?=
 help:
 	@echo "make demo        draw a four-frame story without and with StoryLoom, measure both and print where the page lies:"
 	@echo "                 with a real ComfyUI on the CPU, or without one   (make demo ARGS=\"--host standalone\" chooses)"
-	@echo "make demo-model  train the demo model again, in minutes on a GPU and about 40 minutes on two cores"
+	@echo "make demo-model  train the demo model again: about 80 minutes on one core, less on two"
 	@echo "make test        run every test, on each ComfyUI version found   (make test ARGS=\"-k svr\" selects tests)"
 	@echo "make lint        ruff check and ruff format --check"
 	@echo "make clean       remove the environment (.venv) and the results (out)"

@@ -44,9 +44,6 @@ METHODS = {
     "svr": "SVR",
     "svr-eot": "SVR, end of text scaled",
     "svr+ipca": "SVR + IPCA",
-    "ipca": "frame prompts + IPCA",
-    "csa": "frame prompts + CSA",
-    "csa+svr+ipca": "SVR + IPCA + CSA",
 }
 NOISE = {True: "same", False: "different"}
 COMPARED = (
@@ -56,11 +53,8 @@ COMPARED = (
     ("svr-eot", "svr"),
     ("svr+ipca", "svr"),
     ("svr+ipca", "frames"),
-    ("ipca", "frames"),
-    ("csa", "frames"),
-    ("csa+svr+ipca", "svr+ipca"),
 )
-SHOWN = ("frames", "none", "svr", "svr+ipca", "csa")
+SHOWN = ("frames", "none", "svr", "svr+ipca")
 """Methods of the picture."""
 
 _pipeline = None
@@ -163,6 +157,15 @@ def effect_table(effects: dict[tuple[str, bool], Effect]) -> str:
     return table(rows, ("method", "noise", "aligned frames", "same looks", "chance", "gain"))
 
 
+def rates_table(effects: dict[tuple[str, bool], Effect]) -> str:
+    names = ("place", "action", "prop", "species", "looks")
+    rows = [
+        (METHODS[method], NOISE[noise], *(f"{effect.rates[name].mean:.1%}".replace("%", " %") for name in names))
+        for (method, noise), effect in effects.items()
+    ]
+    return table(rows, ("method", "noise", *names[:-1], "named looks"))
+
+
 def difference_table(stories: dict[tuple[str, bool], list[StoryPictures]]) -> str:
     rows = []
     for (ours, theirs), noise in ((pair, noise) for pair in COMPARED for noise in NOISE):
@@ -252,7 +255,8 @@ def measure(options) -> dict[str, str]:
     stories = {(m, n): results.stories(m, n, options.stories) for m in options.methods for n in noises}
     if options.page and options.label == "shipped":
         picture(results, range(3), PICTURE)
-    parts = {f"effect {options.label}": effect_table({key: effect(story) for key, story in stories.items()})}
+    effects = {key: effect(told) for key, told in stories.items()}
+    parts = {f"effect {options.label}": f"{effect_table(effects)}\n\n{rates_table(effects)}"}
     if options.label == "shipped":
         parts["differences"] = difference_table(stories)
     return parts

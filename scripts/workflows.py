@@ -59,7 +59,7 @@ All zeros (ConditioningZeroOut), as published. An empty prompt is not the same: 
 
 REAL_NOTE = f"""## Change this first
 **Story script**: *identity* is who the story is about, *frames* has one line per picture. The text after `#` is the \
-caption. All of it has to fit in 75 tokens; *Report* shows how many are left.
+caption. *Report* shows how many of 75 tokens are taken; a longer story is told in windows of frames.
 
 **identity_weight**: 1 is off, 2 is the published value. More holds the character tighter and leaves less room for the \
 frame.
@@ -93,7 +93,7 @@ download and no graphics card.
 
 ## Change this first
 **Story script**: *identity* is who the story is about, *frames* has one line per picture. The text after `#` is the \
-caption. All of it has to fit in 75 tokens; *Report* shows how many are left.
+caption. *Report* shows how many of 75 tokens are taken; a longer story is told in windows of frames.
 
 {REAL_PICTURES}
 
@@ -122,8 +122,8 @@ character's description. With your own model, `[NC]` is a frame without any char
 **identity_weight**: how many times the descriptions count in the frames that have them.
 
 ## One prompt or frame by frame?
-One prompt for the whole story ties the frames together, within 75 tokens and for one character. Frame by frame has no \
-such limits, and the text alone does not hold a character together."""
+One prompt for the frames of the same characters ties them together. Frame by frame, the text alone does not hold a \
+character together."""
 
 CAST = """[Fox] a red fox in a blue coat
 [Bear] a brown bear in a yellow sweater and green pants"""
@@ -131,6 +131,35 @@ CAST_FRAMES = """[Fox] asleep in the snow # Winter came early.
 [Bear] with a lantern in the forest # Someone was on the way.
 [Fox] and [Bear] waving on the beach # They met at the sea
 [Fox] and [Bear] sitting on a train # and went on together."""
+
+LONG_FRAMES = "\n".join(
+    [
+        "waving in the meadow # Every journey begins at home.",
+        "standing with a lantern in the forest # The forest was dark,",
+        "running in the snow # the winter long,",
+        "asleep in a cave # the cave warm.",
+        "with an umbrella in the city # It rained in the city.",
+        "reading a book on a train # The train was slow,",
+        "jumping on the beach # but then: the sea!",
+        "sitting in the desert # Not all of it was fun.",
+        "with a balloon in the meadow # Back home with a balloon,",
+        "asleep in the bedroom # and so to bed.",
+    ]
+)
+LONG_NOTE = f"""## What this is
+A story of ten frames, four at a time: **Split a long story** makes a list of batches that all begin with the same two \
+anchor frames, KSampler and VAE Decode run once per batch, **Join story batches** puts the frames in order.
+
+**Consistent self-attention** lets every frame look at the anchors. Give it as many `anchors` as the split.
+
+## Change this first
+**Story script**: as many frames as you like, memory stays that of one batch.
+
+**batch_size** and **anchors** in Split a long story: more images at a time share more, and take more memory.
+
+{DEMO_WORDS}
+
+{REAL_PICTURES}"""
 
 BOTH_NOTE = f"""## What this is
 One story, drawn twice from the same noise by the demo model, a tiny SDXL that has learnt small pixel-art scenes.
@@ -194,6 +223,41 @@ def sampler(place: tuple[int, int], steps: int, scheduler: str, title: str = "",
     values = {"seed": 7, "steps": steps, "cfg": 5.0, "sampler_name": "euler", "scheduler": scheduler}
     links = {name: (key, 0) for name, key in {**sources, "latent_image": "latent"}.items()}
     return Node("KSampler", place, (320, 270), values, links, title)
+
+
+def long_story(name: str, note: str, loader: Node, script: dict, size: int, steps: int, scheduler: str) -> Workflow:
+    """A story of any length in batches that share their first frames by consistent self-attention."""
+    whole = one_prompt_one_story(name, note, loader, script, size, steps, scheduler).nodes
+    story, anchors = {"story": ("script", 0)}, {"anchors": 2}
+    split = {"latent": ("latent", 0), "positive": ("words", 0), "negative": ("negative", 0)}
+    batch = {"latent_image": ("split", 0), "positive": ("split", 1), "negative": ("split", 2)}
+    nodes = {
+        "note": whole["note"],
+        "script": replace(whole["script"], size=(420, 620)),
+        "loader": replace(loader, place=(0, 780)),
+        "latent": whole["latent"],
+        "words": Node("StoryLoom_EncodePerFrame", (480, 190), (380, 110), links={"clip": ("loader", 1), **story}),
+        "negative": zeros((480, 360), "words"),
+        "split": Node("StoryLoom_SplitBatches", (480, 470), (380, 150), {"batch_size": 4, **anchors}, split),
+        "attention": Node(
+            "StoryLoom_ConsistentSelfAttention", (480, 780), (380, 260), anchors, {"model": ("loader", 0)}
+        ),
+        "sampler": replace(whole["sampler"], links={"model": ("attention", 0), **batch}),
+        "decode": whole["decode"],
+        "frames": whole["frames"],
+        "join": Node(
+            "StoryLoom_JoinBatches", (980, 880), (320, 70), links={"plan": ("split", 5), "images": ("decode", 0)}
+        ),
+        "page": replace(whole["page"], links={"images": ("join", 1), **story}),
+        "save": whole["save"],
+    }
+    groups = {
+        "Story": ("script", "latent", "words", "negative", "split"),
+        "Model": ("loader", "attention"),
+        "Draw": ("sampler", "decode", "frames", "join"),
+        "Page": ("page", "save"),
+    }
+    return Workflow(name, nodes, groups)
 
 
 def frame_by_frame(name: str, note: str, loader: Node, size: int, steps: int, scheduler: str) -> Workflow:
@@ -295,12 +359,14 @@ def workflows() -> list[Workflow]:
     demo = Node("StoryLoom_DemoModel", (0, 690), (420, 130))
     real_story = {"style": "watercolor illustration of {prompt}, soft light"}
     demo_story = {"identity": DEMO_IDENTITY, "frames": DEMO_FRAMES}
+    long_script = {"identity": DEMO_IDENTITY, "frames": LONG_FRAMES}
     at_home = {"size": DEMO_SIZE, "steps": DEMO_STEPS, "scheduler": DEMO_SCHEDULER}
     return [
         one_prompt_one_story("One Prompt One Story", REAL_NOTE, checkpoint, real_story, 1024, 50, "ddim_uniform"),
         one_prompt_one_story("Demo - One Prompt One Story", DEMO_NOTE, demo, demo_story, **at_home),
         frame_by_frame("Demo - Frame by Frame", FRAMES_NOTE, demo, **at_home),
         with_and_without("Demo - With and Without", BOTH_NOTE, demo, **at_home),
+        long_story("Demo - Long Story", LONG_NOTE, demo, long_script, **at_home),
     ]
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 PACK = Path(__file__).resolve().parents[2]
 WORKFLOWS = PACK / "workflows"
@@ -18,6 +19,7 @@ DEMO = "Demo - One Prompt One Story"
 FRAMES = "Demo - Frame by Frame"
 REAL = "One Prompt One Story"
 BOTH = "Demo - With and Without"
+LONG = "Demo - Long Story"
 NOTES = {"MarkdownNote", "Note"}
 """Nodes that exist in the browser only."""
 WIDGETS = {"INT": int, "FLOAT": (int, float), "STRING": str, "BOOLEAN": bool}
@@ -100,7 +102,7 @@ def real_nodes(workflow):
 
 
 def test_all_workflows_are_here_in_both_formats_and_have_a_thumbnail():
-    assert NAMES == [FRAMES, DEMO, BOTH, REAL] == sorted(path.stem for path in (WORKFLOWS / "api").glob("*.json"))
+    assert NAMES == [FRAMES, LONG, DEMO, BOTH, REAL] == sorted(path.stem for path in (WORKFLOWS / "api").glob("*.json"))
     for name in NAMES:
         picture = WORKFLOWS / f"{name}.jpg"
         assert picture.read_bytes()[:3] == b"\xff\xd8\xff" and picture.stat().st_size <= 150_000
@@ -187,7 +189,7 @@ def test_both_formats_describe_the_same_graph(classes, name):
 def test_comfyui_accepts_it(host, classes, checkpoints, name):
     outputs = host.validate(api(name))
     kinds = {api(name)[number]["class_type"] for number in outputs}
-    shown = {FRAMES: {"PreviewImage"}, BOTH: set()}
+    shown = {FRAMES: {"PreviewImage"}, LONG: {"PreviewImage"}, BOTH: set()}
     assert kinds == {"SaveImage"} | shown.get(name, {"PreviewImage", "PreviewAny"})
 
 
@@ -229,6 +231,26 @@ def test_a_demo_draws_one_page_of_four_frames(host, classes, name):
     assert width == 2 * panel + 5 * gap, "two panels, a gap between them and margins of two gaps"
     assert 2 * panel + 5 * gap < height < 2 * panel + 5 * gap + panel // 2, "captions below the panels"
     assert colours > 50, "the panels are pictures"
+
+
+def test_the_long_demo_draws_its_batches_with_the_same_anchors_and_joins_them(host, classes):
+    prompt = api(LONG)
+    kinds = {node["class_type"]: (number, node["inputs"]) for number, node in prompt.items()}
+    kinds["KSampler"][1]["steps"] = 2
+    assert (
+        kinds["StoryLoom_SplitBatches"][1]["anchors"] == kinds["StoryLoom_ConsistentSelfAttention"][1]["anchors"] == 2
+    )
+    drawn, seen = host.function(lambda latent: seen.append(latent["samples"]) or latent), []
+    prompt["watch"] = {"class_type": "TestCall", "inputs": {"value": [kinds["KSampler"][0], 0], "name": drawn}}
+    kinds["VAEDecode"][1]["samples"] = ["watch", 0]
+    prompt["page"] = {
+        "class_type": "TestCapture",
+        "inputs": {"value": [kinds["StoryLoom_JoinBatches"][0], 1], "name": "x"},
+    }
+    joined = host.run(type("Prompt", (dict,), {})(prompt), fresh=True).x
+    assert joined.shape[0] == 10 and [batch.shape[0] for batch in seen] == [4] * 4
+    assert all(torch.equal(batch[:2], seen[0][:2]) for batch in seen)
+    assert not any(torch.equal(batch[2:], seen[0][2:]) for batch in seen[1:])
 
 
 def test_the_demo_with_and_without_draws_two_rows_from_the_same_noise_on_one_page(host, classes):
