@@ -268,7 +268,7 @@ class Server:
         return [self.python, "-u", str(self.comfyui / "main.py"), *options, *self.extra_args]
 
     def _start(self) -> None:
-        environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}  # spinning threads stall on a busy machine
+        environment = dict(os.environ)
         if not self.comfyui.is_relative_to(storyloom_cache().resolve()):
             environment["PYTHONDONTWRITEBYTECODE"] = "1"  # leave no files in a ComfyUI that is the user's own
         with self.log.open("wb") as log:

@@ -74,7 +74,7 @@ Any SDXL checkpoint, in `models/checkpoints`. This one is \
 1024 x 1024, 50 steps, euler, ddim_uniform, cfg 5: as published. All frames are drawn in one batch and start from the \
 same noise (*shared_noise*)."""
 
-DEMO_SIZE, DEMO_STEPS, DEMO_SCHEDULER = 192, 20, "normal"
+DEMO_SIZE, DEMO_STEPS, DEMO_SCHEDULER = 192, 16, "normal"
 """What the demo model is at home at."""
 DEMO_WORDS = """**Its words**: cat, fox, rabbit, bear, robot, girl; coats, trousers, hats and their colours; asleep, \
 running, jumping, sitting, waving; a balloon, an umbrella, a book, a lantern; the meadow, snow, beach, city, forest, \
