@@ -148,7 +148,8 @@ LONG_FRAMES = "\n".join(
 )
 LONG_NOTE = f"""## What this is
 A story of ten frames, four at a time: **Split a long story** makes a list of batches that all begin with the same two \
-anchor frames, KSampler and VAE Decode run once per batch, **Join story batches** puts the frames in order.
+anchor frames, KSampler and VAE Decode run once per batch, **Join story batches** puts the frames in order. The demo \
+model is a tiny SDXL that has learnt small pixel-art scenes.
 
 **Consistent self-attention** lets every frame look at the anchors. Give it as many `anchors` as the split.
 

@@ -456,7 +456,7 @@ class TestDemo:
         fake = SimpleNamespace(StoryPipeline=lambda model: pipeline, demo_model=lambda: None)
         monkeypatch.setitem(sys.modules, "storyloom.standalone", fake)
         drawn = demo.draw_standalone(prompt)
-        settings = {"seed": 7, "steps": 20, "cfg": 5.0}
+        settings = {"seed": 7, "steps": 16, "cfg": 5.0}
         expected = [("a fox in a blue coat", 4, {"method": method, **settings}) for method in ("frames", "svr+ipca")]
         assert asked == expected
         assert list(drawn.rows) == list(demo.rows_of(prompt).values())
@@ -482,7 +482,7 @@ class TestDemoWorkflows:
         (size,) = [node["inputs"] for node in prompt.values() if node["class_type"] == "StoryLoom_EmptyLatent"]
         assert (size["width"], size["height"]) == (192, 192)
         samplers = [node["inputs"] for node in prompt.values() if node["class_type"] == "KSampler"]
-        home = {"steps": 20, "cfg": 5.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
+        home = {"steps": 16, "cfg": 5.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
         assert samplers and all(home.items() <= inputs.items() for inputs in samplers)
 
     @pytest.mark.parametrize("name", DEMOS)
