@@ -92,7 +92,7 @@ def test_gathered_keys_equal_the_published_mask(images, dtype, tolerance):
     assert off(out, attend(*tensors, HEADS)) > 1e-3
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(some.data())
 def test_any_subsets_and_sources_equal_the_mask(data):
     images, tokens = data.draw(some.integers(1, 5)), data.draw(some.integers(1, 8))
@@ -154,7 +154,7 @@ def test_anchors_do_not_depend_on_later_frames():
     assert off(results[0], results[1][:2]) < 1e-12 and off(results[1][[4, 5]], results[2][2:]) < 1e-12
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(some.integers(0, 2**64 - 1), some.integers(0, 99), some.integers(0, 99), some.integers(0, 80), some.floats(0, 1))
 def test_a_sample_has_a_fixed_size_and_no_token_twice(seed, step, image, tokens, rate):
     chosen = sample_tokens(seed, step, image, tokens, rate)

@@ -211,7 +211,7 @@ PIECES = ["[", "]", "[Fox]", "[fox ]", "[NC]", "[]", "#", "\\", "\n", "\r", " ",
 TEXT = st.one_of(st.text(st.characters(), max_size=40), st.lists(st.sampled_from(PIECES), max_size=14).map("".join))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(TEXT, TEXT, st.one_of(st.just(""), TEXT))
 def test_any_three_texts_are_a_story_or_a_story_script_error(identity, frames, style):
     try:

@@ -227,14 +227,14 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
     assert 0.9 <= np.mean([low <= 0.5 <= high for low, high in ends]) <= 0.99
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.floats(-1, 1), min_size=1, max_size=30))
 def test_an_interval_lies_within_the_values(values):
     low, high = interval(values, resamples=50)
     assert min(values) - 1e-12 <= low <= high <= max(values) + 1e-12
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.lists(st.sampled_from(LOOKS["fur"][:3]), min_size=2, max_size=5), min_size=2, max_size=5),
     st.data(),
@@ -248,7 +248,7 @@ def test_measures_against_counting_pairs_one_by_one(furs, data):
     assert values["chance"][own] == pytest.approx(np.mean(between))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.sampled_from(LOOKS["fur"]), min_size=2, max_size=6))
 def test_showing_the_most_frequent_look_everywhere_never_lowers_consistency(furs):
     most = max(furs, key=furs.count)
@@ -260,7 +260,7 @@ def test_showing_the_most_frequent_look_everywhere_never_lowers_consistency(furs
     assert (np.diff(values) >= 0).all() and values[-1] == 1
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.permutations(range(4)))
 def test_the_order_of_frames_and_stories_does_not_matter(order):
     furs = ["red", "red", "grey", "pink"]
