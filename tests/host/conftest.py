@@ -238,13 +238,6 @@ class Tiny:
         return Tiny.built
 
 
-class Shallow(Tiny):
-    """The tiny model with one layer everywhere, for what takes long for every layer."""
-
-    def give(self):
-        return tiny_sdxl(depths=(1, 1)), super().give()[1]
-
-
 @pytest.fixture(scope="session")
 def host(tmp_path_factory):
     base = tmp_path_factory.mktemp("comfyui")
@@ -274,7 +267,7 @@ def host(tmp_path_factory):
         assert await nodes.load_custom_node(str(folder), module_parent="custom_nodes"), "the pack did not load"
 
     asyncio.run(load())
-    nodes.NODE_CLASS_MAPPINGS |= {"TestCapture": Capture, "TestCall": Call, "TestTiny": Tiny, "TestShallow": Shallow}
+    nodes.NODE_CLASS_MAPPINGS |= {"TestCapture": Capture, "TestCall": Call, "TestTiny": Tiny}
     loaded = sys.modules[nodes.NODE_CLASS_MAPPINGS["StoryLoom_Script"].__module__].__name__
     return Host(loaded.removesuffix(".nodes.story"), execution, base)
 

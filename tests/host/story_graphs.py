@@ -71,6 +71,25 @@ def sample(graph, parts, name, **changes):
     return link
 
 
+def context_windows(graph, model, length, **changes):
+    """The model with context windows of so many images over the batch."""
+    settings = {
+        "context_length": length,
+        "context_overlap": 1,
+        "context_schedule": "standard_static",
+        "context_stride": 1,
+        "closed_loop": False,
+        "fuse_method": "pyramid",
+        "dim": 0,
+        "freenoise": False,
+        "cond_retain_index_list": "",
+        "split_conds_to_windows": False,
+        "latent_retain_index_list": "",
+        "causal_window_fix": True,
+    }
+    return graph.add("ContextWindowsManual", model=model, **settings | changes)()
+
+
 def call(graph, host, function, value):
     """Put function(value) into the graph."""
     return graph.add("TestCall", value=value, name=host.function(function))()

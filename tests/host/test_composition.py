@@ -9,6 +9,7 @@ from story_graphs import (
     build,
     call,
     close,
+    context_windows,
     differ,
     distance,
     ipca,
@@ -319,24 +320,6 @@ def test_regions_of_the_picture(host, graph, region):
 def test_context_windows_over_the_batch_know_which_frame_is_which(host, graph, length):
     frames = "asleep\n[NC] an empty beach\nreading\n[NC] a lighthouse\nwaving"
     parts = build(graph, encode="EncodePerFrame", frames=frames)
-    settings = {
-        "context_length": length,
-        "context_overlap": 1,
-        "context_schedule": "standard_static",
-        "context_stride": 1,
-        "closed_loop": False,
-        "fuse_method": "pyramid",
-        "dim": 0,
-        "freenoise": False,
-        "cond_retain_index_list": "",
-        "split_conds_to_windows": False,
-        "latent_retain_index_list": "",
-        "causal_window_fix": True,
-    }
-
-    def windows(model):
-        return graph.add("ContextWindowsManual", model=model, **settings)()
-
     ours, plain = [], []
     run = {"cfg": 1.0, "steps": 1}
     sample(graph, parts, "whole", model=ipca(graph, parts["model"]), **run)
@@ -344,10 +327,12 @@ def test_context_windows_over_the_batch_know_which_frame_is_which(host, graph, l
         graph,
         parts,
         "windowed",
-        model=watched(graph, host, windows(ipca(graph, parts["model"])), ours),
+        model=watched(graph, host, context_windows(graph, ipca(graph, parts["model"]), length), ours),
         **run,
     )
-    sample(graph, parts, "plain", model=watched(graph, host, windows(parts["model"]), plain), **run)
+    sample(
+        graph, parts, "plain", model=watched(graph, host, context_windows(graph, parts["model"], length), plain), **run
+    )
     result = host.run(graph)
     assert len(ours) == len(plain) > 1
     assert close(result.whole, result.windowed), "frames do not see each other here, so windows change nothing"
@@ -365,7 +350,7 @@ def test_a_model_that_was_compiled_without_the_patch_still_runs_it_and_follows_i
         set_torch_compile_wrapper(model=model, backend="eager", options=options)
         return model
 
-    parts = build(graph, loader="TestShallow")
+    parts = build(graph)
     late = {"start_percent": 0.4}
     base = call(graph, host, compiled, parts["model"])
     plain, eager, patched = [], [], []

@@ -8,6 +8,7 @@ from story_graphs import (
     build,
     call,
     close,
+    context_windows,
     csa,
     dense_mask,
     differ,
@@ -144,21 +145,7 @@ def test_anchors_are_the_same_to_the_last_bit_in_every_batch_of_one_size(host, g
 
 def test_context_windows_look_at_the_anchors_that_they_hold(host, graph):
     parts = build(graph, encode="EncodePerFrame", size=(64, 64), frames="one\ntwo\nthree")
-    settings = {
-        "context_length": 2,
-        "context_overlap": 1,
-        "context_schedule": "standard_static",
-        "context_stride": 1,
-        "closed_loop": False,
-        "fuse_method": "pyramid",
-        "dim": 0,
-        "freenoise": False,
-        "cond_retain_index_list": "",
-        "split_conds_to_windows": False,
-        "latent_retain_index_list": "",
-        "causal_window_fix": False,
-    }
-    windows = graph.add("ContextWindowsManual", model=parts["model"], **settings)()
+    windows = context_windows(graph, parts["model"], 2, causal_window_fix=False)
     base = graph.copy()
     for name, model in (("plain", windows), ("ours", csa(graph, windows, anchors=1))):
         sample(graph, parts, name, **ONCE, model=model)
