@@ -41,6 +41,7 @@ from torch.nn import functional as F  # noqa: E402
 
 from storyloom.models import demo  # noqa: E402
 from storyloom.prompts.tokens import END, PADDING, ROOM, START  # noqa: E402
+from storyloom.standalone.layers import Remembered  # noqa: E402
 from storyloom.standalone.text import token_ids  # noqa: E402
 from storyloom.standalone.unet import build_unet, diffusers_names  # noqa: E402
 from storyloom.world.draw import draw  # noqa: E402
@@ -193,29 +194,17 @@ class Share(nn.Linear):
 
 
 class Attention:
-    """Attention by two matrix products: its backward pass is several times faster on a CPU than the fused one.
-
-    Keys and values of the text are the same in every repetition of a block and computed once.
-    """
-
-    def __init__(self):
-        self.told: tuple = (None, None, None)
+    """Attention by two matrix products: its backward pass is several times faster on a CPU than the fused one."""
 
     def __call__(self, attn, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_) -> Tensor:
-        q = attn.to_q(hidden_states)
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        q, k, v = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
         batch, tokens, width = q.shape
 
         def split(x: Tensor) -> Tensor:
             return x.view(batch, -1, attn.heads, width // attn.heads).transpose(1, 2).flatten(0, 1)
 
-        if encoder_hidden_states is None:
-            k, v = split(attn.to_k(hidden_states)), split(attn.to_v(hidden_states))
-        else:
-            if self.told[0] is not encoder_hidden_states:
-                k, v = split(attn.to_k(encoder_hidden_states)), split(attn.to_v(encoder_hidden_states))
-                self.told = (encoder_hidden_states, k, v)
-            _, k, v = self.told
-        q = split(q)
+        q, k, v = split(q), split(k), split(v)
         weights = (torch.bmm(q, k.transpose(1, 2)) * q.shape[-1] ** -0.5).softmax(-1).to(v.dtype)
         out = torch.bmm(weights, v).view(batch, attn.heads, tokens, -1).transpose(1, 2).reshape(batch, tokens, width)
         return attn.to_out[0](out)
@@ -233,7 +222,7 @@ class Narrow(nn.Module):
             for numbers, quick in ((demo.CLIP_L, True), (demo.CLIP_G, False))
         )
         self.unet = build_unet(SHALLOW, demo.HEAD_CHANNELS)
-        self.unet.set_attn_processor({name: Attention() for name in self.unet.attn_processors})
+        self.unet.set_attn_processor(Attention())
         first = self.unet.add_embedding.linear_1
         self.unet.add_embedding.linear_1 = PooledOnly(demo.NARROW, first.out_features)
         with torch.no_grad():
@@ -241,9 +230,12 @@ class Narrow(nn.Module):
                 if name.endswith(("conv2.weight", "proj_out.weight", "conv_out.weight")):
                     parameter.mul_(0.05)
         for transformer in self.transformers():
+            block = transformer.transformer_blocks[0]
             for name in ADDED:
-                layer = transformer.transformer_blocks[0].get_submodule(name)
-                transformer.transformer_blocks[0].set_submodule(name, Share(layer.in_features, layer.out_features))
+                layer = block.get_submodule(name)
+                block.set_submodule(name, Share(layer.in_features, layer.out_features))
+            for projection in (block.attn2.to_k, block.attn2.to_v):  # of the text: the same in every repetition
+                projection.forward = Remembered(projection.forward)
 
     def transformers(self) -> list[nn.Module]:
         """The UNet's spatial transformers, in order."""
