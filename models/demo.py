@@ -51,8 +51,6 @@ UNET = {
 CLIP_L = {"hidden_size": 768, "num_attention_heads": 12, "num_hidden_layers": 3, "intermediate_size": 128}
 CLIP_G = {"hidden_size": 1280, "num_attention_heads": 20, "num_hidden_layers": 3, "intermediate_size": 128}
 TOKENS = 49408
-PREDICTION = "v_prediction"
-"""What the UNet predicts, on SDXL's noise schedule rescaled to zero terminal SNR (arXiv 2305.08891)."""
 
 NARROW, NARROW_HEADS = 128, 2
 """Width and heads of each text encoder as it is trained and stored."""

@@ -10,14 +10,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
-from typing import Literal
+from typing import Literal, get_args
 
 from .casts import Cast, casts_of
 from .script import Story
 from .tokens import ROOM, StoryTokens, Tokenize, count_tokens, locate_frame, locate_story
 
 WindowKind = Literal["circular", "trailing"]
-WINDOW_KINDS: tuple[WindowKind, ...] = ("circular", "trailing")
+WINDOW_KINDS: tuple[WindowKind, ...] = get_args(WindowKind)
 
 
 @dataclass(frozen=True)

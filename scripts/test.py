@@ -170,10 +170,10 @@ def main(extra: Sequence[str]) -> int:
         plain = plain_passes()
         results = run_passes([*plain, *host_passes(hosts)], folder, extra)
     plain, host = results[: len(plain)], results[len(plain) :]
-    if not plain + host:
+    if not results:
         missing = f"No test was found: {TESTS} does not exist."
     print("\n" + "\n".join([*filter(None, [missing]), *summary(plain, host)]), flush=True)
-    return 1 if not plain + host or any(one.failed or one.problem for one in plain + host) else 0
+    return 1 if not results or any(one.failed or one.problem for one in results) else 0
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from ..prompts.script import Story
 from ..prompts.tokens import END
 from .checkpoint import schedule
 from .model import StoryModel
-from .text import spelling, tokenize
+from .text import spelling, token_ids
 from .unet import build_unet, to_diffusers
 
 
@@ -47,9 +47,7 @@ def warn_of_unknown_words(vocabulary: Container[int], story: Story) -> None:
     """Say in the log which words of a story are none of the vocabulary's."""
     before, after = story.style_around
     said = (*(character.description for character in story.characters), *(frame.text for frame in story.frames))
-    windows = tokenize(" ".join([before, *said, after]))["l"]
-    tokens = (token for window in windows for token, _, word in window if word)
-    unknown = demo.unknown_words(tokens, spelling(), vocabulary)
+    unknown = demo.unknown_words(token_ids(" ".join([before, *said, after])), spelling(), vocabulary)
     if unknown:
         logging.warning("The demo model does not know: %s. It draws the rest.", ", ".join(unknown))
 

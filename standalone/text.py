@@ -19,12 +19,12 @@ from ..prompts.tokens import END, PADDING, ROOM, START, Tokens
 
 def token_ids(text: str) -> list[int]:
     """The tokens of a text of any length, without start and end."""
-    return _vocabulary().encode(text)
+    return _vocabulary().encode(text.replace("\\(", "(").replace("\\)", ")"))
 
 
 def tokenize(text: str) -> Tokens:
     """Windows of 77 (token, weight, word id) for both encoders; the word id is 0 for start, end and padding."""
-    ids = token_ids(text.replace("\\(", "(").replace("\\)", ")"))
+    ids = token_ids(text)
     windows = [ids[i : i + ROOM] for i in range(0, len(ids), ROOM)] or [[]]
     return {key: [_window(words, padding) for words in windows] for key, padding in PADDING.items()}
 

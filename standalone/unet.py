@@ -14,15 +14,15 @@ from torch import Tensor
 PREFIX = "model.diffusion_model."
 
 
-def build_unet(numbers: Mapping[str, Any], head_channels: int, **changes):
+def build_unet(numbers: Mapping[str, Any], head_channels: int):
     """A `diffusers.UNet2DConditionModel` with SDXL's blocks, freshly initialised.
 
-    numbers: as in `models.demo.UNET`; head_channels: channels of one attention head; changes override numbers. Raises
-    ValueError for what diffusers cannot build, such as transformer depths that differ within a resolution.
+    numbers: as in `models.demo.UNET`; head_channels: channels of one attention head. Raises ValueError for what
+    diffusers cannot build, such as transformer depths that differ within a resolution.
     """
     from diffusers import UNet2DConditionModel
 
-    return UNet2DConditionModel.from_config(unet_config({**numbers, **changes}, head_channels))
+    return UNet2DConditionModel.from_config(unet_config(numbers, head_channels))
 
 
 def unet_config(numbers: Mapping[str, Any], head_channels: int) -> dict[str, Any]:
@@ -84,11 +84,6 @@ def diffusers_names(numbers: Mapping[str, Any]) -> dict[str, str]:
 def to_diffusers(state_dict: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> dict[str, Tensor]:
     """Weights in the original layout, without prefix, under diffusers' names. Raises KeyError for a missing one."""
     return {name: state_dict[original] for original, name in diffusers_names(numbers).items()}
-
-
-def to_original(state_dict: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Weights of a diffusers UNet in the original layout, without prefix. Raises KeyError for a missing one."""
-    return {original: state_dict[name] for original, name in diffusers_names(numbers).items()}
 
 
 def _level_depths(numbers: Mapping[str, Any]) -> list[int]:

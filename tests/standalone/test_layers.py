@@ -7,7 +7,7 @@ from storyloom.models import demo
 from storyloom.standalone.layers import attend, attention_depths, transformers
 from storyloom.standalone.patcher import UNetPatcher
 from storyloom.standalone.sampling import ModelSampling, sample_euler, story_noise
-from storyloom.standalone.unet import build_unet, diffusers_names, to_diffusers, to_original, unet_numbers
+from storyloom.standalone.unet import build_unet, diffusers_names, to_diffusers, unet_numbers
 
 ORDER = [("input", n) for n in (4, 5, 7, 8)] + [("middle", 0)] + [("output", n) for n in range(6)]
 
@@ -125,12 +125,12 @@ def test_wrappers_run_from_the_first_to_the_last_around_every_call(small, model)
 def test_every_parameter_has_a_name_in_both_layouts(changes):
     numbers = {**demo.UNET, **changes}
     with torch.device("meta"):
-        unet = build_unet(demo.UNET, demo.HEAD_CHANNELS, **changes)
+        unet = build_unet(numbers, demo.HEAD_CHANNELS)
     names = diffusers_names(numbers)
     weights = unet.state_dict()
     assert set(names.values()) == set(weights) and len(names) == len(weights)
     assert weights["add_embedding.linear_1.weight"].shape[1] == numbers["adm_in_channels"]
-    original = to_original(weights, numbers)
+    original = {name: weights[theirs] for name, theirs in names.items()}
     assert original["input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight"].shape[1] == numbers["context_dim"]
     assert to_diffusers(original, numbers).keys() == weights.keys()
     assert diffusers_names(unet_numbers(unet.config)) == names
@@ -138,7 +138,7 @@ def test_every_parameter_has_a_name_in_both_layouts(changes):
 
 def test_a_layout_that_diffusers_cannot_build_is_refused():
     with pytest.raises(ValueError, match="one transformer depth"):
-        build_unet(demo.UNET, 16, transformer_depth_middle=3)
+        build_unet({**demo.UNET, "transformer_depth_middle": 3}, 16)
 
 
 def test_a_replacement_may_write_into_keys_and_values(small, model):
