@@ -139,8 +139,12 @@ def paint_all(results: Results, methods: Sequence[str], noises: Sequence[bool], 
             results.save(done.result(), *running[done])
 
 
-def percent(estimate: Estimate) -> str:
-    return f"{estimate.mean:.0%}".replace("%", " %") + f" [{estimate.low * 100:.0f}, {estimate.high * 100:.0f}]"
+def percent(share: float, digits: int = 0) -> str:
+    return f"{100 * share:.{digits}f} %"
+
+
+def interval(estimate: Estimate) -> str:
+    return f"{percent(estimate.mean)} [{estimate.low * 100:.0f}, {estimate.high * 100:.0f}]"
 
 
 def table(rows: Sequence[tuple[str, ...]], head: Sequence[str]) -> str:
@@ -151,7 +155,7 @@ def table(rows: Sequence[tuple[str, ...]], head: Sequence[str]) -> str:
 
 def effect_table(effects: dict[tuple[str, bool], Effect]) -> str:
     rows = [
-        (METHODS[m], NOISE[n], percent(e.alignment), percent(e.consistency), percent(e.chance), percent(e.gain))
+        (METHODS[m], NOISE[n], *map(interval, (e.alignment, e.consistency, e.chance, e.gain)))
         for (m, n), e in effects.items()
     ]
     return table(rows, ("method", "noise", "aligned frames", "same looks", "chance", "gain"))
@@ -160,8 +164,7 @@ def effect_table(effects: dict[tuple[str, bool], Effect]) -> str:
 def rates_table(effects: dict[tuple[str, bool], Effect]) -> str:
     names = ("place", "action", "prop", "species", "looks")
     rows = [
-        (METHODS[method], NOISE[noise], *(f"{effect.rates[name].mean:.1%}".replace("%", " %") for name in names))
-        for (method, noise), effect in effects.items()
+        (METHODS[m], NOISE[n], *(percent(e.rates[name].mean, 1) for name in names)) for (m, n), e in effects.items()
     ]
     return table(rows, ("method", "noise", *names[:-1], "named looks"))
 
@@ -172,7 +175,7 @@ def difference_table(stories: dict[tuple[str, bool], list[StoryPictures]]) -> st
         if (ours, noise) in stories and (theirs, noise) in stories:
             by = paired_difference(stories[ours, noise], stories[theirs, noise])
             name = f"{METHODS[ours]} over {METHODS[theirs]}"
-            rows.append((name, NOISE[noise], percent(by.alignment), percent(by.consistency), percent(by.gain)))
+            rows.append((name, NOISE[noise], *map(interval, (by.alignment, by.consistency, by.gain))))
     return table(rows, ("difference, story by story", "noise", "aligned frames", "same looks", "gain"))
 
 
