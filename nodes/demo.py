@@ -29,7 +29,7 @@ class DemoModel(io.ComfyNode):
                 "A tiny SDXL that comes with the pack and draws pixel-art stories in seconds on any machine: a cat, "
                 "fox, rabbit, bear, robot or girl in nine places. It has SDXL's blocks, tokenizer and conditioning, so "
                 "a workflow tried on it runs on a real checkpoint: put Load Checkpoint in its place. Draws at 192x192; "
-                "20 steps and cfg 5 suit it. Words that it does not know are named in the log."
+                "16 steps and cfg 5 suit it. Words that it does not know are named in the log."
             ),
             search_aliases=["test model", "tiny SDXL", "pixel art", "example model", "StoryLoom demo"],
             inputs=[],
