@@ -44,6 +44,9 @@ METHODS = {
     "svr": "SVR",
     "svr-eot": "SVR, end of text scaled",
     "svr+ipca": "SVR + IPCA",
+    "ipca": "IPCA on frame prompts",
+    "csa": "CSA on frame prompts",
+    "csa+svr+ipca": "CSA + SVR + IPCA",
 }
 NOISE = {True: "same", False: "different"}
 COMPARED = (
@@ -53,8 +56,12 @@ COMPARED = (
     ("svr-eot", "svr"),
     ("svr+ipca", "svr"),
     ("svr+ipca", "frames"),
+    ("ipca", "frames"),
+    ("csa", "frames"),
+    ("csa+svr+ipca", "svr+ipca"),
+    ("csa+svr+ipca", "frames"),
 )
-SHOWN = ("frames", "none", "svr", "svr+ipca")
+SHOWN = ("frames", "none", "svr", "svr+ipca", "csa+svr+ipca")
 """Methods of the picture."""
 
 _pipeline = None
