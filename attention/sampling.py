@@ -2,7 +2,7 @@
 
 A node stores its settings on a clone of the model (`StorySampling`, a wrapper around the sampler). When sampling starts
 the wrapper checks the batch and adds two wrappers to that run's own options: one sees every evaluation and learns which
-conditioning is a story's, one sees every UNet call and puts StoryLoom's attention around whatever stands there then.
+conditioning is a story's, one sees every UNet call and puts StoryLoom's patches around whatever stands there then.
 Nothing is written to the model, so nothing is left behind, and the order of nodes does not matter.
 
 Written for ComfyUI's wrapper interface, with everything of the host passed in.
@@ -11,7 +11,7 @@ Written for ComfyUI's wrapper interface, with everything of the host passed in.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any, Protocol
@@ -27,16 +27,18 @@ from .unet_call import KEY, Conditioning, SamplerCall, UNetCall, nearest_step, r
 SAMPLER_SAMPLE, CALC_COND_BATCH, APPLY_MODEL = "sampler_sample", "calc_cond_batch", "apply_model"
 """ComfyUI's names for what is wrapped: a sampling run, an evaluation of all conditionings, a call of the UNet."""
 
+OUTPUT_BLOCKS = "output_block_patch"
+"""ComfyUI's name for functions that change what an output block of a UNet gets."""
+
 COMPILED = "torch.compile"
 """Name of ComfyUI's wrapper around the UNet call that runs a compiled copy of the UNet instead."""
 
 
 class Patch(Protocol):
-    """Settings of one method, stored on the model by a node."""
+    """Settings of one method, stored on the model by a node: an AttentionPatch or an OutputPatch, as its slot says."""
 
     name: str
     slot: str
-    blocks: Blocks
     start_percent: float
     end_percent: float
     skip_first_steps: int
@@ -45,14 +47,27 @@ class Patch(Protocol):
     def neutral(self) -> bool:
         """Whether these settings change nothing at all."""
 
-    def combine(self, other: Patch) -> Patch:
-        """These settings and another node's of the same method, on one layer at one time."""
-
     def hindrance(self, story: StoryCond | None, images: int) -> str | None:
         """Why these settings change nothing in a run over so many images, None when they do."""
 
+
+class AttentionPatch(Patch, Protocol):
+    """A patch in slot "attn1" or "attn2", on the attention layers of some blocks."""
+
+    blocks: Blocks
+
+    def combine(self, other: AttentionPatch) -> AttentionPatch:
+        """These settings and another node's of the same method, on one layer at one time."""
+
     def attend(self, q: Tensor, k: Tensor, v: Tensor, heads: int, call: UNetCall, inner: Inner) -> Tensor:
         """Attention of one layer; `inner` is what stood there before."""
+
+
+class OutputPatch(Patch, Protocol):
+    """A patch in slot OUTPUT_BLOCKS, on what the output blocks of a UNet get."""
+
+    def join(self, h: Tensor, skip: Tensor | None, block: int) -> tuple[Tensor, Tensor | None]:
+        """Backbone and skip, [rows, channels, height, width] each, that output block `block` gets instead of these."""
 
 
 def check_window(start_percent: float, end_percent: float) -> None:
@@ -76,6 +91,12 @@ class Opened:
         return self.last <= sigma <= self.first
 
 
+def _acting(patches: Iterable[Opened], call: UNetCall) -> list[Patch]:
+    """The patches that act in this UNet call."""
+    open_now = [opened.patch for opened in patches if opened.at(call.sigma)]
+    return [patch for patch in open_now if call.step >= patch.skip_first_steps]
+
+
 @dataclass(frozen=True, eq=False)
 class LayerAttention:
     """StoryLoom's attention at one layer of one UNet call, around the one that stood there before."""
@@ -90,11 +111,26 @@ class LayerAttention:
         """q, k, v: [rows, tokens, C] projected, heads not split. Not compiled: the host drops its guards here."""
         inner = Inner(options, self.host, self.owner)
         heads = options["n_heads"]
-        open_now = [opened.patch for opened in self.patches if opened.at(self.call.sigma)]
-        active = [patch for patch in open_now if self.call.step >= patch.skip_first_steps]
-        if not active:
+        acting = _acting(self.patches, self.call)
+        if not acting:
             return inner(q, k, v, heads)
-        return reduce(lambda a, b: a.combine(b), active).attend(q, k, v, heads, self.call, inner)
+        return reduce(lambda a, b: a.combine(b), acting).attend(q, k, v, heads, self.call, inner)
+
+
+@dataclass(frozen=True, eq=False)
+class OutputJoin:
+    """StoryLoom's patches at the output blocks of one UNet call, one after the other."""
+
+    patches: tuple[Opened, ...]
+    call: UNetCall
+
+    @torch.compiler.disable
+    def __call__(self, h: Tensor, skip: Tensor | None, options: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+        """As the host calls it, and not compiled, for the same reason as attention."""
+        _, block = options["block"]
+        for patch in _acting(self.patches, self.call):
+            h, skip = patch.join(h, skip, block)
+        return h, skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +162,7 @@ class StoryRun:
     def call_unet(
         self, executor, x: Tensor, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs
     ):
-        """APPLY_MODEL wrapper: put StoryLoom's attention into this call's options, which are complete by now."""
+        """APPLY_MODEL wrapper: put StoryLoom's patches into this call's options, which are complete by now."""
         options = transformer_options or {}
         call = read_call(options, x.shape[0])
         if call is not None:
@@ -134,21 +170,32 @@ class StoryRun:
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
     def installed(self, options: dict[str, Any], call: UNetCall) -> dict[str, Any]:
-        """A copy of transformer_options with the attention of every patched layer replaced.
+        """A copy of transformer_options with StoryLoom's patches in their slots, around or after what stands there."""
+        slots: dict[str, list[Opened]] = {}
+        for opened in self.patches:
+            slots.setdefault(opened.patch.slot, []).append(opened)
+        outputs = slots.pop(OUTPUT_BLOCKS, ())
+        replacements = options.get("patches_replace", {})
+        taken = {slot: self._attention(patches, replacements.get(slot, {}), call) for slot, patches in slots.items()}
+        options = {**options, "patches_replace": {**replacements, **taken}}
+        if outputs:
+            others = options.get("patches", {})
+            join = OutputJoin(tuple(outputs), call)
+            options["patches"] = {**others, OUTPUT_BLOCKS: [*others.get(OUTPUT_BLOCKS, ()), join]}
+        return options
+
+    def _attention(
+        self, patches: list[Opened], owners: Mapping[tuple, Replacement], call: UNetCall
+    ) -> dict[tuple, Replacement]:
+        """One slot's replacements with the attention of every patched layer replaced.
 
         A per-index key hides its block's key in the host, so a whole block takes the block key, plus the per-index keys
         that somebody owns there already; per-index keys alone are taken where the choice itself is finer.
         """
-        replacements = options.get("patches_replace", {})
-        taken = dict(replacements)
-        for slot in {opened.patch.slot for opened in self.patches}:
-            owners = replacements.get(slot, {})
-            patches = [opened for opened in self.patches if opened.patch.slot == slot]
-            taken[slot] = dict(owners)
-            for key, here in _layers(patches, owners):
-                owner = owners.get(key, owners.get(key[:2]))
-                taken[slot][key] = LayerAttention(here, call, self.host, owner)
-        return {**options, "patches_replace": taken}
+        taken = dict(owners)
+        for key, here in _layers(patches, owners):
+            taken[key] = LayerAttention(here, call, self.host, owners.get(key, owners.get(key[:2])))
+        return taken
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,8 +278,8 @@ def _with_wrappers(model_options: dict[str, Any], wrappers: Mapping[str, Any]) -
         present[kind] = {**present.get(kind, {}), TAG: [wrapper]}
     if present[APPLY_MODEL].pop(COMPILED, None):
         logging.warning(
-            "The torch.compile node is left out of this run: a model compiled by ComfyUI does not notice attention "
-            "patches, so StoryLoom's would silently do nothing. Remove the node, or the patch to have its speed back."
+            "The torch.compile node is left out of this run: a model compiled by ComfyUI does not notice patches of a "
+            "run, so StoryLoom's would silently do nothing. Remove the node, or the patch to have its speed back."
         )
     return {**model_options, "transformer_options": {**options, "wrappers": present}}
 

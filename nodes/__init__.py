@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from .attention import IPCA, ConsistentSelfAttention
+from .attention import IPCA, ConsistentSelfAttention, StoryFreeU
 from .batches import JoinBatches, SplitBatches
 from .conditioning import EncodeOnePrompt, EncodePerFrame
 from .demo import DemoModel
@@ -19,6 +19,7 @@ class StoryLoomExtension(ComfyExtension):
             EmptyLatent,
             IPCA,
             ConsistentSelfAttention,
+            StoryFreeU,
             SplitBatches,
             JoinBatches,
             Page,

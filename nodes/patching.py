@@ -34,11 +34,24 @@ def attention_depths(model) -> dict[tuple[str, int], int]:
     }
     depths = {key: depth for key, depth in depths.items() if depth}
     if not depths:
-        raise ValueError(
-            f"This model ({type(model.model).__name__}) is not a UNet with attention blocks. "
-            "StoryLoom's attention nodes work on SDXL and its relatives (refiner, SSD-1B, Vega) and on SD 1.5."
-        )
+        raise _not_a_unet(model, "with attention blocks")
     return depths
+
+
+def lowest_stages(model) -> tuple[range, range]:
+    """Output blocks of a UNet at its lowest resolution, and at the next. Raises ValueError for other networks."""
+    unet = model.get_model_object("diffusion_model")
+    if not hasattr(unet, "output_blocks"):
+        raise _not_a_unet(model, "with output blocks")
+    upper, lowest = (blocks + 1 for blocks in unet.num_res_blocks[-2:])
+    return range(lowest), range(lowest, lowest + upper)
+
+
+def _not_a_unet(model, wanted: str) -> ValueError:
+    return ValueError(
+        f"This model ({type(model.model).__name__}) is not a UNet {wanted}. "
+        "StoryLoom's model patches work on SDXL and its relatives (refiner, SSD-1B, Vega) and on SD 1.5."
+    )
 
 
 def attend(q, k, v, heads, mask, options):

@@ -22,6 +22,7 @@ EXTRAS = [
     "nodes_hypertile",
     "nodes_torch_compile",
     "nodes_model_advanced",
+    "nodes_freelunch",
 ]
 
 
@@ -162,8 +163,11 @@ class Host:
         return SimpleNamespace(**Capture.captured)
 
 
-def tiny_sdxl(model_channels=32, head_channels=16, depths=(1, 2), context=2048):
-    """A MODEL with SDXL's block layout and little else. depths: layers in the upper and the lower blocks."""
+def tiny_sdxl(model_channels=32, head_channels=16, depths=(1, 2), context=2048, mult=(1, 1, 2)):
+    """A MODEL with SDXL's block layout and little else. depths: layers in the upper and the lower blocks.
+
+    mult: widths of the three resolutions, in model_channels. SDXL's own are 1, 2, 4.
+    """
     import comfy.model_management
     import comfy.model_patcher
     import comfy.supported_models
@@ -183,7 +187,7 @@ def tiny_sdxl(model_channels=32, head_channels=16, depths=(1, 2), context=2048):
             "out_channels": 4,
             "model_channels": model_channels,
             "num_res_blocks": [2, 2, 2],
-            "channel_mult": [1, 1, 2],
+            "channel_mult": list(mult),
             "use_linear_in_transformer": True,
             "context_dim": context,
             "use_temporal_attention": False,

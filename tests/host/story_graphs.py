@@ -31,6 +31,7 @@ CSA = {
     "seed": 3,
     "schedule": "steady",
 }
+FREEU = {"b1": 1.1, "b2": 1.2, "s1": 0.6, "s2": 0.4, "start_percent": 0.0, "end_percent": 1.0}
 SAMPLER = {"seed": 7, "steps": 2, "cfg": 5.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
 IDENTITY_COLUMNS = range(0, 1 + 7)
 """Start token and the seven tokens of STORY's identity."""
@@ -63,6 +64,10 @@ def csa(graph, model, **changes):
     return graph.add("StoryLoom_ConsistentSelfAttention", model=model, **CSA | changes)()
 
 
+def freeu(graph, model, **changes):
+    return graph.add("StoryLoom_FreeU", model=model, **FREEU | changes)()
+
+
 def sample(graph, parts, name, **changes):
     """A stock KSampler whose LATENT is captured as `name`."""
     keys = ("model", "positive", "negative", "latent_image")
@@ -88,6 +93,46 @@ def context_windows(graph, model, length, **changes):
         "causal_window_fix": True,
     }
     return graph.add("ContextWindowsManual", model=model, **settings | changes)()
+
+
+def controlled(graph, host, parts, size=(128, 128)):
+    """The sides of guidance behind a ControlNet of random weights."""
+    import comfy.cldm.cldm
+    import comfy.controlnet
+    import comfy.ops
+
+    network = comfy.cldm.cldm.ControlNet(
+        image_size=32,
+        in_channels=4,
+        model_channels=32,
+        hint_channels=3,
+        num_res_blocks=[2, 2, 2],
+        channel_mult=[1, 1, 2],
+        num_head_channels=16,
+        use_spatial_transformer=True,
+        transformer_depth=[0, 0, 1, 1, 2, 2],
+        transformer_depth_middle=2,
+        use_linear_in_transformer=True,
+        context_dim=2048,
+        num_classes="sequential",
+        adm_in_channels=2816,
+        legacy=False,
+        dtype=torch.float32,
+        operations=comfy.ops.disable_weight_init,
+    )
+    control = comfy.controlnet.ControlNet(fill_(network, 5), load_device=torch.device("cpu"), manual_cast_dtype=None)
+    hint = graph.add("EmptyImage", width=size[0], height=size[1], batch_size=1, color=0x3366CC)()
+    applied = graph.add(
+        "ControlNetApplyAdvanced",
+        positive=parts["positive"],
+        negative=parts["negative"],
+        control_net=call(graph, host, lambda _: control, hint),
+        image=hint,
+        strength=0.5,
+        start_percent=0.0,
+        end_percent=1.0,
+    )
+    return {"positive": applied(0), "negative": applied(1)}
 
 
 def call(graph, host, function, value):

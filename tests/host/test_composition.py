@@ -10,6 +10,7 @@ from story_graphs import (
     call,
     close,
     context_windows,
+    controlled,
     differ,
     distance,
     ipca,
@@ -109,45 +110,8 @@ def test_with_a_lora(host, graph):
 
 
 def test_with_a_controlnet(host, graph):
-    import comfy.cldm.cldm
-    import comfy.controlnet
-    import comfy.ops
-    from story_graphs import fill_
-
-    network = comfy.cldm.cldm.ControlNet(
-        image_size=32,
-        in_channels=4,
-        model_channels=32,
-        hint_channels=3,
-        num_res_blocks=[2, 2, 2],
-        channel_mult=[1, 1, 2],
-        num_head_channels=16,
-        use_spatial_transformer=True,
-        transformer_depth=[0, 0, 1, 1, 2, 2],
-        transformer_depth_middle=2,
-        use_linear_in_transformer=True,
-        context_dim=2048,
-        num_classes="sequential",
-        adm_in_channels=2816,
-        legacy=False,
-        dtype=torch.float32,
-        operations=comfy.ops.disable_weight_init,
-    )
-    control = comfy.controlnet.ControlNet(fill_(network, 5), load_device=torch.device("cpu"), manual_cast_dtype=None)
     parts = build(graph)
-    hint = graph.add("EmptyImage", width=128, height=128, batch_size=1, color=0x3366CC)()
-    net = call(graph, host, lambda _: control, hint)
-    applied = graph.add(
-        "ControlNetApplyAdvanced",
-        positive=parts["positive"],
-        negative=parts["negative"],
-        control_net=net,
-        image=hint,
-        strength=0.5,
-        start_percent=0.0,
-        end_percent=1.0,
-    )
-    sides = {"positive": applied(0), "negative": applied(1)}
+    sides = controlled(graph, host, parts)
     sample(graph, parts, "ours", model=ipca(graph, parts["model"]), **sides)
     sample(graph, parts, "reference", model=call(graph, host, log_bias(2.0), parts["model"]), **sides)
     sample(graph, parts, "no_ipca", **sides)

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from story_graphs import CSA, IPCA, STORY, SVR
+from story_graphs import CSA, FREEU, IPCA, STORY, SVR
 
 PACK = Path(__file__).resolve().parents[2]
 CATALOGUE = [
@@ -15,6 +15,7 @@ CATALOGUE = [
     "StoryLoom_EmptyLatent",
     "StoryLoom_EncodeOnePrompt",
     "StoryLoom_EncodePerFrame",
+    "StoryLoom_FreeU",
     "StoryLoom_IPCA",
     "StoryLoom_JoinBatches",
     "StoryLoom_Page",
@@ -28,6 +29,7 @@ VALUES = {
     "StoryLoom_EmptyLatent": {"width": 128, "height": 128, "shared_noise": True},
     "StoryLoom_IPCA": IPCA,
     "StoryLoom_ConsistentSelfAttention": CSA,
+    "StoryLoom_FreeU": FREEU,
 }
 OMITTED = object()
 NUMBERS = {"INT": int, "FLOAT": float}
@@ -81,7 +83,7 @@ def test_every_input_and_output_has_a_tooltip(schema):
 def test_ids_are_plain_and_no_output_has_the_id_of_an_input(schema):
     inputs, outputs = ([entry.id for entry in entries] for entries in (schema.inputs, schema.outputs))
     assert len({*inputs, *outputs}) == len(inputs) + len(outputs)
-    assert all(re.fullmatch(r"[a-z][a-z_]*", name) for name in (*inputs, *outputs))
+    assert all(re.fullmatch(r"[a-z][a-z0-9_]*", name) for name in (*inputs, *outputs))
 
 
 @pytest.mark.parametrize("node_id", CATALOGUE)
@@ -164,6 +166,7 @@ def test_every_number_outside_its_range_is_refused_and_its_ends_are_not(host, gr
         ("StoryLoom_IPCA", {"end_percent": 1.5, "blocks": "output 0-2.0-3"}),
         ("StoryLoom_ConsistentSelfAttention", {"sampling_rate": 1.5}),
         ("StoryLoom_ConsistentSelfAttention", {"schedule": "random"}),
+        ("StoryLoom_FreeU", {"s1": -0.1}),
         ("StoryLoom_EncodeOnePrompt", {"weaken_beta": 99.0}),
         ("StoryLoom_EmptyLatent", {"width": 1}),
         ("StoryLoom_EncodeOnePrompt", {"reweighting": "svd"}),
