@@ -24,7 +24,7 @@ def attention_depths(model) -> dict[tuple[str, int], int]:
     unet = model.get_model_object("diffusion_model")
     parts = {
         "input": getattr(unet, "input_blocks", ()),
-        "middle": [getattr(unet, "middle_block", ())],
+        "middle": [getattr(unet, "middle_block", None) or ()],
         "output": getattr(unet, "output_blocks", ()),
     }
     depths = {
