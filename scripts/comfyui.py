@@ -243,6 +243,11 @@ class Server:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def pid(self) -> int:
+        """The server's process, once it is started."""
+        return self._process.pid
+
     def __enter__(self) -> Server:
         for tries_left in reversed(range(self._port_tries)):
             try:

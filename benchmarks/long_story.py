@@ -1,0 +1,115 @@
+"""A long story in batches that share their anchors, through a real ComfyUI server: memory, anchors, order.
+
+    python -m storyloom.benchmarks.long_story [--frames 40]
+
+The template "Demo - Long Story" with a story of so many frames, no two alike, after one that fits a single batch. Peak
+memory is that of the server's process while it runs a story. Anchors are compared pixel by pixel in all batches.
+Whether the frames come back in their order is read from the pictures: each must show the place of its own line, and
+all that the line says ("as told"), which no other line says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..prompts.batches import plan_batches
+from ..scripts import comfyui
+from ..world.measures import StoryPictures, per_story
+from ..world.reader import Reader
+from ..world.scene import ACTIONS, PLACES, PROPS
+from ..world.stories import WorldStory
+from ..world.words import FigureTold, FrameTold
+from .common import table
+
+WORKFLOW = Path(__file__).absolute().parent.parent / "workflows" / "api" / "Demo - Long Story.json"
+
+
+def long_story(frames: int) -> WorldStory:
+    """A fox in a blue coat in so many frames, no two of them alike."""
+    doing = [(action, "none") for action in ACTIONS] + [("standing", prop) for prop in PROPS[1:]]
+    told = [FrameTold(place, *what) for what, place in product(doing, PLACES)]
+    if frames > len(told):
+        raise SystemExit(f"The demo's world has {len(told)} different frames: ask for no more than these.")
+    order = np.random.default_rng(1).permutation(len(told))[:frames]
+    return WorldStory(
+        (FigureTold("fox", {"shirt": "blue"}),), tuple(told[number] for number in order), ((0,),) * frames
+    )
+
+
+def prompt_of(story: WorldStory, steps: int) -> tuple[dict, dict]:
+    """The template with this story, previewing every batch and the joined frames; and its settings of the split."""
+    prompt = json.loads(WORKFLOW.read_text(encoding="utf-8"))
+    nodes = {node["class_type"]: (number, node["inputs"]) for number, node in prompt.items()}
+    nodes["StoryLoom_Script"][1].update(identity=story.identity_text(), frames=story.frames_text())
+    nodes["KSampler"][1]["steps"] = steps
+    joined = {"images": [nodes["StoryLoom_JoinBatches"][0], 1]}
+    prompt["joined"] = {"class_type": "PreviewImage", "inputs": joined}
+    batches = {"images": [nodes["VAEDecode"][0], 0]}
+    prompt["batches"] = {"class_type": "PreviewImage", "inputs": batches}
+    return prompt, nodes["StoryLoom_SplitBatches"][1]
+
+
+def peak_mib(pid: int) -> float:
+    """Largest resident memory of a process since `forget_peak`, MiB."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 1024
+    raise SystemExit("This benchmark reads /proc, which only Linux has.")
+
+
+def forget_peak(pid: int) -> None:
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+def pictures(files: list[Path]) -> np.ndarray:
+    """[images, H, W, 3] floats 0..1."""
+    return np.stack([np.asarray(Image.open(file).convert("RGB"), np.float32) / 255 for file in files])
+
+
+def measured(server: comfyui.Server, frames: int, steps: int) -> list[str]:
+    """A row of the table: one story."""
+    story = long_story(frames)
+    prompt, split = prompt_of(story, steps)
+    plan = plan_batches(frames, split["batch_size"], split["anchors"])
+    forget_peak(server.pid)
+    began = time.perf_counter()
+    images = server.images(server.wait(server.submit(prompt)))
+    seconds, peak = time.perf_counter() - began, peak_mib(server.pid)
+    batches = pictures(images["batches"]).reshape(len(plan.batches), -1, *pictures(images["joined"][:1]).shape[1:])
+    alike = sum(bool((batch[: plan.anchors] == batches[0, : plan.anchors]).all()) for batch in batches)
+    scenes = tuple(reading.scene for reading in Reader().read_all(pictures(images["joined"])))
+    shares = per_story([StoryPictures(story, scenes)])
+    return [
+        f"{frames} frames",
+        str(len(batches)),
+        f"{seconds:.0f}",
+        f"{peak:.0f}",
+        f"{alike} of {len(batches)}",
+        *(f"{shares[name][0] * frames:.0f}" for name in ("place", "alignment")),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--frames", type=int, default=40, help="frames of the long story (default 40)")
+    parser.add_argument("--steps", type=int, default=10, help="steps per batch (default 10)")
+    options = parser.parse_args()
+    host = comfyui.find_comfyui()
+    head = ["story", "batches", "s", "peak MiB", "batches with the same anchors", "frames at their place", "as told"]
+    with comfyui.scratch("long") as base, comfyui.Server(host, comfyui.pack_base(base), sys.executable) as server:
+        measured(server, 3, options.steps)  # loads the model
+        rows = [measured(server, frames, options.steps) for frames in (4, options.frames)]
+    print(f"Demo model, {options.steps} steps, ComfyUI {comfyui.version_text(host)}\n")
+    print(table(head, rows))
+
+
+if __name__ == "__main__":
+    main()
