@@ -57,16 +57,22 @@ SOURCE = f"https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/resol
 NEGATIVE = """## Negative
 All zeros (ConditioningZeroOut), as published. An empty prompt is not the same: it gives another picture."""
 
-REAL_NOTE = f"""## Change this first
-**Story script**: *identity* is who the story is about, *frames* has one line per picture. The text after `#` is the \
-caption. *Report* shows how many of 75 tokens are taken; a longer story is told in windows of frames.
-
-**identity_weight**: 1 is off, 2 is the published value. More holds the character tighter and leaves less room for the \
-frame.
-
-## Checkpoint
+ONE_STORY = """\
+**Story script**: *identity* is who the story is about, *frames* has one line per picture. The text after \
+`#` is the caption. *Report* shows how many of 75 tokens are taken; a longer story is told in windows of frames."""
+IDENTITY_WEIGHT = """\
+**identity_weight**: 1 is off, 2 is the published value. More holds the character tighter and \
+leaves less room for the frame."""
+YOUR_CHECKPOINT = f"""## Checkpoint
 Any SDXL checkpoint, in `models/checkpoints`. This one is \
-[{CHECKPOINT}]({SOURCE}) (6.9 GB). LoRA, ControlNet, another sampler: put them in as usual.
+[{CHECKPOINT}]({SOURCE}) (6.9 GB). LoRA, ControlNet, another sampler: put them in as usual."""
+
+REAL_NOTE = f"""## Change this first
+{ONE_STORY}
+
+{IDENTITY_WEIGHT}
+
+{YOUR_CHECKPOINT}
 
 {NEGATIVE}
 
@@ -74,8 +80,12 @@ Any SDXL checkpoint, in `models/checkpoints`. This one is \
 1024 x 1024, 50 steps, euler, ddim_uniform, cfg 5: as published. All frames are drawn in one batch and start from the \
 same noise (*shared_noise*)."""
 
+DEMO = "Demo - "
+"""How the names of workflows with the demo model begin."""
 DEMO_SIZE, DEMO_STEPS, DEMO_SCHEDULER = 192, 16, "normal"
 """What the demo model is at home at."""
+DEMO_WHAT = """The demo model is a tiny SDXL that ships with the pack and has learnt to draw small pixel-art scenes. \
+It needs no download and no graphics card."""
 DEMO_WORDS = """**Its words**: cat, fox, rabbit, bear, robot, girl; coats, trousers, hats and their colours; asleep, \
 running, jumping, sitting, waving; a balloon, an umbrella, a book, a lantern; the meadow, snow, beach, city, forest, \
 desert, cave, bedroom, train; and more like these. It passes over other words."""
@@ -86,14 +96,12 @@ REAL_PICTURES = f"""## With your own model
 3. **Empty story latent**: 1024 x 1024. **KSampler**: 50 steps, ddim_uniform. Write any story you like."""
 
 DEMO_NOTE = f"""## What this is
-The demo model is a tiny SDXL that ships with the pack and has learnt to draw small pixel-art scenes. It needs no \
-download and no graphics card.
+{DEMO_WHAT}
 
 {DEMO_WORDS}
 
 ## Change this first
-**Story script**: *identity* is who the story is about, *frames* has one line per picture. The text after `#` is the \
-caption. *Report* shows how many of 75 tokens are taken; a longer story is told in windows of frames.
+{ONE_STORY}
 
 {REAL_PICTURES}
 
@@ -109,21 +117,88 @@ DEMO_PICTURES = {
 """The demo story, told by the demo model's words: frame -> caption. Fur, trousers and hat are left open."""
 DEMO_FRAMES = "\n".join(f"{words} # {caption}" for words, caption in DEMO_PICTURES.items())
 
-FRAMES_NOTE = f"""## What this is
-Every frame is encoded on its own, so a story may be of any length and have several characters and frames without \
-anybody. The demo model is a tiny SDXL that has learnt to draw small pixel-art scenes of one or two figures.
+TOGETHER = """\
+**One prompt** (SVR) ties the words of the story together, **IPCA** makes the identity's words count more, \
+and with **consistent self-attention** the frames look at each other while they are drawn. To see what one of the \
+last two does, bypass its node (Ctrl+B) and run again with the same seed."""
+SHARING = """**sampling_rate**: how much of every frame the others see. 0 is off, 0.5 is the published value."""
+
+CONSISTENT_NOTE = f"""## What this is
+Everything that holds a character together, on one model. {TOGETHER}
+
+## Change this first
+{ONE_STORY}
+
+{IDENTITY_WEIGHT}
+
+{SHARING}
+
+{YOUR_CHECKPOINT}
+
+**Story FreeU** gives cleaner pictures with base SDXL, as all three papers used it. Many fine-tuned checkpoints look \
+better without: bypass it.
+
+{NEGATIVE}
+
+## Memory
+All frames are drawn in one batch. With more than four at 1024 x 1024, or less than 12 GB of graphics memory, take the \
+template *Long Story*."""
+
+CONSISTENT_DEMO_NOTE = f"""## What this is
+Everything that holds a character together, on one model. {TOGETHER}
+
+{DEMO_WHAT}
+
+## Change this first
+{ONE_STORY}
+
+{SHARING}
+
+{DEMO_WORDS}
+
+{REAL_PICTURES}
+
+{NEGATIVE}"""
+
+TWO = """\
+Every frame is encoded on its own here, so a story may be of any length, have several characters, and frames \
+without anybody. **IPCA** makes the descriptions count more in the frames that have them; with **consistent \
+self-attention** frames look at those that share a character with them."""
+TWO_SCRIPT = """\
+**Story script**: in *identity* one character per line, with its name in brackets. In *frames*, `[Name]` \
+inserts that character's description; `[NC]` is a frame without any character."""
+OR_ONE_PROMPT = """## One prompt or frame by frame?
+*Encode story as one prompt* fits too: it tells the frames of the same characters together, and ties them closer."""
+
+TWO_NOTE = f"""## What this is
+A story with two characters. {TWO}
+
+## Change this first
+{TWO_SCRIPT}
+
+{IDENTITY_WEIGHT}
+
+{SHARING}
+
+{YOUR_CHECKPOINT}
+
+{NEGATIVE}
+
+{OR_ONE_PROMPT}"""
+
+TWO_DEMO_NOTE = f"""## What this is
+A story with two characters. {TWO}
+
+{DEMO_WHAT} It can draw one figure or two.
+
+## Change this first
+{TWO_SCRIPT} The demo model always draws somebody.
 
 {DEMO_WORDS} Two figures can stand, jump, sit or wave.
 
-## Change this first
-**Story script**: in *identity* one character per line, with its name in brackets. In *frames*, `[Name]` inserts that \
-character's description. With your own model, `[NC]` is a frame without any character.
+{REAL_PICTURES}
 
-**identity_weight**: how many times the descriptions count in the frames that have them.
-
-## One prompt or frame by frame?
-One prompt for the frames of the same characters ties them together. Frame by frame, the text alone does not hold a \
-character together."""
+{OR_ONE_PROMPT}"""
 
 CAST = """[Fox] a red fox in a blue coat
 [Bear] a brown bear in a yellow sweater and green pants"""
@@ -146,17 +221,35 @@ LONG_FRAMES = "\n".join(
         "asleep in the bedroom # and so to bed.",
     ]
 )
-LONG_NOTE = f"""## What this is
-A story of ten frames, four at a time: **Split a long story** makes a list of batches that all begin with the same two \
-anchor frames, KSampler and VAE Decode run once per batch, **Join story batches** puts the frames in order. The demo \
-model is a tiny SDXL that has learnt small pixel-art scenes.
+LONG = """\
+**Split a long story** makes a list of batches that all begin with the same two anchor frames, KSampler and VAE \
+Decode run once per batch, and **Join story batches** puts the frames in order. With **consistent self-attention** \
+every frame looks at the anchors: give it as many `anchors` as the split."""
+LONG_SETTINGS = """\
+**Story script**: as many frames as you like, memory stays that of one batch. The first two are the \
+anchors: show the character well in them.
 
-**Consistent self-attention** lets every frame look at the anchors. Give it as many `anchors` as the split.
+**batch_size** and **anchors** in Split a long story: more images at a time share more, and take more memory."""
+
+LONG_NOTE = f"""## What this is
+A story of any length, four frames at a time. {LONG}
 
 ## Change this first
-**Story script**: as many frames as you like, memory stays that of one batch.
+{LONG_SETTINGS}
 
-**batch_size** and **anchors** in Split a long story: more images at a time share more, and take more memory.
+{IDENTITY_WEIGHT}
+
+{YOUR_CHECKPOINT}
+
+{NEGATIVE}"""
+
+LONG_DEMO_NOTE = f"""## What this is
+A story of ten frames, four at a time. {LONG}
+
+{DEMO_WHAT}
+
+## Change this first
+{LONG_SETTINGS}
 
 {DEMO_WORDS}
 
@@ -226,45 +319,60 @@ def sampler(place: tuple[int, int], steps: int, scheduler: str, title: str = "",
     return Node("KSampler", place, (320, 270), values, links, title)
 
 
+def consistent(
+    name: str, note: str, loader: Node, script: dict, size: int, steps: int, scheduler: str, free_u: bool = False
+) -> Workflow:
+    """One-Prompt-One-Story with consistent self-attention on the same model, and FreeU below them."""
+    whole = one_prompt_one_story(name, note, loader, script, size, steps, scheduler)
+    nodes = {
+        **whole.nodes,
+        "attention": Node("StoryLoom_ConsistentSelfAttention", (480, 880), (380, 260), links={"model": ("ipca", 0)}),
+        "sampler": sampler((980, 0), steps, scheduler, model="attention", positive="words", negative="negative"),
+    }
+    model = (*whole.groups["Model"], "attention")
+    if free_u:
+        nodes["free_u"] = Node("StoryLoom_FreeU", (0, 880), (420, 230), links={"model": ("loader", 0)})
+        nodes["ipca"] = replace(nodes["ipca"], links={"model": ("free_u", 0)})
+        model = (*model, "free_u")
+    return Workflow(name, nodes, {**whole.groups, "Model": model})
+
+
 def long_story(name: str, note: str, loader: Node, script: dict, size: int, steps: int, scheduler: str) -> Workflow:
     """A story of any length in batches that share their first frames by consistent self-attention."""
-    whole = one_prompt_one_story(name, note, loader, script, size, steps, scheduler).nodes
+    whole = consistent(name, note, loader, script, size, steps, scheduler)
     story, anchors = {"story": ("script", 0)}, {"anchors": 2}
     split = {"latent": ("latent", 0), "positive": ("words", 0), "negative": ("negative", 0)}
     batch = {"latent_image": ("split", 0), "positive": ("split", 1), "negative": ("split", 2)}
-    nodes = {
-        "note": whole["note"],
-        "script": replace(whole["script"], size=(420, 620)),
-        "loader": replace(loader, place=(0, 780)),
-        "latent": whole["latent"],
-        "words": Node("StoryLoom_EncodePerFrame", (480, 190), (380, 110), links={"clip": ("loader", 1), **story}),
-        "negative": zeros((480, 360), "words"),
-        "split": Node("StoryLoom_SplitBatches", (480, 470), (380, 150), {"batch_size": 4, **anchors}, split),
-        "attention": Node(
-            "StoryLoom_ConsistentSelfAttention", (480, 780), (380, 260), anchors, {"model": ("loader", 0)}
-        ),
-        "sampler": replace(whole["sampler"], links={"model": ("attention", 0), **batch}),
-        "decode": whole["decode"],
-        "frames": whole["frames"],
+    lower = 230
+    changed = {
+        "script": replace(whole.nodes["script"], size=(420, 300 + lower)),
+        "report": moved(whole.nodes["report"], lower),
+        "split": Node("StoryLoom_SplitBatches", (480, 630), (380, 150), {"batch_size": 4, **anchors}, split),
+        "loader": moved(loader, lower),
+        "ipca": moved(whole.nodes["ipca"], lower),
+        "attention": replace(moved(whole.nodes["attention"], lower), values=anchors),
+        "sampler": replace(whole.nodes["sampler"], links={"model": ("attention", 0), **batch}),
         "join": Node(
             "StoryLoom_JoinBatches", (980, 880), (320, 70), links={"plan": ("split", 5), "images": ("decode", 0)}
         ),
-        "page": replace(whole["page"], links={"images": ("join", 1), **story}),
-        "save": whole["save"],
+        "page": replace(whole.nodes["page"], links={"images": ("join", 1), **story}),
     }
     groups = {
-        "Story": ("script", "latent", "words", "negative", "split"),
-        "Model": ("loader", "attention"),
-        "Draw": ("sampler", "decode", "frames", "join"),
-        "Page": ("page", "save"),
+        **whole.groups,
+        "Story": (*whole.groups["Story"], "split"),
+        "Draw": (*whole.groups["Draw"], "join"),
     }
-    return Workflow(name, nodes, groups)
+    return Workflow(name, {**whole.nodes, **changed}, groups)
 
 
-def frame_by_frame(name: str, note: str, loader: Node, size: int, steps: int, scheduler: str) -> Workflow:
+def moved(node: Node, down: int) -> Node:
+    return replace(node, place=(node.place[0], node.place[1] + down))
+
+
+def two_characters(name: str, note: str, loader: Node, size: int, steps: int, scheduler: str) -> Workflow:
     """The same graph with every frame encoded alone, for a story of two characters."""
     script = {"identity": CAST, "frames": CAST_FRAMES}
-    whole = one_prompt_one_story(name, note, loader, script, size, steps, scheduler)
+    whole = consistent(name, note, loader, script, size, steps, scheduler)
     changed = {
         "script": replace(whole.nodes["script"], size=(420, 560)),
         "words": Node(
@@ -358,16 +466,21 @@ def workflows() -> list[Workflow]:
         "CheckpointLoaderSimple", (0, 690), (420, 130), {"ckpt_name": CHECKPOINT}, properties={"models": [model]}
     )
     demo = Node("StoryLoom_DemoModel", (0, 690), (420, 130))
-    real_story = {"style": "watercolor illustration of {prompt}, soft light"}
+    style = {"style": "watercolor illustration of {prompt}, soft light"}
     demo_story = {"identity": DEMO_IDENTITY, "frames": DEMO_FRAMES}
     long_script = {"identity": DEMO_IDENTITY, "frames": LONG_FRAMES}
     at_home = {"size": DEMO_SIZE, "steps": DEMO_STEPS, "scheduler": DEMO_SCHEDULER}
+    published = {"size": 1024, "steps": 50, "scheduler": "ddim_uniform"}
     return [
-        one_prompt_one_story("One Prompt One Story", REAL_NOTE, checkpoint, real_story, 1024, 50, "ddim_uniform"),
-        one_prompt_one_story("Demo - One Prompt One Story", DEMO_NOTE, demo, demo_story, **at_home),
-        frame_by_frame("Demo - Frame by Frame", FRAMES_NOTE, demo, **at_home),
-        with_and_without("Demo - With and Without", BOTH_NOTE, demo, **at_home),
-        long_story("Demo - Long Story", LONG_NOTE, demo, long_script, **at_home),
+        one_prompt_one_story("One Prompt One Story", REAL_NOTE, checkpoint, style, **published),
+        consistent("Consistent Characters", CONSISTENT_NOTE, checkpoint, style, **published, free_u=True),
+        two_characters("Two Characters", TWO_NOTE, checkpoint, **published),
+        long_story("Long Story", LONG_NOTE, checkpoint, {**long_script, **style}, **published),
+        with_and_without(f"{DEMO}With and Without", BOTH_NOTE, demo, **at_home),
+        one_prompt_one_story(f"{DEMO}One Prompt One Story", DEMO_NOTE, demo, demo_story, **at_home),
+        consistent(f"{DEMO}Consistent Characters", CONSISTENT_DEMO_NOTE, demo, demo_story, **at_home),
+        two_characters(f"{DEMO}Two Characters", TWO_DEMO_NOTE, demo, **at_home),
+        long_story(f"{DEMO}Long Story", LONG_DEMO_NOTE, demo, long_script, **at_home),
     ]
 
 
@@ -511,19 +624,24 @@ def texts(schemas: dict) -> dict[Path, str]:
 
 
 def draw_thumbnails(server: comfyui.Server) -> Iterator[Path]:
-    """Run the demo workflows and write their pages beside them, as the browser interface looks for thumbnails."""
+    """Run the demo workflows and write their pages as thumbnails, where the browser interface looks for these.
+
+    A workflow for a checkpoint gets the picture of its demo.
+    """
     from PIL import Image
 
+    names = {workflow.name for workflow in workflows()}
     for workflow in workflows():
         if any(node.kind == "StoryLoom_DemoModel" for node in workflow.nodes.values()):
             prompt = json.loads((WORKFLOWS / "api" / f"{workflow.name}.json").read_text(encoding="utf-8"))
             environment.say(f"Drawing {workflow.name}")
             saved = server.outputs(server.wait(server.submit(prompt)))
-            thumbnail = WORKFLOWS / f"{workflow.name}.jpg"
             (page,) = (path for path in saved if path.name.startswith("page"))
-            with Image.open(page) as image:
-                image.convert("RGB").save(thumbnail, quality=90)
-            yield thumbnail
+            for name in {workflow.name, workflow.name.removeprefix(DEMO)} & names:
+                thumbnail = WORKFLOWS / f"{name}.jpg"
+                with Image.open(page) as image:
+                    image.convert("RGB").save(thumbnail, quality=90)
+                yield thumbnail
 
 
 def main() -> None:

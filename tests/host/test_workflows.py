@@ -15,16 +15,18 @@ import torch
 PACK = Path(__file__).resolve().parents[2]
 WORKFLOWS = PACK / "workflows"
 NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
-DEMO = "Demo - One Prompt One Story"
-FRAMES = "Demo - Frame by Frame"
-REAL = "One Prompt One Story"
+ONE, TOGETHER, TWO, LONG = REAL = ("One Prompt One Story", "Consistent Characters", "Two Characters", "Long Story")
 BOTH = "Demo - With and Without"
-LONG = "Demo - Long Story"
 NOTES = {"MarkdownNote", "Note"}
 """Nodes that exist in the browser only."""
 WIDGETS = {"INT": int, "FLOAT": (int, float), "STRING": str, "BOOLEAN": bool}
 TITLE = 30
 """Height of the title bar above a node's position."""
+
+
+def demo(name):
+    """The same workflow for the demo model."""
+    return f"Demo - {name}"
 
 
 def read(name, folder=WORKFLOWS):
@@ -102,7 +104,8 @@ def real_nodes(workflow):
 
 
 def test_all_workflows_are_here_in_both_formats_and_have_a_thumbnail():
-    assert NAMES == [FRAMES, LONG, DEMO, BOTH, REAL] == sorted(path.stem for path in (WORKFLOWS / "api").glob("*.json"))
+    assert NAMES == sorted([*REAL, *map(demo, REAL), BOTH])
+    assert NAMES == sorted(path.stem for path in (WORKFLOWS / "api").glob("*.json"))
     for name in NAMES:
         picture = WORKFLOWS / f"{name}.jpg"
         assert picture.read_bytes()[:3] == b"\xff\xd8\xff" and picture.stat().st_size <= 150_000
@@ -189,21 +192,30 @@ def test_both_formats_describe_the_same_graph(classes, name):
 def test_comfyui_accepts_it(host, classes, checkpoints, name):
     outputs = host.validate(api(name))
     kinds = {api(name)[number]["class_type"] for number in outputs}
-    shown = {FRAMES: {"PreviewImage"}, LONG: {"PreviewImage"}, BOTH: set()}
+    shown = {TWO: {"PreviewImage"}, demo(TWO): {"PreviewImage"}, BOTH: set()}
     assert kinds == {"SaveImage"} | shown.get(name, {"PreviewImage", "PreviewAny"})
 
 
-def test_the_real_one_names_its_checkpoint_and_has_the_published_settings():
-    loader = next(node for node in read(REAL)["nodes"] if node["type"] == "CheckpointLoaderSimple")
+@pytest.mark.parametrize("name", REAL)
+def test_the_real_ones_name_their_checkpoint_and_have_the_published_settings(name):
+    loader = next(node for node in read(name)["nodes"] if node["type"] == "CheckpointLoaderSimple")
     (model,) = loader["properties"]["models"]
     assert loader["widgets_values"] == [model["name"]] and model["url"].endswith("/" + model["name"])
     assert model["directory"] == "checkpoints"
-    by_kind = {node["class_type"]: node["inputs"] for node in api(REAL).values()}
+    by_kind = {node["class_type"]: node["inputs"] for node in api(name).values()}
     sampler = {key: by_kind["KSampler"][key] for key in ("steps", "cfg", "sampler_name", "scheduler", "denoise")}
     published = {"steps": 50, "cfg": 5.0, "sampler_name": "euler", "scheduler": "ddim_uniform", "denoise": 1.0}
     assert sampler == published
     assert (by_kind["StoryLoom_EmptyLatent"]["width"], by_kind["StoryLoom_EmptyLatent"]["height"]) == (1024, 1024)
-    assert api(REAL)[by_kind["KSampler"]["negative"][0]]["class_type"] == "ConditioningZeroOut"
+    drawn_from = by_kind["StoryLoom_SplitBatches" if name == LONG else "KSampler"]
+    assert api(name)[drawn_from["negative"][0]]["class_type"] == "ConditioningZeroOut"
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_demo_is_the_same_graph_with_the_demo_model(name):
+    real, played = (sorted(node["class_type"] for node in api(file).values()) for file in (name, demo(name)))
+    exchanged = {"CheckpointLoaderSimple": "StoryLoom_DemoModel"}
+    assert sorted(exchanged.get(kind, kind) for kind in real if kind != "StoryLoom_FreeU") == played
 
 
 def test_every_node_of_the_pack_has_a_place_in_a_workflow(classes):
@@ -211,7 +223,7 @@ def test_every_node_of_the_pack_has_a_place_in_a_workflow(classes):
     assert {kind for kind in classes if kind.startswith("StoryLoom_")} <= used
 
 
-@pytest.mark.parametrize("name", [DEMO, FRAMES])
+@pytest.mark.parametrize("name", [demo(ONE), demo(TOGETHER), demo(TWO)])
 def test_a_demo_draws_one_page_of_four_frames(host, classes, name):
     import folder_paths
     from PIL import Image
@@ -234,7 +246,7 @@ def test_a_demo_draws_one_page_of_four_frames(host, classes, name):
 
 
 def test_the_long_demo_draws_its_batches_with_the_same_anchors_and_joins_them(host, classes):
-    prompt = api(LONG)
+    prompt = api(demo(LONG))
     kinds = {node["class_type"]: (number, node["inputs"]) for number, node in prompt.items()}
     kinds["KSampler"][1]["steps"] = 2
     assert (
