@@ -47,7 +47,11 @@ METHODS = {
     "ipca": "IPCA on frame prompts",
     "csa": "CSA on frame prompts",
     "csa+svr+ipca": "CSA + SVR + IPCA",
+    "csa-full": "CSA at its fullest",
+    "csa-full+svr+ipca": "CSA at its fullest + SVR + IPCA",
 }
+FULL = {"sampling_rate": 1.0, "skip_first_steps": 0, "sharing_blocks": "all"}
+"""Settings of CSA at its fullest: every frame sees all of the others, in all blocks and steps."""
 NOISE = {True: "same", False: "different"}
 COMPARED = (
     ("svr", "none"),
@@ -60,6 +64,7 @@ COMPARED = (
     ("csa", "frames"),
     ("csa+svr+ipca", "svr+ipca"),
     ("csa+svr+ipca", "frames"),
+    ("csa-full+svr+ipca", "svr+ipca"),
 )
 SHOWN = ("frames", "none", "svr", "svr+ipca", "csa+svr+ipca")
 """Methods of the picture."""
@@ -88,7 +93,10 @@ def drawn(pipeline, story: WorldStory, **settings) -> np.ndarray:
 
 def paint(method: str, shared_noise: bool, number: int, steps: int) -> np.ndarray:
     """Pictures uint8 of a story of the table."""
-    settings = {"method": method, "shared_noise": shared_noise, "steps": steps, "seed": FIRST_SEED + number}
+    settings = {"shared_noise": shared_noise, "steps": steps, "seed": FIRST_SEED + number}
+    if "csa-full" in method:
+        settings |= FULL
+    settings["method"] = method.replace("csa-full", "csa")
     return (drawn(_pipeline, random_story(FIRST_STORY + number), **settings) * 255).round().astype(np.uint8)
 
 

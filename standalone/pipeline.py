@@ -91,6 +91,8 @@ class StoryPipeline:
         blocks: str = "all",
         sampling_rate: float = 0.5,
         anchors: int = 0,
+        skip_first_steps: int = 1,
+        sharing_blocks: str = "output",
         negative: str | None = None,
         shared_noise: bool = True,
         window: WindowKind = "circular",
@@ -100,14 +102,15 @@ class StoryPipeline:
 
         identity, frames, style: as in the Story script node, one frame per item. method: a key of METHODS. width,
         height: pixels, None for the model's own. identity_weight, start_percent, end_percent, blocks: of IPCA.
-        sampling_rate, anchors: of CSA, whose tokens are chosen by the same seed. negative: None for the published
-        all-zero one. window: which frames share a prompt when the story is too long for one, as in the node Encode
-        story as one prompt. progress: called as progress(steps done, steps in all), None for a bar. Raises ValueError
-        (StoryScriptError, StoryTooLongError) for what cannot be drawn, before anything is.
+        sampling_rate, anchors, skip_first_steps, sharing_blocks: of CSA, whose tokens are chosen by the same seed.
+        negative: None for the published all-zero one. window: which frames share a prompt when the story is too long
+        for one, as in the node Encode story as one prompt. progress: called as progress(steps done, steps in all), None
+        for a bar. Raises ValueError (StoryScriptError, StoryTooLongError) for what cannot be drawn, before anything is.
         """
         width, height = width or self.model.width, height or self.model.height
         percents = (start_percent, end_percent)
-        check_settings(method, steps, width, height, identity_weight, *percents, window, sampling_rate, anchors)
+        sharing = (sampling_rate, anchors, skip_first_steps)
+        check_settings(method, steps, width, height, identity_weight, *percents, window, *sharing)
         story = parse_story(identity, "\n".join(frames), style)
         reweighting, preserves_identity, shares_attention = METHODS[method]
         model = self.patcher
@@ -116,8 +119,8 @@ class StoryPipeline:
                 model, IdentityPreserving(identity_weight, *percents, blocks_of(self.model.unet, blocks))
             )
         if shares_attention:
-            output = blocks_of(self.model.unet, "output")
-            model = with_patch(model, ConsistentAttention(sampling_rate, anchors, 1, 0.0, 1.0, output, seed))
+            where = blocks_of(self.model.unet, sharing_blocks)
+            model = with_patch(model, ConsistentAttention(*sharing, 0.0, 1.0, where, seed))
         positive = self.conditioning(story, reweighting, window)
         self.model.on_story(story)
         latents = sample_euler(
@@ -175,6 +178,7 @@ def check_settings(
     window: str,
     sampling_rate: float,
     anchors: int,
+    skip_first_steps: int = 1,
 ) -> None:
     """Raise ValueError, saying what to change, for settings that nothing can be drawn with."""
     if method not in METHODS:
@@ -190,6 +194,8 @@ def check_settings(
         raise ValueError(f"sampling_rate must be from 0 to 1, got {sampling_rate:g}; 0 is off, 0.5 is published.")
     if anchors < 0:
         raise ValueError(f"anchors must be 0 or more, got {anchors}; 0 lets every frame look at every other.")
+    if skip_first_steps < 0:
+        raise ValueError(f"skip_first_steps must be 0 or more, got {skip_first_steps}; 1 is published.")
     check_window(start_percent, end_percent)
     if window not in WINDOW_KINDS:
         raise ValueError(f'There is no window "{window}". Choose one of {", ".join(WINDOW_KINDS)}.')

@@ -59,10 +59,17 @@ def test_the_first_frame_looks_at_nobody_when_it_is_the_only_anchor(draw, by_met
     assert changed == [False, True, True]
 
 
-@pytest.mark.parametrize("settings", [{"sampling_rate": 1.5}, {"sampling_rate": -0.1}, {"anchors": -1}])
-def test_settings_of_csa_outside_their_range_are_refused(draw, settings):
-    with pytest.raises(ValueError, match=f"{next(iter(settings))} must be"):
-        draw(method="csa", **settings)
+@pytest.mark.parametrize(
+    "name, value", [("sampling_rate", 1.5), ("sampling_rate", -0.1), ("anchors", -1), ("skip_first_steps", -1)]
+)
+def test_settings_of_csa_outside_their_range_are_refused(draw, name, value):
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        draw(method="csa", **{name: value})
+
+
+def test_csa_acts_in_the_steps_and_blocks_that_it_is_told(draw, by_method):
+    assert torch.equal(latents(draw, method="csa", skip_first_steps=1000), by_method["frames"])
+    assert not torch.equal(latents(draw, method="csa", sharing_blocks="middle"), by_method["csa"])
 
 
 def test_without_reweighting_and_with_the_same_noise_all_frames_are_equal(by_method):
