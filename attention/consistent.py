@@ -52,13 +52,12 @@ def anchor_sources(images: int | Sequence[int], anchors: int) -> list[list[int]]
 
     images: how many there are, or the number of each in the whole story; anchors: 0 lets all see all, otherwise images
     with a number below it look at each other only, and the others at them only. So anchors do not depend on who else
-    is there, and a batch of others without them is one of single images.
+    is there, and a batch of others without them is one of single images. An image that is there again, as the last one
+    of a story that fills up its batch, is looked at once.
     """
-    numbers = range(images) if isinstance(images, int) else images
-    return [
-        [j for j, other in enumerate(numbers) if other != number and (not anchors or other < anchors)]
-        for number in numbers
-    ]
+    numbers = list(range(images) if isinstance(images, int) else images)
+    seen = {other: numbers.index(other) for other in numbers if not anchors or other < anchors}
+    return [[place for other, place in seen.items() if other != number] for number in numbers]
 
 
 def consistent_self_attention(

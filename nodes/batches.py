@@ -84,11 +84,11 @@ class SplitBatches(io.ComfyNode):
         plan = plan_batches(count, batch_size, anchors)
         conditioning, rows = partial(split_conditioning, count=count), partial(split_rows, count=count)
         return io.NodeOutput(
-            [split_latent(latent, frames) for frames in plan.batches],
+            cls._each(plan, "latent", latent, split_latent),
             cls._each(plan, "positive", positive, conditioning),
             cls._each(plan, "negative", negative, conditioning),
             cls._each(plan, "image", image, rows),
-            cls._each(plan, "mask", mask, rows),
+            cls._each(plan, "mask", mask if mask is None else mask.reshape(-1, *mask.shape[-2:]), rows),
             plan,
         )
 

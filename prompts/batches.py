@@ -56,15 +56,17 @@ def plan_batches(frames: int, size: int, anchors: int) -> BatchPlan:
     return BatchPlan(frames, anchors, tuple(batches))
 
 
-def split_rows(rows: Tensor, frames: Sequence[int], count: int) -> Tensor:
+def split_rows(rows: Tensor, frames: Sequence[int], count: int, what: str = "rows") -> Tensor:
     """The rows of some frames; a single row, which holds for every frame, stays alone.
 
-    rows: [count or 1, ...]. Raises ValueError for any other number of rows.
+    rows: [count or 1, ...]; what: their name in errors. Raises ValueError for any other number of rows.
     """
     if rows.shape[0] == 1:
         return rows
     if rows.shape[0] != count:
-        raise ValueError(f"has {rows.shape[0]} rows, but the story has {count} frames. It needs one for each, or one.")
+        raise ValueError(
+            f"has {rows.shape[0]} {what}, but the story has {count} frames. It needs one for each, or one."
+        )
     return rows[list(frames)]
 
 
@@ -73,12 +75,15 @@ def split_info(info: Mapping[str, Any], frames: Sequence[int], count: int) -> di
 
     Raises ValueError for a ControlNet whose hint has an image per frame: hints are split before they are applied.
     """
-    hint = getattr(info.get("control"), "cond_hint_original", None)
-    if hint is not None and hint.shape[0] > 1:
-        raise ValueError(
-            "already holds a ControlNet with several hint images. Split the story first, give the hint images to the "
-            "same Split node, and apply the ControlNet to what comes out."
-        )
+    control = info.get("control")
+    while control is not None:
+        hint = control.cond_hint_original
+        if hint is not None and hint.shape[0] > 1:
+            raise ValueError(
+                "already holds a ControlNet with several hint images. Split the story first, give the hint images to "
+                "the same Split node, and apply the ControlNet to what comes out."
+            )
+        control = control.previous_controlnet
     cut = {}
     for key, value in info.items():
         if isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == count > 1:
@@ -104,14 +109,19 @@ def split_latent(latent: Mapping[str, Any], frames: Sequence[int]) -> dict[str, 
     numbers = latent.get("batch_index") or range(count)
     cut = {**latent, "samples": samples[list(frames)], "batch_index": [numbers[frame] for frame in frames]}
     if "noise_mask" in latent:
-        mask = latent["noise_mask"]
-        cut["noise_mask"] = split_rows(mask.reshape(-1, 1, *mask.shape[-2:]), frames, count)
+        cut["noise_mask"] = split_rows(_masks(latent), frames, count, "noise masks")
     return cut
 
 
 def join_latents(batches: Sequence[Mapping[str, Any]], plan: BatchPlan) -> dict[str, Any]:
-    """The latents of all frames in story order, each with the number of its noise. Raises ValueError as `join_rows`."""
+    """The latents of all frames in story order, each with the number of its noise and its noise mask.
+
+    Raises ValueError as `join_rows`.
+    """
     joined: dict[str, Any] = {"samples": join_rows([batch["samples"] for batch in batches], plan)}
+    if all("noise_mask" in batch for batch in batches):
+        one_each = [_masks(batch)[torch.arange(len(batch["samples"])) % len(_masks(batch))] for batch in batches]
+        joined["noise_mask"] = join_rows(one_each, plan)
     if all("batch_index" in batch for batch in batches):
         joined["batch_index"] = [batches[number]["batch_index"][place] for number, place in plan.places()]
     return joined
@@ -129,6 +139,12 @@ def join_rows(batches: Sequence[Tensor], plan: BatchPlan) -> Tensor:
             "Connect what was drawn from the batches of the same Split node, all of it."
         )
     return torch.stack([batches[number][place] for number, place in plan.places()])
+
+
+def _masks(latent: Mapping[str, Any]) -> Tensor:
+    """A latent's noise masks, [masks, 1, h, w]."""
+    mask = latent["noise_mask"]
+    return mask.reshape(-1, 1, *mask.shape[-2:])
 
 
 def _sizes(sizes: Sequence[int]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from story_graphs import fill_
+from tiny_models import SDXL, tiny_clip, tiny_model
 
 PACK = Path(__file__).resolve().parents[2]
 COMFYUI = os.environ.get("COMFYUI_PATH")
@@ -163,70 +163,6 @@ class Host:
         return SimpleNamespace(**Capture.captured)
 
 
-def tiny_sdxl(model_channels=32, head_channels=16, depths=(1, 2), context=2048, mult=(1, 1, 2)):
-    """A MODEL with SDXL's block layout and little else. depths: layers in the upper and the lower blocks.
-
-    mult: widths of the three resolutions, in model_channels. SDXL's own are 1, 2, 4.
-    """
-    import comfy.model_management
-    import comfy.model_patcher
-    import comfy.supported_models
-    import torch
-
-    upper, lower = depths
-    config = comfy.supported_models.SDXL(
-        {
-            "use_checkpoint": False,
-            "image_size": 32,
-            "use_spatial_transformer": True,
-            "legacy": False,
-            "num_classes": "sequential",
-            "adm_in_channels": 2816,
-            "dtype": torch.float32,
-            "in_channels": 4,
-            "out_channels": 4,
-            "model_channels": model_channels,
-            "num_res_blocks": [2, 2, 2],
-            "channel_mult": list(mult),
-            "use_linear_in_transformer": True,
-            "context_dim": context,
-            "use_temporal_attention": False,
-            "use_temporal_resblock": False,
-            "transformer_depth": [0, 0, upper, upper, lower, lower],
-            "transformer_depth_middle": lower,
-            "transformer_depth_output": [0, 0, 0, upper, upper, upper, lower, lower, lower],
-        }
-    )
-    config.unet_config["num_head_channels"] = head_channels
-    config.set_inference_dtype(torch.float32, None)
-    model = config.get_model({}, "", device=torch.device("cpu"))
-    fill_(model.diffusion_model, 0)
-    patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
-    cpu = torch.device("cpu")
-    return patcher(model, load_device=comfy.model_management.get_torch_device(), offload_device=cpu)
-
-
-def tiny_clip(embedding_directory=None):
-    """A CLIP with SDXL's tokenizer and widths, and shallow encoders of random weights."""
-    import comfy.sd
-    import comfy.sdxl_clip
-    import comfy.supported_models_base
-
-    def encoder(width):
-        return {
-            "num_hidden_layers": 3,
-            "intermediate_size": 64,
-            "hidden_size": width,
-            "num_attention_heads": width // 64,
-        }
-
-    target = comfy.supported_models_base.ClipTarget(comfy.sdxl_clip.SDXLTokenizer, comfy.sdxl_clip.SDXLClipModel)
-    options = {"clip_l_model_config": encoder(768), "clip_g_model_config": encoder(1280)}
-    clip = comfy.sd.CLIP(target, embedding_directory=embedding_directory, model_options=options, parameters=0)
-    fill_(clip.cond_stage_model, 1)
-    return clip
-
-
 class Tiny:
     RETURN_TYPES = ("MODEL", "CLIP")
     FUNCTION = "give"
@@ -238,7 +174,7 @@ class Tiny:
 
     def give(self):
         if Tiny.built is None:
-            Tiny.built = (tiny_sdxl(), tiny_clip())
+            Tiny.built = (tiny_model("SDXL", SDXL), tiny_clip())
         return Tiny.built
 
 

@@ -2,7 +2,9 @@
 
 import math
 
+import safetensors.torch
 import torch
+from tiny_models import tiny_controlnet, tiny_lora
 
 STORY = {
     "identity": "a red fox in a blue coat",
@@ -68,6 +70,24 @@ def freeu(graph, model, **changes):
     return graph.add("StoryLoom_FreeU", model=model, **FREEU | changes)()
 
 
+def lora(graph, host, model):
+    """The model with a LoRA on the attention of one layer."""
+    folder = host.base / "models" / "loras"
+    folder.mkdir(exist_ok=True)
+    safetensors.torch.save_file(tiny_lora(), folder / "test.safetensors")
+    settings = {"lora_name": "test.safetensors", "strength_model": 1.0}
+    return graph.add("LoraLoaderModelOnly", model=model, **settings)()
+
+
+def controlled(graph, host, sides, image):
+    """Both sides, positive and negative, with a ControlNet and its hint images."""
+    net = call(graph, host, lambda _: tiny_controlnet(), image)
+    settings = {"strength": 0.5, "start_percent": 0.0, "end_percent": 1.0}
+    sides = {side: sides[side] for side in ("positive", "negative")}
+    applied = graph.add("ControlNetApplyAdvanced", control_net=net, image=image, **sides, **settings)
+    return {"positive": applied(0), "negative": applied(1)}
+
+
 def sample(graph, parts, name, **changes):
     """A stock KSampler whose LATENT is captured as `name`."""
     keys = ("model", "positive", "negative", "latent_image")
@@ -93,46 +113,6 @@ def context_windows(graph, model, length, **changes):
         "causal_window_fix": True,
     }
     return graph.add("ContextWindowsManual", model=model, **settings | changes)()
-
-
-def controlled(graph, host, parts, size=(128, 128)):
-    """The sides of guidance behind a ControlNet of random weights."""
-    import comfy.cldm.cldm
-    import comfy.controlnet
-    import comfy.ops
-
-    network = comfy.cldm.cldm.ControlNet(
-        image_size=32,
-        in_channels=4,
-        model_channels=32,
-        hint_channels=3,
-        num_res_blocks=[2, 2, 2],
-        channel_mult=[1, 1, 2],
-        num_head_channels=16,
-        use_spatial_transformer=True,
-        transformer_depth=[0, 0, 1, 1, 2, 2],
-        transformer_depth_middle=2,
-        use_linear_in_transformer=True,
-        context_dim=2048,
-        num_classes="sequential",
-        adm_in_channels=2816,
-        legacy=False,
-        dtype=torch.float32,
-        operations=comfy.ops.disable_weight_init,
-    )
-    control = comfy.controlnet.ControlNet(fill_(network, 5), load_device=torch.device("cpu"), manual_cast_dtype=None)
-    hint = graph.add("EmptyImage", width=size[0], height=size[1], batch_size=1, color=0x3366CC)()
-    applied = graph.add(
-        "ControlNetApplyAdvanced",
-        positive=parts["positive"],
-        negative=parts["negative"],
-        control_net=call(graph, host, lambda _: control, hint),
-        image=hint,
-        strength=0.5,
-        start_percent=0.0,
-        end_percent=1.0,
-    )
-    return {"positive": applied(0), "negative": applied(1)}
 
 
 def call(graph, host, function, value):
@@ -247,21 +227,31 @@ def log_bias(weight, gains=None, columns=None):
     return patch
 
 
+def images_of(options, rows):
+    """Numbers of the images of a call: of all, or of a context window, before which the host may put one more."""
+    if "context_window" not in options:
+        return [*range(rows)]
+    window = options["context_window"].index_list
+    return [*range(window[0] - (rows - len(window)), window[0]), *window]
+
+
 def masked_attention(sample_tokens, sources, rate=0.5, seed=3, skip=0, gain=1.0):
     """Self-attention over the tokens of all images with a dense mask.
 
-    sources: images that each image looks at; skip: steps before it begins.
+    sources: images that each image looks at, where they are there; skip: steps before it begins.
     """
 
     def attention(q, k, v, options):
         heads, chunks = options["n_heads"], len(options["cond_or_uncond"])
-        images, tokens = len(sources), k.shape[1]
+        images, tokens = k.shape[0] // chunks, k.shape[1]
         step = int((options["sample_sigmas"][:-1] - options["sigmas"][0]).abs().argmin())
         seen = torch.zeros(images, images, tokens, dtype=torch.bool)
-        for i, others in enumerate(sources):
+        numbers = images_of(options, images)
+        for i, image in enumerate(numbers):
             seen[i, i] = True
-            for j in others if step >= skip else ():
-                seen[i, j, sample_tokens(seed, step, j, tokens, rate)] = True
+            for j, other in enumerate(numbers):
+                if other in sources[image] and step >= skip:
+                    seen[i, j, sample_tokens(seed, step, other, tokens, rate)] = True
         q = q.view(chunks, images, tokens, heads, -1).transpose(2, 3)
         k, v = (x.view(chunks, 1, images * tokens, heads, -1).transpose(2, 3) for x in (k, v))
         logits = (q @ k.mT / math.sqrt(q.shape[-1])).masked_fill(~seen.view(images, 1, 1, -1), -torch.inf)
@@ -270,13 +260,16 @@ def masked_attention(sample_tokens, sources, rate=0.5, seed=3, skip=0, gain=1.0)
     return attention
 
 
-def dense_mask(host, sources, blocks=("output",), gains=None, **settings):
-    """CSA by another road, for every layer of these parts; gains: block -> factor of its attention."""
+def dense_mask(host, sources, blocks=("output",), gains=None, layers=LAYERS, **settings):
+    """CSA by another road, for every layer of these parts; gains: block -> factor of its attention.
+
+    layers: the blocks of the model that have attention.
+    """
     sample_tokens = host.pack("attention.consistent").sample_tokens
 
     def patch(model):
         model = model.clone()
-        for part, number in LAYERS:
+        for part, number in layers:
             if part in blocks:
                 gain = (gains or {}).get((part, number), 1.0)
                 attention = masked_attention(sample_tokens, sources, gain=gain, **settings)
@@ -284,15 +277,3 @@ def dense_mask(host, sources, blocks=("output",), gains=None, **settings):
         return model
 
     return patch
-
-
-def fill_(module, seed):
-    """Give every parameter of a module that ComfyUI leaves uninitialised a value, with variance kept through layers."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in module.named_parameters():
-        parameter.requires_grad_(False)
-        if parameter.ndim >= 2:
-            parameter.normal_(0, 1 / math.sqrt(parameter[0].numel()), generator=generator)
-        else:
-            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
-    return module

@@ -15,6 +15,7 @@ from story_graphs import (
     distance,
     ipca,
     log_bias,
+    lora,
     sample,
     watched,
 )
@@ -84,24 +85,11 @@ def test_a_layer_choice_inside_a_block_that_someone_owns(host, graph):
 
 
 def test_with_a_lora(host, graph):
-    import safetensors.torch
-
-    folder = host.base / "models" / "loras"
-    folder.mkdir(exist_ok=True)
-    name = "diffusion_model.output_blocks.1.1.transformer_blocks.0.attn2.to_k"
-    generator = torch.Generator().manual_seed(3)
-    halves = {
-        f"{name}.lora_up.weight": torch.randn(64, 4, generator=generator) / 2,
-        f"{name}.lora_down.weight": torch.randn(4, 2048, generator=generator) / 2,
-    }
-    safetensors.torch.save_file(halves, folder / "test.safetensors")
     parts = build(graph)
-    settings = {"lora_name": "test.safetensors", "strength_model": 1.0}
-    lora = graph.add("LoraLoaderModelOnly", model=parts["model"], **settings)()
-    after = graph.add("LoraLoaderModelOnly", model=ipca(graph, parts["model"]), **settings)()
-    sample(graph, parts, "before", model=ipca(graph, lora))
-    sample(graph, parts, "after", model=after)
-    sample(graph, parts, "reference", model=call(graph, host, log_bias(2.0), lora))
+    before = lora(graph, host, parts["model"])
+    sample(graph, parts, "before", model=ipca(graph, before))
+    sample(graph, parts, "after", model=lora(graph, host, ipca(graph, parts["model"])))
+    sample(graph, parts, "reference", model=call(graph, host, log_bias(2.0), before))
     sample(graph, parts, "no_lora", model=ipca(graph, parts["model"]))
     result = host.run(graph)
     assert close(result.before, result.reference)
@@ -111,7 +99,8 @@ def test_with_a_lora(host, graph):
 
 def test_with_a_controlnet(host, graph):
     parts = build(graph)
-    sides = controlled(graph, host, parts)
+    hint = graph.add("EmptyImage", width=128, height=128, batch_size=1, color=0x3366CC)()
+    sides = controlled(graph, host, parts, hint)
     sample(graph, parts, "ours", model=ipca(graph, parts["model"]), **sides)
     sample(graph, parts, "reference", model=call(graph, host, log_bias(2.0), parts["model"]), **sides)
     sample(graph, parts, "no_ipca", **sides)

@@ -5,16 +5,20 @@ from types import SimpleNamespace
 import pytest
 import torch
 from story_graphs import (
+    CAST,
+    CAST_COLUMNS,
     build,
     call,
     close,
     context_windows,
+    controlled,
     csa,
     dense_mask,
     differ,
     distance,
     ipca,
     log_bias,
+    lora,
     sample,
     story_rows,
     watched,
@@ -27,11 +31,12 @@ ONCE = {"steps": 1, "cfg": 1.0}
 
 def test_it_equals_a_dense_mask_and_off_is_bit_identical_to_no_node(host, graph):
     parts = build(graph, size=SIZE)
-    sample(graph, parts, "ours", model=csa(graph, parts["model"]))
-    sample(graph, parts, "masked", model=call(graph, host, dense_mask(host, ALL), parts["model"]))
-    sample(graph, parts, "plain")
-    sample(graph, parts, "rate_0", model=csa(graph, parts["model"], sampling_rate=0.0))
-    sample(graph, parts, "shut", model=csa(graph, parts["model"], start_percent=1.0))
+    run = {"scheduler": "simple"}  # its second step of two is large enough to show which tokens are drawn there
+    sample(graph, parts, "ours", model=csa(graph, parts["model"]), **run)
+    sample(graph, parts, "masked", model=call(graph, host, dense_mask(host, ALL), parts["model"]), **run)
+    sample(graph, parts, "plain", **run)
+    sample(graph, parts, "rate_0", model=csa(graph, parts["model"], sampling_rate=0.0), **run)
+    sample(graph, parts, "shut", model=csa(graph, parts["model"], start_percent=1.0), **run)
     seen = host.run(graph)
     assert close(seen.ours, seen.masked)
     assert differ(seen.ours, seen.plain)
@@ -166,6 +171,23 @@ def test_context_windows_look_at_the_anchors_that_they_hold(host, graph):
     assert failed.value.node == "KSampler"
 
 
+@pytest.mark.parametrize("anchors", [0, 1])
+def test_images_in_a_context_window_and_the_one_before_it_are_known_by_their_number(host, graph, anchors):
+    """Newer hosts put the image before a window in front of it, as a row that they drop afterwards."""
+    parts = build(graph, encode="EncodePerFrame", size=(64, 64), frames="one\ntwo\nthree\nfour\nfive")
+    sources = [range(anchors)] * 5 if anchors else [range(5)] * 5
+    settings = {"steps": 1}
+    windows, seen = context_windows(graph, parts["model"], 3), []
+    sample(graph, parts, "ours", model=csa(graph, watched(graph, host, windows, seen), anchors=anchors), **settings)
+    sample(graph, parts, "masked", model=call(graph, host, dense_mask(host, sources), windows), **settings)
+    sample(graph, parts, "plain", model=windows, **settings)
+    result = host.run(graph)
+    assert [call["options"]["context_window"].index_list for call in seen] == [[0, 1, 2], [2, 3, 4]]
+    assert close(result.ours, result.masked)
+    changed = [distance(a, b) > 2e-4 for a, b in zip(result.ours["samples"], result.plain["samples"], strict=True)]
+    assert changed == ([False, True, True, False, False] if anchors else [True] * 5)
+
+
 def test_with_ipca_in_either_order(host, graph):
     parts = build(graph, size=(64, 64))
     both = csa(graph, ipca(graph, parts["model"]))
@@ -178,6 +200,47 @@ def test_with_ipca_in_either_order(host, graph):
     assert torch.equal(seen.both["samples"], seen.turned["samples"])
     assert close(seen.both, seen.reference)
     assert differ(seen.both, seen.ipca)
+
+
+@pytest.mark.parametrize("sampler, cfg", [("euler", 5.0), ("heun", 1.0)])
+def test_with_svr_and_ipca_on_a_cast_it_equals_both_references(host, graph, sampler, cfg):
+    parts = build(graph, size=(64, 96), **CAST)
+    settings = {"sampler_name": sampler, "cfg": cfg}
+    weighted = call(graph, host, log_bias(2.0, columns=CAST_COLUMNS), parts["model"])
+    sources = [[2, 3], [], [0, 3], [0, 2]]
+    sample(graph, parts, "ours", model=csa(graph, ipca(graph, parts["model"])), **settings)
+    sample(graph, parts, "reference", model=call(graph, host, dense_mask(host, sources), weighted), **settings)
+    sample(graph, parts, "only_csa", model=csa(graph, parts["model"]), **settings)
+    sample(graph, parts, "only_ipca", model=ipca(graph, parts["model"]), **settings)
+    seen = host.run(graph)
+    assert close(seen.ours, seen.reference)
+    assert differ(seen.ours, seen.only_csa) and differ(seen.ours, seen.only_ipca)
+
+
+def test_with_a_lora_before_or_after_it(host, graph):
+    parts = build(graph, size=SIZE)
+    before = lora(graph, host, parts["model"])
+    sample(graph, parts, "before", **ONCE, model=csa(graph, before))
+    sample(graph, parts, "after", **ONCE, model=lora(graph, host, csa(graph, parts["model"])))
+    sample(graph, parts, "masked", **ONCE, model=call(graph, host, dense_mask(host, ALL), before))
+    sample(graph, parts, "no_lora", **ONCE, model=csa(graph, parts["model"]))
+    sample(graph, parts, "no_csa", **ONCE, model=before)
+    seen = host.run(graph)
+    assert close(seen.before, seen.masked) and close(seen.after, seen.masked)
+    assert differ(seen.before, seen.no_lora) and differ(seen.before, seen.no_csa)
+
+
+def test_with_a_controlnet_that_has_a_hint_for_every_image(host, graph):
+    parts = build(graph, size=SIZE)
+    hints = call(graph, host, lambda latent: torch.rand(3, 64, 96, 3), parts["latent_image"])
+    sides = controlled(graph, host, parts, hints) | {"steps": 1}
+    sample(graph, parts, "ours", **sides, model=csa(graph, parts["model"]))
+    sample(graph, parts, "masked", **sides, model=call(graph, host, dense_mask(host, ALL), parts["model"]))
+    sample(graph, parts, "no_csa", **sides)
+    sample(graph, parts, "no_control", steps=1, model=csa(graph, parts["model"]))
+    seen = host.run(graph)
+    assert close(seen.ours, seen.masked)
+    assert differ(seen.ours, seen.no_csa) and differ(seen.ours, seen.no_control)
 
 
 @pytest.mark.parametrize("blocks", ["middle", "output"])
@@ -262,12 +325,9 @@ def test_seeds_schedules_and_nodes_in_a_row(host, graph, models):
     assert (str(model.wrappers), str(model.model_options)) == before
 
 
-def test_blocks_that_are_not_there_and_other_networks_are_refused(host, graph):
+def test_blocks_that_are_not_there_are_refused(host, graph):
     parts = build(graph, size=(64, 64))
     sample(graph, parts, "x", model=csa(graph, parts["model"], blocks="input 0"))
     with pytest.raises(Exception, match='Blocks "input 0": "input 0" has no attention in this model, which') as failed:
         host.run(graph)
     assert failed.value.node == "StoryLoom_ConsistentSelfAttention"
-    transformer = SimpleNamespace(get_model_object=lambda name: torch.nn.Linear(1, 1), model=torch.nn.Linear(1, 1))
-    with pytest.raises(ValueError, match=r"not a UNet with attention blocks.*SDXL.*SSD-1B, Vega.*SD 1\.5"):
-        host.pack("nodes.patching").blocks_of(transformer, "output")

@@ -4,7 +4,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import tiny_sdxl
 from story_graphs import (
     FREEU,
     build,
@@ -18,6 +17,7 @@ from story_graphs import (
     sample,
     watched,
 )
+from tiny_models import SDXL, tiny_model
 
 ONCE = {"steps": 1, "cfg": 1.0}
 OFF = {"b1": 1.0, "b2": 1.0, "s1": 1.0, "s2": 1.0}
@@ -97,7 +97,7 @@ def test_a_window_acts_only_inside_it(host, graph):
 
 def test_blocks_count_and_not_channels_where_the_stock_node_differs(host, graph):
     """In SDXL's widths the stock node reaches one block too far in both stages."""
-    proportioned, measured = tiny_sdxl(mult=(1, 2, 4)), {}
+    proportioned, measured = tiny_model("SDXL", {**SDXL, "channel_mult": [1, 2, 4]}), {}
     blocks = proportioned.model.diffusion_model.output_blocks
 
     def measure(factors):
@@ -175,7 +175,8 @@ def test_with_ipca_and_csa_in_either_order(host, graph):
 
 def test_with_a_controlnet_whose_additions_are_filtered_with_the_skips(host, graph):
     parts = build(graph, size=(64, 64))
-    sides = {**ONCE, **controlled(graph, host, parts, (64, 64))}
+    hint = graph.add("EmptyImage", width=64, height=64, batch_size=1, color=0x3366CC)()
+    sides = {**ONCE, **controlled(graph, host, parts, hint)}
     sample(graph, parts, "ours", model=freeu(graph, parts["model"]), **sides)
     sample(graph, parts, "reference", model=call(graph, host, fourier, parts["model"]), **sides)
     sample(graph, parts, "no_freeu", **sides)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from story_graphs import CSA
 
 PACK = Path(__file__).resolve().parents[2]
 WORKFLOW = PACK / "workflows" / "api" / "Demo - One Prompt One Story.json"
@@ -38,11 +39,13 @@ def server(start):
 
 
 def demo(seed, **script):
-    """The demo workflow, small, quick and with two frames."""
+    """The demo workflow, small, quick and with two frames that look at each other."""
     prompt = json.loads(WORKFLOW.read_text(encoding="utf-8"))
-    for node in prompt.values():
+    for node in list(prompt.values()):
         if node["class_type"] == "KSampler":
-            node["inputs"] |= {"seed": seed, "steps": 2}
+            settings = CSA | {"model": node["inputs"]["model"]}
+            prompt["csa"] = {"class_type": "StoryLoom_ConsistentSelfAttention", "inputs": settings}
+            node["inputs"] |= {"seed": seed, "steps": 2, "model": ["csa", 0]}
         if node["class_type"] == "StoryLoom_EmptyLatent":
             node["inputs"] |= {"width": 128, "height": 64}
         if node["class_type"] == "StoryLoom_Script":

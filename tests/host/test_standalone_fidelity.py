@@ -6,7 +6,8 @@ from importlib.util import find_spec
 import pytest
 import torch
 import torch.nn.functional as F
-from story_graphs import CAST, CSA, STORY, SVR, build, call, csa, distance, fill_, ipca
+from story_graphs import CAST, CSA, STORY, SVR, build, call, csa, distance, ipca
+from tiny_models import fill_
 
 pytestmark = pytest.mark.skipif(
     not (find_spec("diffusers") and find_spec("open_clip")),

@@ -81,12 +81,14 @@ def test_rows_that_are_neither_one_nor_one_per_frame_are_refused():
 
 
 def test_a_controlnet_that_already_holds_a_hint_per_frame_is_refused():
-    def applied(images):
-        return {"control": SimpleNamespace(cond_hint_original=torch.zeros(images, 3, 8, 8))}
+    def applied(images, before=None):
+        return SimpleNamespace(cond_hint_original=torch.zeros(images, 3, 8, 8), previous_controlnet=before)
 
-    with pytest.raises(ValueError, match="Split the story first"):
-        split_info(applied(5), (0, 1), 5)
-    assert split_info(applied(1), (0, 1), 5)["control"]
+    for control in (applied(5), applied(1, before=applied(5))):
+        with pytest.raises(ValueError, match="Split the story first"):
+            split_info({"control": control}, (0, 1), 5)
+    control = applied(1, before=applied(1))
+    assert split_info({"control": control}, (0, 1), 5)["control"] is control
 
 
 @pytest.mark.parametrize(
@@ -110,6 +112,21 @@ def test_noise_masks_go_along(shape):
     cut = split_latent({"samples": torch.zeros(5, 4, 1, 1), "noise_mask": masks}, (0, 3, 4))["noise_mask"]
     assert cut.shape[1:] == (1, 8, 8)
     assert cut[:, 0, 0, 0].tolist() == ([0, 3, 4] if shape[0] == 5 else [1])
+
+
+def test_noise_masks_for_some_frames_are_refused():
+    with pytest.raises(ValueError, match="has 3 noise masks, but the story has 5 frames"):
+        split_latent({"samples": torch.zeros(5, 4, 1, 1), "noise_mask": torch.zeros(3, 1, 8, 8)}, (0, 1))
+
+
+@pytest.mark.parametrize("shape, expected", [((5, 1, 8, 8), [0, 1, 2, 3, 4]), ((1, 1, 8, 8), [0] * 5)])
+@pytest.mark.parametrize("size", [1, 2, 9])
+def test_joined_latents_have_a_noise_mask_for_every_frame(shape, expected, size):
+    plan = plan_batches(5, size, 0)
+    latent = {"samples": torch.zeros(5, 4, 1, 1), "noise_mask": torch.arange(5.0)[: shape[0]].view(-1, 1, 1, 1)}
+    latent["noise_mask"] = latent["noise_mask"].expand(shape)
+    joined = join_latents([split_latent(latent, frames) for frames in plan.batches], plan)["noise_mask"]
+    assert joined.shape == (5, 1, 8, 8) and joined[:, 0, 0, 0].tolist() == expected
 
 
 def test_joined_latents_are_in_story_order_with_their_noise():

@@ -144,6 +144,11 @@ def test_anchors_are_known_by_their_number_in_the_story():
     assert anchor_sources([4, 5], 2) == [[], []], "a window without the anchors"
 
 
+def test_an_image_that_is_there_again_is_looked_at_once():
+    assert anchor_sources([4, 5, 5], 0) == [[1], [0], [0]]
+    assert anchor_sources([0, 0, 3, 3], 1) == [[], [], [0], [0]]
+
+
 def test_anchors_do_not_depend_on_later_frames():
     q, k, v = qkv(6)
     results = []
