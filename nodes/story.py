@@ -114,7 +114,7 @@ class EmptyLatent(io.ComfyNode):
             "device": comfy.model_management.intermediate_device(),
             "dtype": comfy.model_management.intermediate_dtype(),
         }
-        latent = {"samples": torch.zeros([count, 4, height // 8, width // 8], **where)}
-        if shared_noise:
-            latent["batch_index"] = [0] * count
-        return io.NodeOutput(latent)
+        samples = torch.zeros([count, 4, height // 8, width // 8], **where)
+        # One by one, so that a frame's noise is the same in every batch: at some sizes it would not be otherwise.
+        numbers = [0] * count if shared_noise else list(range(count))
+        return io.NodeOutput({"samples": samples, "batch_index": numbers})

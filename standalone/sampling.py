@@ -215,5 +215,6 @@ def story_noise(frames: int, height: int, width: int, seed: int, shared: bool) -
     shared: every frame gets the noise of the first one.
     """
     generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(1 if shared else frames, 4, height // 8, width // 8, generator=generator)
+    size = (1, 4, height // 8, width // 8)
+    noise = torch.cat([torch.randn(size, generator=generator) for _ in range(1 if shared else frames)])
     return noise.expand(frames, -1, -1, -1).contiguous()

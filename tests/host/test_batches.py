@@ -28,7 +28,7 @@ def in_batches(graph, parts, node, name, **changes):
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize(("sampler", "encode"), [("euler", "EncodePerFrame"), ("heun", "EncodeOnePrompt")])
 def test_batches_are_the_frames_of_one_run_in_story_order(host, graph, sampler, encode, shared):
-    parts = build(graph, encode, size=(64, 96), frames=FRAMES, shared_noise=shared)
+    parts = build(graph, encode, size=(72, 88), frames=FRAMES, shared_noise=shared)
     model, settings = ipca(graph, parts["model"]), {"sampler_name": sampler}
     sample(graph, parts, "whole", model=model, **settings)
     in_batches(graph, parts, split(graph, parts), "joined", model=model, **settings)

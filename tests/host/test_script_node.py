@@ -144,4 +144,4 @@ def test_empty_latents_share_their_noise_or_do_not(host, graph, shared):
     graph.capture(latent=latent)
     latent = host.run(graph).latent
     assert latent["samples"].shape == (3, 4, 17, 9) and not latent["samples"].any()
-    assert latent.get("batch_index") == ([0, 0, 0] if shared else None)
+    assert latent["batch_index"] == ([0, 0, 0] if shared else [0, 1, 2])
