@@ -4,8 +4,8 @@
 
 Memory is counted on the meta device, so it is exact and takes none: bytes in half precision that are alive at once
 while a layer attends, beside its queries, keys and values, with a fused kernel that makes nothing but its result (which
-no kernel with a dense mask does). Times are of float32 on this processor, one evaluation each after a small one, and
-only as good as the machine is idle.
+no kernel with a dense mask does). Times are of float32 on this processor: the kinds of a layer take turns, and the
+shortest time of each counts, since other work on the machine can only lengthen it.
 """
 
 from __future__ import annotations
@@ -130,8 +130,10 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=4, help="images in the batch (default 4)")
     parser.add_argument("--pixels", type=int, default=1024, help="side of the square images (default 1024)")
     parser.add_argument("--rate", type=float, default=0.5, help="sampling_rate (default 0.5)")
-    parser.add_argument("--time", action="store_true", help="measure times too, which takes a minute or more")
+    parser.add_argument("--time", type=int, default=0, metavar="TURNS", help="measure times too, in so many turns")
+    parser.add_argument("--threads", type=int, default=1, help="threads that PyTorch may use (default 1: steadier)")
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     size = Size(arguments.frames, arguments.pixels // 8)
     version = enter_comfyui()
 
@@ -139,10 +141,8 @@ def main() -> None:
     for depth in CHANNELS:
         bound, kinds = gathered_bytes(depth, size, arguments.rate), layers(depth, size, arguments.rate)
         plain = peak_bytes(kinds["ordinary"], depth, size)
-        taken = {}
-        if arguments.time:
-            seconds(kinds["ordinary"], depth, Size(size.frames, size.side // 4))
-            taken = {name: seconds(layer, depth, size) for name, layer in kinds.items()}
+        turns = [{name: seconds(layer, depth, size) for name, layer in kinds.items()} for _ in range(arguments.time)]
+        taken = {name: min(turn[name] for turn in turns) for name in kinds} if turns else {}
         for name, layer in kinds.items():
             extra = f"{(peak_bytes(layer, depth, size) - plain) / 2**20:.1f}" if name != "CSA as a dense mask" else ""
             times = [f"{taken[name]:.2f}", f"{taken[name] / taken['ordinary']:.2f}"] if taken else ["", ""]

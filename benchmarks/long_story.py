@@ -2,10 +2,11 @@
 
     python -m storyloom.benchmarks.long_story [--frames 40]
 
-The template "Demo - Long Story" with a story of so many frames, no two alike, after one that fits a single batch. Peak
-memory is that of the server's process while it runs a story. Anchors are compared pixel by pixel in all batches.
-Whether the frames come back in their order is read from the pictures: each must show the place of its own line, and
-all that the line says ("as told"), which no other line says.
+The template "Demo - Long Story" with a story of so many frames, no two alike, after one that fits a single batch.
+Memory is that of the server's process: the largest seen at any step of a batch, and the peak of the whole story, in
+which the texts and the pictures of all frames lie too. Anchors are compared pixel by pixel in all batches. Whether
+the frames come back in their order is read from the pictures: each must show the place of its own line, and all that
+the line says ("as told"), which no other line says.
 """
 
 from __future__ import annotations
@@ -44,8 +45,10 @@ def long_story(frames: int) -> WorldStory:
     )
 
 
-def prompt_of(story: WorldStory, steps: int) -> tuple[dict, dict]:
-    """The template with this story, previewing every batch and the joined frames; and its settings of the split."""
+def prompt_of(story: WorldStory, steps: int) -> tuple[dict, dict, str]:
+    """The template with this story, previewing every batch and the joined frames; its settings of the split; the
+    sampler's number.
+    """
     prompt = json.loads(WORKFLOW.read_text(encoding="utf-8"))
     nodes = {node["class_type"]: (number, node["inputs"]) for number, node in prompt.items()}
     nodes["StoryLoom_Script"][1].update(identity=story.identity_text(), frames=story.frames_text())
@@ -54,19 +57,33 @@ def prompt_of(story: WorldStory, steps: int) -> tuple[dict, dict]:
     prompt["joined"] = {"class_type": "PreviewImage", "inputs": joined}
     batches = {"images": [nodes["VAEDecode"][0], 0]}
     prompt["batches"] = {"class_type": "PreviewImage", "inputs": batches}
-    return prompt, nodes["StoryLoom_SplitBatches"][1]
+    return prompt, nodes["StoryLoom_SplitBatches"][1], nodes["KSampler"][0]
 
 
-def peak_mib(pid: int) -> float:
-    """Largest resident memory of a process since `forget_peak`, MiB."""
+def resident_mib(pid: int, what: str = "VmRSS") -> float:
+    """Resident memory of a process, MiB: VmRSS now, VmHWM the largest since `forget_peak`."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
+        if line.startswith(f"{what}:"):
             return int(line.split()[1]) / 1024
     raise SystemExit("This benchmark reads /proc, which only Linux has.")
 
 
 def forget_peak(pid: int) -> None:
     Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+class Watch:
+    """The largest memory at the steps of each batch, as a listener to the server's progress."""
+
+    def __init__(self, pid: int, sampler: str):
+        self.pid, self.sampler = pid, sampler
+        self.batches: list[float] = []
+
+    def __call__(self, node: str, value: int, maximum: int) -> None:
+        if node == self.sampler:
+            if value == 1:
+                self.batches.append(0.0)
+            self.batches[-1] = max(self.batches[-1], resident_mib(self.pid))
 
 
 def pictures(files: list[Path]) -> np.ndarray:
@@ -77,12 +94,13 @@ def pictures(files: list[Path]) -> np.ndarray:
 def measured(server: comfyui.Server, frames: int, steps: int) -> list[str]:
     """A row of the table: one story."""
     story = long_story(frames)
-    prompt, split = prompt_of(story, steps)
+    prompt, split, sampler = prompt_of(story, steps)
     plan = plan_batches(frames, split["batch_size"], split["anchors"])
+    watch = Watch(server.pid, sampler)
     forget_peak(server.pid)
     began = time.perf_counter()
-    images = server.images(server.wait(server.submit(prompt)))
-    seconds, peak = time.perf_counter() - began, peak_mib(server.pid)
+    images = server.images(server.wait(server.submit(prompt), on_progress=watch))
+    seconds, peak = time.perf_counter() - began, resident_mib(server.pid, "VmHWM")
     batches = pictures(images["batches"]).reshape(len(plan.batches), -1, *pictures(images["joined"][:1]).shape[1:])
     alike = sum(bool((batch[: plan.anchors] == batches[0, : plan.anchors]).all()) for batch in batches)
     scenes = tuple(reading.scene for reading in Reader().read_all(pictures(images["joined"])))
@@ -91,6 +109,8 @@ def measured(server: comfyui.Server, frames: int, steps: int) -> list[str]:
         f"{frames} frames",
         str(len(batches)),
         f"{seconds:.0f}",
+        f"{watch.batches[0]:.0f}",
+        f"{watch.batches[-1]:.0f}",
         f"{peak:.0f}",
         f"{alike} of {len(batches)}",
         *(f"{shares[name][0] * frames:.0f}" for name in ("place", "alignment")),
@@ -103,7 +123,17 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="steps per batch (default 10)")
     options = parser.parse_args()
     host = comfyui.find_comfyui()
-    head = ["story", "batches", "s", "peak MiB", "batches with the same anchors", "frames at their place", "as told"]
+    head = [
+        "story",
+        "batches",
+        "s",
+        "first batch MiB",
+        "last",
+        "peak",
+        "batches with the same anchors",
+        "frames at their place",
+        "as told",
+    ]
     with comfyui.scratch("long") as base, comfyui.Server(host, comfyui.pack_base(base), sys.executable) as server:
         measured(server, 3, options.steps)  # loads the model
         rows = [measured(server, frames, options.steps) for frames in (4, options.frames)]
