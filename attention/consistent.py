@@ -174,14 +174,15 @@ class ConsistentAttention:
     schedule: Schedule = "steady"
     name = "Consistent self-attention"
     slot = "attn1"
+    adds = False
 
     @property
     def neutral(self) -> bool:
         return self.sampling_rate == 0
 
-    def combine(self, other: ConsistentAttention) -> ConsistentAttention:
+    def combine(self, other: object) -> ConsistentAttention | None:
         """Two nodes on one layer at one time: the one nearer to the sampler counts."""
-        return other
+        return other if isinstance(other, ConsistentAttention) else None
 
     def hindrance(self, story: StoryCond | None, images: int) -> str | None:
         """Why nothing can be shared in a run over so many images, None when something can."""

@@ -83,14 +83,17 @@ class IdentityPreserving:
     blocks: Blocks
     name = "Identity-preserving cross-attention"
     slot = "attn2"
+    adds = False
     skip_first_steps = 0
 
     @property
     def neutral(self) -> bool:
         return self.weight == 1
 
-    def combine(self, other: IdentityPreserving) -> IdentityPreserving:
+    def combine(self, other: object) -> IdentityPreserving | None:
         """Two IPCA nodes on one layer at one time: their weights multiply."""
+        if not isinstance(other, IdentityPreserving):
+            return None
         return replace(self, weight=self.weight * other.weight)
 
     def hindrance(self, story: StoryCond | None, images: int) -> str | None:

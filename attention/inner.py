@@ -33,5 +33,29 @@ class Inner:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
         if self.owner is None:
-            return self.host(q, k, v, heads, mask, self.options)
+            return self.plain(q, k, v, heads, mask)
         return self.owner(q, k, v, self.options)
+
+    def plain(self, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
+        """The host's own attention, whatever stands here, for other keys and values than the layer's."""
+        return self.host(q, k, v, heads, mask, self.options)
+
+
+@dataclass(frozen=True, eq=False)
+class Below:
+    """A StoryLoom patch, as the attention underneath another one that only adds to what it answers."""
+
+    patch: Any
+    call: Any
+    inner: Inner | Below
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return self.inner.options
+
+    def plain(self, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
+        """As of the attention underneath all of ours."""
+        return self.inner.plain(q, k, v, heads, mask)
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+        return self.patch.attend(q, k, v, heads, self.call, self.inner)

@@ -11,9 +11,8 @@ Written for ComfyUI's wrapper interface, with everything of the host passed in.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import reduce
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from ..prompts.conditioning import TAG, StoryCond
 from .blocks import Blocks
-from .inner import HostAttend, Inner, Replacement
+from .inner import Below, HostAttend, Inner, Replacement
 from .unet_call import KEY, Conditioning, SamplerCall, UNetCall, nearest_step, read_call, window_images
 
 SAMPLER_SAMPLE, CALC_COND_BATCH, APPLY_MODEL = "sampler_sample", "calc_cond_batch", "apply_model"
@@ -52,15 +51,20 @@ class Patch(Protocol):
 
 
 class AttentionPatch(Patch, Protocol):
-    """A patch in slot "attn1" or "attn2", on the attention layers of some blocks."""
+    """A patch in slot "attn1" or "attn2", on the attention layers of some blocks.
+
+    adds: whether it calls what stands underneath once, as the host would, and adds to the answer. Such a patch goes
+    around those that change keys and values.
+    """
 
     blocks: Blocks
+    adds: bool
 
-    def combine(self, other: AttentionPatch) -> AttentionPatch:
-        """These settings and another node's of the same method, on one layer at one time."""
+    def combine(self, other: object) -> AttentionPatch | None:
+        """These settings and another node's as one, on one layer at one time; None when both act by themselves."""
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, heads: int, call: UNetCall, inner: Inner) -> Tensor:
-        """Attention of one layer; `inner` is what stood there before."""
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, heads: int, call: UNetCall, inner: Inner | Below) -> Tensor:
+        """Attention of one layer; `inner` is what stood there before, or a patch of ours."""
 
 
 class OutputPatch(Patch, Protocol):
@@ -109,12 +113,24 @@ class LayerAttention:
     @torch.compiler.disable
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any]) -> Tensor:
         """q, k, v: [rows, tokens, C] projected, heads not split. Not compiled: the host drops its guards here."""
-        inner = Inner(options, self.host, self.owner)
-        heads = options["n_heads"]
-        acting = _acting(self.patches, self.call)
-        if not acting:
-            return inner(q, k, v, heads)
-        return reduce(lambda a, b: a.combine(b), acting).attend(q, k, v, heads, self.call, inner)
+        inner: Inner | Below = Inner(options, self.host, self.owner)
+        for patch in _one_around_the_other(_acting(self.patches, self.call)):
+            inner = Below(patch, self.call, inner)
+        return inner(q, k, v, options["n_heads"])
+
+
+def _one_around_the_other(patches: Iterable[AttentionPatch]) -> list[AttentionPatch]:
+    """Patches of one layer, combined where they do, from the innermost to the outermost."""
+    chain: list[AttentionPatch] = []
+    for patch in patches:
+        for place, other in enumerate(chain):
+            both = other.combine(patch)
+            if both is not None:
+                chain[place] = both
+                break
+        else:
+            chain.append(patch)
+    return sorted(chain, key=lambda patch: patch.adds)
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,29 +149,40 @@ class OutputJoin:
         return h, skip
 
 
+ROLE = "storyloom_role"
+"""Key of a guider's name for a conditioning, in the dicts of a run. One without it is not the guider's own."""
+
+UNCONDITIONAL = (None, "negative", "empty_negative_prompt", "middle")
+"""Roles that the positive is guided away from: nobody's (the model node of Perp-Neg), ordinary, PerpNeg, DualCFG."""
+
+
 @dataclass(frozen=True, eq=False)
 class StoryRun:
-    """One sampling run: its two wrappers. Holds settings only, no tensors.
+    """One sampling run: its two wrappers.
 
-    sigmas: noise levels at which its steps begin; story: what it draws, if it is a story.
+    sigmas: noise levels at which its steps begin; story: what it draws, if it is a story; kept: what patches make once
+    for the run, dropped with it.
     """
 
     patches: tuple[Opened, ...]
     host: HostAttend
     sigmas: tuple[float, ...] = ()
     story: StoryCond | None = None
+    kept: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     def evaluate(self, executor, model, conds, x_in: Tensor, timestep: Tensor, model_options: dict[str, Any]):
         """CALC_COND_BATCH wrapper: tell the UNet calls of this evaluation what its conditionings are."""
         options = model_options["transformer_options"]
         known = {
-            (number, cond["uuid"]): Conditioning(cond.get(TAG), _context_length(cond))
+            (number, cond["uuid"]): Conditioning(
+                cond.get(TAG), _context_length(cond), cond.get(ROLE) not in UNCONDITIONAL, cond.get("area")
+            )
             for number, group in enumerate(conds)
             for cond in group or ()
         }
         sigma, images = float(timestep.flatten()[0]), window_images(options, x_in.shape[0])
         step = nearest_step(sigma, self.sigmas)
-        call = SamplerCall(sigma, known, images, step, len(self.sigmas), self.story)
+        call = SamplerCall(sigma, known, images, step, len(self.sigmas), self.story, self.kept, tuple(x_in.shape[-2:]))
         model_options = {**model_options, "transformer_options": {**options, KEY: call}}
         return executor(model, conds, x_in, timestep, model_options)
 
@@ -213,7 +240,7 @@ class StorySampling:
 
         Raises ValueError when a story does not have as many frames as the latent batch has images.
         """
-        guider.conds = _tagged_by_context(guider.conds, guider.original_conds)
+        guider.conds = _marked(guider.conds, guider.original_conds)
         stories = [cond[TAG] for group in guider.conds.values() for cond in group if TAG in cond]
         for story in stories:
             _check_batch(story, noise.shape[0])
@@ -284,8 +311,8 @@ def _with_wrappers(model_options: dict[str, Any], wrappers: Mapping[str, Any]) -
     return {**model_options, "transformer_options": {**options, "wrappers": present}}
 
 
-def _tagged_by_context(conds: Mapping[str, list[dict]], original: Mapping[str, list[dict]]) -> dict[str, list[dict]]:
-    """This run's conditionings, each tagged with the story whose context it really holds.
+def _marked(conds: Mapping[str, list[dict]], original: Mapping[str, list[dict]]) -> dict[str, list[dict]]:
+    """This run's conditionings, each with its role, and tagged with the story whose context it really holds.
 
     A tag travels with a conditioning's dict, but the context may be another's: ConditioningZeroOut leaves only zeros,
     and for a region the host adds a copy of the dict, with the context of the other side, behind that side's own.
@@ -296,12 +323,15 @@ def _tagged_by_context(conds: Mapping[str, list[dict]], original: Mapping[str, l
         for cond in group[: len(original.get(name, group))]
         if TAG in cond and _context(cond) is not None and _context(cond).any()
     }
-    return {name: [_with_tag(cond, stories.get(id(_context(cond)))) for cond in group] for name, group in conds.items()}
+    return {
+        name: [_with_marks(cond, name, stories.get(id(_context(cond)))) for cond in group]
+        for name, group in conds.items()
+    }
 
 
-def _with_tag(cond: dict, story: StoryCond | None) -> dict:
-    untagged = {key: value for key, value in cond.items() if key != TAG}
-    return untagged if story is None else {**untagged, TAG: story}
+def _with_marks(cond: dict, role: str, story: StoryCond | None) -> dict:
+    marked = {key: value for key, value in cond.items() if key != TAG} | {ROLE: role}
+    return marked if story is None else {**marked, TAG: story}
 
 
 def _context(cond: Mapping[str, Any]) -> Tensor | None:

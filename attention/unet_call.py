@@ -25,10 +25,18 @@ KEY = "storyloom"
 
 @dataclass(frozen=True, eq=False)
 class Conditioning:
-    """What is known of one conditioning before it is batched: its story, if any, and its own context length."""
+    """What is known of one conditioning before it is batched.
+
+    story     its story, if any
+    length    its own context length
+    positive  whether it asks for the picture, or is what guidance leads away from
+    area      (height, width, top, left) in latent pixels of the part of the picture that it is for, None: all of it
+    """
 
     story: StoryCond | None
     length: int
+    positive: bool = True
+    area: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +49,8 @@ class SamplerCall:
     images          numbers, in the latent batch, of the images that a chunk holds; None: of the whole batch
     step, steps     number of the run's step at this noise level, and how many there are
     story           the run's story, which conditionings without one are sampled beside
+    kept            what patches have made once for the whole run
+    size            height and width of the whole picture's latents
     """
 
     sigma: float
@@ -49,6 +59,8 @@ class SamplerCall:
     step: int = 0
     steps: int = 1
     story: StoryCond | None = None
+    kept: dict[Hashable, Any] = field(default_factory=dict, repr=False)
+    size: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,10 +80,16 @@ class IdentityGroup(NamedTuple):
 
 
 class Image(NamedTuple):
-    """What a row of a chunk draws: the image's number in the story or batch, and who is in it (None: nobody knows)."""
+    """What a row of a chunk draws.
+
+    number      of the image in the story, or in the batch where there is none
+    characters  who is in it, None: nobody knows
+    place       of the image in the batch
+    """
 
     number: int
     characters: tuple[str, ...] | None
+    place: int
 
     def shares_a_character(self, other: Image) -> bool:
         """Whether somebody is in both images, or nobody knows."""
@@ -83,13 +101,13 @@ class Image(NamedTuple):
 def batch_images(story: StoryCond | None, places: Iterable[int]) -> list[Image]:
     """The images at these places of a batch that draws a story, or of any batch."""
     if story is None:
-        return [Image(place, None) for place in places]
-    return [Image(story.rows[place].frame, story.rows[place].characters) for place in places]
+        return [Image(place, None, place) for place in places]
+    return [Image(story.rows[place].frame, story.rows[place].characters, place) for place in places]
 
 
 @dataclass(frozen=True, eq=False)
 class UNetCall:
-    """One call of the UNet. `images`, `step`, `steps` and `story` as in SamplerCall."""
+    """One call of the UNet. `images`, `step`, `steps`, `story`, `kept` and `size` as in SamplerCall."""
 
     sigma: float
     chunks: tuple[Chunk, ...]
@@ -97,6 +115,8 @@ class UNetCall:
     step: int = 0
     steps: int = 1
     story: StoryCond | None = None
+    kept: dict[Hashable, Any] = field(default_factory=dict, repr=False)
+    size: tuple[int, int] = (0, 0)
     made: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -113,6 +133,12 @@ class UNetCall:
         if key not in self.made:
             self.made[key] = make()
         return self.made[key]
+
+    def once_in_a_run(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """As `once`, kept for all calls of the sampling run."""
+        if key not in self.kept:
+            self.kept[key] = make()
+        return self.kept[key]
 
     def images_of(self, chunk: Chunk) -> list[Image]:
         """The images that a chunk's rows draw: of its own story, else of the run's, else of any batch.
@@ -218,11 +244,20 @@ def read_call(options: Mapping[str, Any], rows: int) -> UNetCall | None:
         return None
     keys = list(zip(options["cond_or_uncond"], options["uuids"], strict=True))
     each = rows // len(keys)
-    unknown = Conditioning(None, 1)
+    unknown = Conditioning(None, 1, positive=False)
     chunks = (
         Chunk(range(i * each, (i + 1) * each), sampler.conditionings.get(key, unknown)) for i, key in enumerate(keys)
     )
-    return UNetCall(sampler.sigma, tuple(chunks), sampler.images, sampler.step, sampler.steps, sampler.story)
+    return UNetCall(
+        sampler.sigma,
+        tuple(chunks),
+        sampler.images,
+        sampler.step,
+        sampler.steps,
+        sampler.story,
+        sampler.kept,
+        sampler.size,
+    )
 
 
 def nearest_step(sigma: float, sigmas: Sequence[float]) -> int:

@@ -22,8 +22,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..attention.consistent import ConsistentAttention
 from ..attention.identity import IdentityPreserving
 from ..attention.sampling import Opened, StoryRun
+from ..attention.storymaker import TOKENS, ImageConditioning
 from ..attention.unet_call import KEY, Conditioning, SamplerCall, read_call
 from ..models import demo
+from ..models.characters import Character, features_of
+from ..models.ppr import PositionalPerceiverResampler
+from ..models.storymaker import CONTEXT as WIDTH
+from ..models.storymaker import StoryMakerWeights
+from ..models.storymaker_adapter import StoryMakerAdapter
 from ..prompts.conditioning import StoryCond, StoryRow
 from ..prompts.tokens import StoryTokens
 from .common import enter_comfyui, fused_attention, table
@@ -71,6 +77,7 @@ class Case:
     rate      CSA's sampling_rate, or None for no CSA
     anchors   CSA's anchors
     masked    CSA in the published form instead: all tokens of all images as keys, and a dense mask
+    pictured  characters that StoryMaker draws, 0 for no StoryMaker
     """
 
     name: str
@@ -81,6 +88,7 @@ class Case:
     rate: float | None = None
     anchors: int = 0
     masked: bool = False
+    pictured: int = 0
 
 
 CASES = (
@@ -99,6 +107,10 @@ CASES = (
     Case("CSA rate 1", rate=1.0),
     Case("CSA rate 0.5, window closed", rate=0.5, open=False),
     Case("CSA rate 0.5 and IPCA weight 2", 2.0, rate=0.5),
+    Case("StoryMaker, 1 character", pictured=1),
+    Case("StoryMaker, 2 characters", pictured=2),
+    Case("StoryMaker, 2 characters, window closed", pictured=2, open=False),
+    Case("StoryMaker, 1 character, CSA rate 0.5 and IPCA weight 2", 2.0, rate=0.5, pictured=1),
 )
 
 
@@ -112,7 +124,12 @@ def sdxl_unet() -> nn.Module:
 
 
 def count_step(unet: nn.Module, case: Case, size: Size) -> int:
-    """Floating-point operations of one UNet call with [negative, story] along the rows."""
+    """Floating-point operations of one UNet call with [negative, story] along the rows, after the first of a run."""
+    return count_run(unet, case, size)[-1]
+
+
+def count_run(unet: nn.Module, case: Case, size: Size) -> list[int]:
+    """Operations of the first calls of a run, until all are alike: of one, or of two with StoryMaker."""
     rows = 2 * size.frames
     options = patched_options(case, size.frames)
 
@@ -120,9 +137,12 @@ def count_step(unet: nn.Module, case: Case, size: Size) -> int:
         return torch.empty(shape, dtype=torch.float16, device="meta")
 
     latents, context, adm = empty(rows, 4, size.side, size.side), empty(rows, CONTEXT, 2048), empty(rows, 2816)
-    with torch.no_grad(), fused_attention(), FlopCounterMode(display=False) as counter:
-        unet(latents, empty(rows), context=context, y=adm, transformer_options=options)
-    return counter.get_total_flops()
+    counts = []
+    for _ in range(2 if case.pictured else 1):
+        with torch.no_grad(), fused_attention(), FlopCounterMode(display=False) as counter:
+            unet(latents, empty(rows), context=context, y=adm, transformer_options=options)
+        counts.append(counter.get_total_flops())
+    return counts
 
 
 def patched_options(case: Case, frames: int) -> dict[str, Any]:
@@ -142,9 +162,26 @@ def patched_options(case: Case, frames: int) -> dict[str, Any]:
         patches.append(IdentityPreserving(case.weight, 0.0, 1.0, dict.fromkeys(BLOCKS)))
     if case.rate is not None:
         patches.append(ConsistentAttention(case.rate, case.anchors, 1, 0.0, 1.0, dict.fromkeys(OUTPUT), seed=0))
+    if case.pictured:
+        nobody = Character("", ((features_of(None, torch.zeros(257, 1280)), 1.0),), torch.zeros(1, 1, 3))
+        people, regions = (nobody,) * case.pictured, (None,) * case.pictured
+        blocks = dict.fromkeys(BLOCKS)
+        patches.append(ImageConditioning(sdxl_adapter(), people, regions, 0.8, 1.0, 1.0, 0.0, 1.0, blocks))
     window = (SIGMA, SIGMA) if case.open else (SIGMA / 2, SIGMA / 4)
     run = StoryRun(tuple(Opened(patch, *window) for patch in patches), attend)
     return run.installed(options, read_call(options, 2 * frames))
+
+
+def sdxl_adapter() -> StoryMakerAdapter:
+    """StoryMaker's networks at full size, without numbers, on the meta device."""
+    import comfy.ops
+
+    def matrix(depth: int) -> torch.Tensor:
+        return torch.empty(CHANNELS[depth], WIDTH, dtype=torch.float16, device="meta")
+
+    ppr = PositionalPerceiverResampler(dtype=torch.float16, device="meta").state_dict()
+    layers = {(*block, j): (matrix(d), matrix(d)) for block, d in BLOCKS.items() for j in range(d)}
+    return StoryMakerAdapter(StoryMakerWeights(ppr, {}, layers), comfy.ops.manual_cast)
 
 
 def story_conditioning(case: Case, frames: int) -> Conditioning:
@@ -181,7 +218,16 @@ def expected_extra(case: Case, size: Size) -> int:
     """Operations that a case adds, from its formula: 4 N C for every query row and key that is added."""
     if not case.open:
         return 0
-    return _extra_of_ipca(case, size) + _extra_of_csa(case, size)
+    return _extra_of_ipca(case, size) + _extra_of_csa(case, size) + _extra_of_storymaker(case, size)
+
+
+def expected_once(case: Case) -> int:
+    """Operations that StoryMaker adds to the first step of a run: tokens, and their keys and values in every layer."""
+    tokens = TOKENS * (case.pictured + 1)
+    with FlopCounterMode(display=False) as counter:
+        sdxl_adapter().ppr.unconditional(case.pictured)
+    projections = sum(2 * 2 * tokens * WIDTH * CHANNELS[d] * d for d in BLOCKS.values())
+    return 2 * (counter.get_total_flops() + projections)
 
 
 def tokens_of(depth: int, size: Size) -> int:
@@ -216,6 +262,12 @@ def _extra_of_csa(case: Case, size: Size) -> int:
     rate = 1.0 if case.masked else case.rate
     seen = {depth: math.floor(rate * tokens_of(depth, size)) for depth in CHANNELS}
     return sum(4 * 2 * pairs * seen[d] * d * tokens_of(d, size) * CHANNELS[d] for d in OUTPUT.values())
+
+
+def _extra_of_storymaker(case: Case, size: Size) -> int:
+    """All rows, negative and story, look at 20 tokens of the background and of each character."""
+    tokens = TOKENS * (case.pictured + 1) if case.pictured else 0
+    return sum(4 * 2 * size.frames * tokens * d * tokens_of(d, size) * CHANNELS[d] for d in BLOCKS.values())
 
 
 def main() -> None:

@@ -4,10 +4,13 @@ from comfy_api.latest import ComfyExtension, io
 
 from .attention import IPCA, ConsistentSelfAttention, StoryFreeU
 from .batches import JoinBatches, SplitBatches
+from .character_files import BlendCharacters, LoadCharacter, SaveCharacter
+from .characters import Character, LoadFaceAnalysis
 from .conditioning import EncodeOnePrompt, EncodePerFrame
-from .demo import DemoModel
+from .demo import DemoModel, DemoStoryMaker
 from .page import Page
 from .story import EmptyLatent, Script
+from .storymaker import ApplyStoryMaker, LoadStoryMaker
 
 
 class StoryLoomExtension(ComfyExtension):
@@ -24,4 +27,12 @@ class StoryLoomExtension(ComfyExtension):
             JoinBatches,
             Page,
             DemoModel,
+            LoadFaceAnalysis,
+            Character,
+            BlendCharacters,
+            SaveCharacter,
+            LoadCharacter,
+            LoadStoryMaker,
+            ApplyStoryMaker,
+            DemoStoryMaker,
         ]

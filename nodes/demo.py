@@ -1,9 +1,13 @@
-"""Demo model: a tiny SDXL that ships with the pack, built in process from ComfyUI's own classes."""
+"""Demo model: a tiny SDXL that ships with the pack, built in process from ComfyUI's own classes; and its StoryMaker."""
 
 from __future__ import annotations
 
+import json
 import logging
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import comfy.clip_vision
 import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
@@ -15,7 +19,9 @@ from comfy.sdxl_clip import SDXLClipModel
 from comfy.taesd.taesd import TAESD
 from comfy_api.latest import io
 
-from ..models import demo
+from ..models import demo, demo_storymaker
+from .storymaker import storymaker_of
+from .types import StoryMaker as StoryMakerType
 
 
 class DemoModel(io.ComfyNode):
@@ -59,6 +65,51 @@ class DemoModel(io.ComfyNode):
         clip.patcher.cached_patcher_init = (_clip_patcher, ())
         vae.patcher.cached_patcher_init = (_vae_patcher, ())
         return io.NodeOutput(model, clip, vae)
+
+
+class DemoStoryMaker(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="StoryLoom_DemoStoryMaker",
+            display_name="Demo StoryMaker",
+            category="StoryLoom/demo",
+            description=(
+                "Stands in for StoryMaker's adapter and image encoder on the Demo model, so that a workflow with "
+                "characters from pictures can be tried without a download. Its weights are random and mean nothing: "
+                "pictures change, but nobody in them comes to look like the character."
+            ),
+            search_aliases=["StoryMaker", "test adapter", "example adapter", "random weights", "StoryLoom demo"],
+            inputs=[],
+            outputs=[
+                StoryMakerType.Output(
+                    "storymaker",
+                    display_name="STORYMAKER",
+                    tooltip="Random weights for the Demo model, for Apply StoryMaker.",
+                ),
+                io.ClipVision.Output(
+                    "clip_vision",
+                    display_name="CLIP_VISION",
+                    tooltip="An encoder of two random layers, for Character from image.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        return io.NodeOutput(storymaker_of(demo_storymaker.demo_storymaker()), build_clip_vision())
+
+
+def build_clip_vision() -> comfy.clip_vision.ClipVisionModel:
+    """An encoder with CLIP ViT-H's features and the stand-in's numbers."""
+    with TemporaryDirectory() as folder:  # ComfyUI 0.19 takes the configuration as a file only
+        config = Path(folder, "config.json")
+        config.write_text(json.dumps(demo_storymaker.VISION), encoding="utf-8")
+        vision = comfy.clip_vision.ClipVisionModel(str(config))
+    empty = vision.get_sd()
+    numbers = demo_storymaker.random_weights(empty)
+    vision.load_sd({name: numbers[name].to(tensor.dtype) for name, tensor in empty.items()})
+    return vision
 
 
 def build_model(disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:

@@ -38,6 +38,21 @@ def attention_depths(model) -> dict[tuple[str, int], int]:
     return depths
 
 
+def attention_widths(model) -> tuple[dict[tuple[str, int, int], int], int]:
+    """Channels of every cross-attention layer of a UNet, and the width of the text that they look at.
+
+    Raises ValueError for other networks.
+    """
+    unet, widths, contexts = model.get_model_object("diffusion_model"), {}, set()
+    for part, number in attention_depths(model):
+        block = unet.middle_block if part == "middle" else getattr(unet, f"{part}_blocks")[number]
+        layers = [layer for each in block for layer in getattr(each, "transformer_blocks", ())]
+        for index, layer in enumerate(layers):
+            widths[part, number, index] = layer.attn2.to_k.out_features
+            contexts.add(layer.attn2.to_k.in_features)
+    return widths, max(contexts)
+
+
 def lowest_stages(model) -> tuple[range, range]:
     """Output blocks of a UNet at its lowest resolution, and at the next. Raises ValueError for other networks."""
     unet = model.get_model_object("diffusion_model")

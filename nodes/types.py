@@ -6,3 +6,12 @@ Story = io.Custom("STORYLOOM_STORY")
 
 Plan = io.Custom("STORYLOOM_PLAN")
 """A `prompts.batches.BatchPlan`."""
+
+FaceAnalysis = io.Custom("STORYLOOM_FACE_ANALYSIS")
+"""A `models.faces.FaceAnalysis`."""
+
+Character = io.Custom("STORYLOOM_CHARACTER")
+"""A `models.characters.Character`."""
+
+StoryMaker = io.Custom("STORYLOOM_STORYMAKER")
+"""A `nodes.storymaker.StoryMaker`."""

@@ -36,10 +36,16 @@ class StoryRow:
 
 @dataclass(frozen=True)
 class StoryCond:
-    """Tag of a story's conditioning. `length` is its context length; a row's own text repeats every tokens.length."""
+    """Tag of a story's conditioning.
+
+    rows    what its rows hold
+    length  its context length; a row's own text repeats every tokens.length
+    cast    names of all characters of the story as they appear one after the other, in whichever rows are left of it
+    """
 
     rows: tuple[StoryRow, ...]
     length: int
+    cast: tuple[str, ...] = ()
 
     def identity_columns(self, row: int) -> tuple[int, ...]:
         """Context columns of a row that hold the start token and the identity; empty for a frame without anybody."""

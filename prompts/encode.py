@@ -102,4 +102,5 @@ def expressed(
 def _tagged(contexts: list[Tensor], info: dict[str, Any], summary: Tensor, rows: tuple[StoryRow, ...]) -> Entry:
     """A story's conditioning, batched over frames."""
     batch = batch_contexts(contexts)
-    return batch, {**info, "pooled_output": summary, TAG: StoryCond(rows, batch.shape[1])}
+    cast = tuple(dict.fromkeys(name for row in rows for name in row.characters))
+    return batch, {**info, "pooled_output": summary, TAG: StoryCond(rows, batch.shape[1], cast)}

@@ -25,6 +25,8 @@ MINIMUM = (3, 10)
 DISK_NEEDED = 4 * 1024**3
 EXTRAS = ("dev", "standalone")
 """Extras of pyproject.toml that the environment holds."""
+OPTIONAL = "faces"
+"""An extra that it holds where it can be installed; tests that need it are left out where it cannot."""
 CHECKED_IMPORTS = (
     "torch, torchvision, torchaudio, transformers, aiohttp, av, diffusers, open_clip, tqdm, "
     "pytest, hypothesis, storyloom"
@@ -97,7 +99,7 @@ def create_venv() -> None:
     free = shutil.disk_usage(ROOT).free
     if free < DISK_NEEDED:
         raise SetupError(
-            f"The environment needs about 2 GB, and up to {DISK_NEEDED / 1e9:.0f} GB while it installs, but only "
+            f"The environment needs about 2.5 GB, and up to {DISK_NEEDED / 1e9:.0f} GB while it installs, but only "
             f"{free / 1e9:.1f} GB are free at {ROOT}: make room and try again."
         )
     if VENV.exists() and not (VENV / "pyvenv.cfg").exists() and any(VENV.iterdir()):
@@ -130,13 +132,17 @@ def install() -> None:
     """Run pip, install the shim where torchvision needs it, and check the imports."""
     fresh = not any((VENV / path).exists() for path in site_paths("torch"))
     say(
-        "Installing torch, diffusers, ComfyUI's requirements and the test tools (about 2 GB, 1 to 5 minutes)"
+        "Installing torch, diffusers, InsightFace, ComfyUI's requirements and the test tools (2.5 GB, 1 to 5 minutes)"
         if fresh
         else "Checking torch, diffusers, ComfyUI's requirements and the test tools (up to a minute)"
     )
     constraints = ["-c", str(SCRIPTS / "constraints.txt")]
     extras = [requirement for extra in EXTRAS for requirement in requirements(extra)]
     pip(*constraints, "-r", str(SCRIPTS / "requirements-host.txt"), *extras)
+    try:
+        pip(*constraints, *requirements(OPTIONAL))
+    except SetupError as reason:
+        say(f"NOT INSTALLED: {', '.join(requirements(OPTIONAL))} ({reason})")
     say("Installing StoryLoom into the environment (a few seconds)")
     pip("--no-build-isolation", "--no-deps", "-e", str(ROOT))
     say("Checking that everything imports (a few seconds)")

@@ -25,6 +25,8 @@ SEED_MODE = "fixed"
 """Value of the widget that the browser interface adds below a seed: the same picture until someone asks for another."""
 TITLE, PADDING, GROUP_TITLE = 30, 24, 44
 """Height of a node's title bar, room around the nodes of a group, height of its title."""
+BYPASSED = 4
+"""A bypassed node's mode in the browser's format."""
 NOTE_COLORS = {"color": "#432", "bgcolor": "#000"}
 
 
@@ -39,6 +41,8 @@ class Node:
     links: dict[str, tuple[str, int]] = field(default_factory=dict)
     title: str = ""
     properties: dict = field(default_factory=dict)
+    bypassed: bool = False
+    """Whether it is there to be switched on: the browser interface shows it bypassed, POST /prompt does not get it."""
 
 
 @dataclass(frozen=True)
@@ -271,6 +275,132 @@ because the identity says so. **Captions above** holds the upper row's captions.
 
 {NEGATIVE}"""
 
+PHOTO, PEOPLE, OUTFIT = "Character from a Photo", "Two People", "Change the Outfit"
+ADAPTER, ADAPTER_PAGE = "mask.bin", "https://huggingface.co/RED-AIGC/StoryMaker"
+ENCODER = "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors"
+ENCODER_SOURCE = "https://huggingface.co/h94/IP-Adapter/resolve/main/models/image_encoder/model.safetensors"
+POSE_NET = "controlnet-openpose-sdxl-1.0.safetensors"
+POSE_SOURCE = (
+    "https://huggingface.co/xinsir/controlnet-openpose-sdxl-1.0/resolve/main/diffusion_pytorch_model.safetensors"
+)
+NO_GOOD = "bad quality, NSFW, low quality, ugly, disfigured, deformed"
+"""StoryMaker's published negative."""
+PORTRAIT = (960, 1280)
+
+ADAPTER_FILES = f"""## Files
+* Any SDXL checkpoint, in `models/checkpoints`. This one is [{CHECKPOINT}]({SOURCE}) (6.9 GB).
+* StoryMaker's `{ADAPTER}` from [RED-AIGC/StoryMaker]({ADAPTER_PAGE}), in `models/storymaker`. Look there for its \
+terms: StoryMaker's published code has no licence.
+* The image encoder `{ENCODER}`, in `models/clip_vision`. It is [model.safetensors]({ENCODER_SOURCE}) of \
+h94/IP-Adapter, renamed (2.5 GB)."""
+PAINT = """**Load Image**: choose a picture, right-click it, *Open in MaskEditor*, and paint the character. Without \
+paint the mask is empty and the run stops; to take the whole picture instead, pull the link off *mask*."""
+LIKENESS = """## The face
+**Load face analysis** is bypassed: without it a character goes by appearance, of which the face is a small part. For \
+the likeness: `pip install insightface onnxruntime` with ComfyUI's own Python, the `.onnx` files of the pack \
+`buffalo_l` into `models/insightface/models/buffalo_l`, restart, and switch the node on (Ctrl+B). The packs that \
+InsightFace offers are for **non-commercial research only**."""
+STRENGTHS = """**token_strength**, **lora_strength**: how strongly the picture speaks. Less leaves more to the words. \
+**appearance_strength** 0 keeps the face only, **face_strength** 0 the clothes only."""
+AS_STORYMAKER = """## Settings
+960 x 1280, 25 steps, uni_pc_bh2, cfg 7.5, both strengths 0.8 and the negative: as published, as far as ComfyUI's own \
+nodes have it."""
+
+PHOTO_NOTE = f"""## What this is
+The person of a photo, in every frame of a story (StoryMaker). **Character from image** reads who it is, **Apply \
+StoryMaker** tells the model. *What the adapter sees* shows what is taken from the photo.
+
+## Change this first
+{PAINT}
+
+**Story script**: in *identity* a few words on who it is, in *frames* one line per picture.
+
+{STRENGTHS}
+
+{ADAPTER_FILES}
+
+{LIKENESS}
+
+## More photos, and files
+The group below is bypassed. A second photo of the same person, mixed with the first, makes the character steadier: \
+switch on its nodes, except Load character. **Save character** keeps the result. In the next story, **Load character** \
+stands in for photos and encoder: drag its output to Apply StoryMaker.
+
+{AS_STORYMAKER}"""
+
+PEOPLE_NOTE = f"""## What this is
+Two people from two photos in one story (StoryMaker). Every frame gets those whom its line names.
+
+## Change this first
+{PAINT}
+
+**Story script** and **Character from image**: the *name* is what ties them together. In *identity* one person per \
+line, with the name in brackets; in *frames*, `[Name]` puts that person into the picture, `[NC]` nobody.
+
+One photo with both of them will do: load it twice, and paint one of them in each.
+
+{STRENGTHS}
+
+**region_1**, **region_2**: masks that say where in the picture each of them may act. They are open here: everywhere.
+
+{ADAPTER_FILES}
+
+{LIKENESS}
+
+{AS_STORYMAKER}"""
+
+OUTFIT_NOTE = f"""## What this is
+The person of one picture in the clothes of another and the pose of a third: StoryMaker and a ControlNet. There is no \
+story here, just a prompt: any prompt will do.
+
+## Change this first
+**The person**: choose a photo. With *clothing* connected, only the face is taken from it, which needs face analysis, \
+see below; without that, hair and face are left to the prompt.
+
+**The clothes**: a picture that shows little else. It is taken whole.
+
+**The pose**: a drawn skeleton (OpenPose), of the size of the picture to draw. For none, bypass Apply ControlNet.
+
+{STRENGTHS}
+
+{ADAPTER_FILES}
+* A ControlNet for SDXL that knows skeletons, in `models/controlnet`. This one is \
+[diffusion_pytorch_model.safetensors]({POSE_SOURCE}) of xinsir/controlnet-openpose-sdxl-1.0, renamed to `{POSE_NET}` \
+(2.5 GB).
+
+{LIKENESS}
+
+{AS_STORYMAKER}"""
+
+PHOTO_DEMO_NOTE = f"""## What this is
+The graph of *{PHOTO}* at work, without a download. **The adapter and the image encoder are random numbers that mean \
+nothing**: the pictures change with them, but they do not come to resemble the picture at the left. What a story with \
+a real adapter looks like, only StoryMaker's own weights show.
+
+The photo is drawn here too, by the demo model, so that no file is needed.
+
+{DEMO_WHAT}
+
+## Change this first
+Bypass **Apply StoryMaker** (Ctrl+B) and run again: that is the story without it. **token_strength** and \
+**lora_strength**: how much of it there is; 0 is nothing.
+
+{DEMO_WORDS}
+
+## With your own model
+Open the template *{PHOTO}*."""
+
+PERSON_FRAMES = """reading a book on a train # The train was slow,
+walking through a snowy forest # the forest quiet,
+with an umbrella in the city at night # the city wet.
+laughing on a beach # And then: the sea."""
+COUPLE = """[Woman] a woman
+[Man] a man"""
+COUPLE_FRAMES = """[Woman] waiting on a railway platform # She was early,
+[Man] asleep on a train # he was late,
+[Woman] and [Man] walking on a beach # the sea was there all the time.
+[Man] and [Woman] drinking tea in a garden # And so was tea."""
+
 
 def one_prompt_one_story(
     name: str, note: str, loader: Node, script: dict, size: int, steps: int, scheduler: str
@@ -312,10 +442,18 @@ def zeros(place: tuple[int, int], words: str) -> Node:
     return Node("ConditioningZeroOut", place, (380, 50), links=links, title="Negative: all zeros")
 
 
-def sampler(place: tuple[int, int], steps: int, scheduler: str, title: str = "", **sources: str) -> Node:
+def sampler(
+    place: tuple[int, int],
+    steps: int,
+    scheduler: str,
+    title: str = "",
+    cfg: float = 5.0,
+    solver: str = "euler",
+    **sources: str,
+) -> Node:
     """A KSampler; sources: input -> key of the node whose first output goes there."""
-    values = {"seed": 7, "steps": steps, "cfg": 5.0, "sampler_name": "euler", "scheduler": scheduler}
-    links = {name: (key, 0) for name, key in {**sources, "latent_image": "latent"}.items()}
+    values = {"seed": 7, "steps": steps, "cfg": cfg, "sampler_name": solver, "scheduler": scheduler}
+    links = {name: (key, 0) for name, key in {**sources, "latent_image": sources.get("latent_image", "latent")}.items()}
     return Node("KSampler", place, (320, 270), values, links, title)
 
 
@@ -459,28 +597,307 @@ def with_and_without(name: str, note: str, loader: Node, size: int, steps: int, 
     return Workflow(name, nodes, groups)
 
 
+def model_property(name: str, url: str, directory: str) -> dict:
+    """What the browser interface offers to download where a file is missing."""
+    return {"models": [{"name": name, "url": url, "directory": directory}]}
+
+
+def prompt_text(place: tuple[int, int], text: str, title: str) -> Node:
+    return Node("CLIPTextEncode", place, (420, 110), {"text": text}, {"clip": ("loader", 1)}, title)
+
+
+def real_models(loader: Node) -> dict[str, Node]:
+    """What loads files for a character from a photo."""
+    return {
+        "loader": replace(loader, place=(0, 0), size=(340, 110)),
+        "storymaker": Node(
+            "StoryLoom_LoadStoryMaker",
+            (0, 170),
+            (340, 60),
+            {"file": ADAPTER},
+            properties=model_property(ADAPTER, f"{ADAPTER_PAGE}/resolve/main/{ADAPTER}", "storymaker"),
+        ),
+        "vision": Node(
+            "CLIPVisionLoader",
+            (0, 290),
+            (340, 60),
+            {"clip_name": ENCODER},
+            properties=model_property(ENCODER, ENCODER_SOURCE, "clip_vision"),
+        ),
+        "faces": Node(
+            "StoryLoom_LoadFaceAnalysis",
+            (0, 410),
+            (340, 90),
+            {"pack": "buffalo_l", "provider": "CPU"},
+            title="Load face analysis (switch on)",
+            bypassed=True,
+        ),
+    }
+
+
+def photo(place: tuple[int, int], file: str, title: str, bypassed: bool = False) -> Node:
+    return Node("LoadImage", place, (340, 340), {"image": file}, title=title, bypassed=bypassed)
+
+
+def person(place: tuple[int, int], image: str, name: str = "", bypassed: bool = False) -> Node:
+    """A character from a painted photo. image: key of its Load Image."""
+    links = {
+        "clip_vision": ("vision", 0),
+        "image": (image, 0),
+        "mask": (image, 1),
+        "face_analysis": ("faces", 0),
+    }
+    return Node("StoryLoom_Character", place, (400, 240), {"name": name}, links, bypassed=bypassed)
+
+
+def seen(place: tuple[int, int], character: str, height: int = 260) -> Node:
+    title = "What the adapter sees"
+    return Node("PreviewImage", place, (400, height), links={"images": (character, 1)}, title=title)
+
+
+def applied(place: tuple[int, int], *characters: str) -> Node:
+    """StoryMaker on the loader's model. characters: keys of the nodes that give them."""
+    people = {f"character_{number}": (key, 0) for number, key in enumerate(characters, start=1)}
+    links = {"model": ("loader", 0), "storymaker": ("storymaker", 0), **people}
+    return Node("StoryLoom_ApplyStoryMaker", place, (420, 340), links=links)
+
+
+def drawn_story(script: dict, size: tuple[int, int], negative: Node, settings: dict) -> dict[str, Node]:
+    """A story on the model `apply`, frame by frame, from the script to the page."""
+    width, height = size
+    story = {"story": ("script", 0)}
+    return {
+        "script": Node("StoryLoom_Script", (900, 0), (420, 300), script),
+        "words": Node("StoryLoom_EncodePerFrame", (900, 360), (420, 110), links={"clip": ("loader", 1), **story}),
+        "negative": negative,
+        "latent": Node("StoryLoom_EmptyLatent", (900, 700), (420, 130), {"width": width, "height": height}, story),
+        "sampler": sampler((1400, 0), model="apply", positive="words", negative="negative", **settings),
+        "decode": Node("VAEDecode", (1400, 330), (320, 50), links={"samples": ("sampler", 0), "vae": ("loader", 2)}),
+        "frames": Node("PreviewImage", (1400, 440), (320, 380), links={"images": ("decode", 0)}, title="Frames"),
+        "page": Node("StoryLoom_Page", (1800, 0), (480, 160), links={"images": ("decode", 0), **story}),
+        "save": Node(
+            "SaveImage", (1800, 220), (480, 600), {"filename_prefix": "StoryLoom/page"}, {"images": ("page", 0)}
+        ),
+    }
+
+
+STORY_GROUPS = {
+    "Story": ("script", "words", "negative", "latent"),
+    "StoryMaker": ("apply",),
+    "Draw": ("sampler", "decode", "frames"),
+    "Page": ("page", "save"),
+}
+
+
+def read_me(note: str) -> Node:
+    return Node("MarkdownNote", (-460, 0), (380, 640), {"": note}, title="Read me")
+
+
+def character_from_photo(loader: Node, settings: dict) -> Workflow:
+    """A story about the person of a photo. Bypassed: face analysis, a second photo, and a file for the result."""
+    nodes = {
+        "note": read_me(PHOTO_NOTE),
+        **real_models(loader),
+        "photo": photo((0, 640), "photo.png", "The photo"),
+        "character": person((420, 0), "photo"),
+        "seen": seen((420, 300), "character"),
+        "report": Node("PreviewAny", (420, 620), (400, 130), links={"source": ("character", 2)}, title="Report"),
+        "photo 2": photo((0, 1100), "photo 2.png", "A second photo", bypassed=True),
+        "character 2": person((420, 1100), "photo 2", bypassed=True),
+        "blend": Node(
+            "StoryLoom_BlendCharacters",
+            (420, 1410),
+            (400, 110),
+            links={"first": ("character", 0), "second": ("character 2", 0)},
+            bypassed=True,
+        ),
+        "keep": Node(
+            "StoryLoom_SaveCharacter",
+            (420, 1580),
+            (400, 110),
+            {"file_name": "person"},
+            {"character": ("blend", 0)},
+            bypassed=True,
+        ),
+        "kept": Node(
+            "StoryLoom_LoadCharacter",
+            (0, 1580),
+            (340, 60),
+            {"file": "person.safetensors"},
+            title="Load character (in place of photos)",
+            bypassed=True,
+        ),
+        "apply": applied((900, 960), "blend"),
+        **drawn_story(
+            {"identity": "a person", "frames": PERSON_FRAMES},
+            PORTRAIT,
+            prompt_text((900, 530), NO_GOOD, "Negative"),
+            settings,
+        ),
+    }
+    groups = {
+        "Model": ("loader", "storymaker", "vision", "faces"),
+        "Photo": ("photo",),
+        "Character": ("character", "seen", "report"),
+        "More photos, and files (bypassed)": ("photo 2", "character 2", "blend", "keep", "kept"),
+        **STORY_GROUPS,
+    }
+    return Workflow(PHOTO, nodes, groups)
+
+
+def character_from_photo_demo(demo: Node, settings: dict) -> Workflow:
+    """The same with the demo model and random numbers for StoryMaker; the demo model draws the photo."""
+    photo_sampler = {"positive": "photo words", "negative": "photo negative", "latent_image": "photo latent"}
+    size = (DEMO_SIZE, DEMO_SIZE)
+    nodes = {
+        "note": read_me(PHOTO_DEMO_NOTE),
+        "loader": replace(demo, place=(0, 0), size=(340, 110)),
+        "storymaker": Node("StoryLoom_DemoStoryMaker", (0, 170), (340, 60)),
+        "photo words": replace(prompt_text((0, 380), f"{DEMO_IDENTITY} in the meadow", "Who"), size=(340, 110)),
+        "photo negative": replace(zeros((0, 550), "photo words"), size=(340, 50)),
+        "photo latent": Node(
+            "EmptyLatentImage", (0, 660), (340, 110), dict(zip(("width", "height"), size, strict=True))
+        ),
+        "photo sampler": replace(
+            sampler((0, 830), title="The photo", model="loader", **photo_sampler, **settings), size=(340, 270)
+        ),
+        "photo": Node("VAEDecode", (0, 1160), (340, 50), links={"samples": ("photo sampler", 0), "vae": ("loader", 2)}),
+        "character": Node(
+            "StoryLoom_Character",
+            (420, 0),
+            (400, 240),
+            links={"clip_vision": ("storymaker", 1), "image": ("photo", 0)},
+        ),
+        "seen": seen((420, 300), "character"),
+        "report": Node("PreviewAny", (420, 620), (400, 130), links={"source": ("character", 2)}, title="Report"),
+        "apply": applied((900, 960), "character"),
+        **drawn_story(
+            {"identity": DEMO_IDENTITY, "frames": DEMO_FRAMES},
+            size,
+            replace(zeros((900, 530), "words"), size=(420, 50)),
+            settings,
+        ),
+    }
+    groups = {
+        "Model": ("loader", "storymaker"),
+        "Photo": ("photo words", "photo negative", "photo latent", "photo sampler", "photo"),
+        "Character": ("character", "seen", "report"),
+        **STORY_GROUPS,
+    }
+    return Workflow(f"{DEMO}{PHOTO}", nodes, groups)
+
+
+def two_people(loader: Node, settings: dict) -> Workflow:
+    """A story about the people of two photos, each in the frames that name them."""
+    nodes = {
+        "note": read_me(PEOPLE_NOTE),
+        **real_models(loader),
+        "photo 1": photo((0, 640), "woman.png", "Photo of the woman"),
+        "photo 2": photo((0, 1050), "man.png", "Photo of the man"),
+        "character 1": person((420, 0), "photo 1", "Woman"),
+        "seen 1": seen((420, 300), "character 1"),
+        "character 2": person((420, 680), "photo 2", "Man"),
+        "seen 2": seen((420, 980), "character 2"),
+        "apply": applied((900, 960), "character 1", "character 2"),
+        **drawn_story(
+            {"identity": COUPLE, "frames": COUPLE_FRAMES},
+            PORTRAIT,
+            prompt_text((900, 530), NO_GOOD, "Negative"),
+            settings,
+        ),
+    }
+    groups = {
+        "Model": ("loader", "storymaker", "vision", "faces"),
+        "Photos": ("photo 1", "photo 2"),
+        "Characters": ("character 1", "seen 1", "character 2", "seen 2"),
+        **STORY_GROUPS,
+    }
+    return Workflow(PEOPLE, nodes, groups)
+
+
+def change_the_outfit(loader: Node, settings: dict) -> Workflow:
+    """One picture of a person in other clothes, in the pose of a skeleton: an ordinary prompt and a ControlNet."""
+    dressed = person((420, 0), "photo")
+    links = {name: source for name, source in dressed.links.items() if name != "mask"}
+    width, height = PORTRAIT
+    hint = {
+        "positive": ("positive", 0),
+        "negative": ("negative", 0),
+        "control_net": ("pose net", 0),
+        "image": ("pose", 0),
+    }
+    nodes = {
+        "note": read_me(OUTFIT_NOTE),
+        **real_models(loader),
+        "pose net": Node(
+            "ControlNetLoader",
+            (420, 900),
+            (400, 60),
+            {"control_net_name": POSE_NET},
+            properties=model_property(POSE_NET, POSE_SOURCE, "controlnet"),
+        ),
+        "photo": photo((0, 760), "photo.png", "The person"),
+        "clothing": photo((0, 1160), "clothing.png", "The clothes"),
+        "pose": replace(photo((420, 1020), "pose.png", "The pose"), size=(400, 340)),
+        "character": replace(dressed, links={**links, "clothing": ("clothing", 0)}),
+        "seen": seen((420, 300), "character"),
+        "report": Node("PreviewAny", (420, 620), (400, 130), links={"source": ("character", 2)}, title="Report"),
+        "positive": prompt_text((900, 0), "a person standing in a garden, full body, natural light", "Prompt"),
+        "negative": prompt_text((900, 170), NO_GOOD, "Negative"),
+        "control": Node("ControlNetApplyAdvanced", (900, 340), (420, 190), {"strength": 0.8}, hint),
+        "latent": Node("EmptyLatentImage", (900, 590), (420, 110), {"width": width, "height": height}),
+        "apply": applied((900, 830), "character"),
+        "sampler": replace(
+            sampler((1400, 0), model="apply", **settings),
+            links={
+                "model": ("apply", 0),
+                "positive": ("control", 0),
+                "negative": ("control", 1),
+                "latent_image": ("latent", 0),
+            },
+        ),
+        "decode": Node("VAEDecode", (1400, 330), (320, 50), links={"samples": ("sampler", 0), "vae": ("loader", 2)}),
+        "save": Node(
+            "SaveImage", (1800, 0), (480, 640), {"filename_prefix": "StoryLoom/outfit"}, {"images": ("decode", 0)}
+        ),
+    }
+    groups = {
+        "Model": ("loader", "storymaker", "vision", "faces"),
+        "Pictures": ("photo", "clothing"),
+        "Character": ("character", "seen", "report"),
+        "Pose": ("pose net", "pose"),
+        "Prompt": ("positive", "negative", "control", "latent"),
+        "StoryMaker": ("apply",),
+        "Draw": ("sampler", "decode"),
+    }
+    return Workflow(OUTFIT, nodes, groups)
+
+
 def workflows() -> list[Workflow]:
     """Every example workflow."""
-    model = {"name": CHECKPOINT, "url": SOURCE, "directory": "checkpoints"}
-    checkpoint = Node(
-        "CheckpointLoaderSimple", (0, 690), (420, 130), {"ckpt_name": CHECKPOINT}, properties={"models": [model]}
-    )
+    model = model_property(CHECKPOINT, SOURCE, "checkpoints")
+    checkpoint = Node("CheckpointLoaderSimple", (0, 690), (420, 130), {"ckpt_name": CHECKPOINT}, properties=model)
     demo = Node("StoryLoom_DemoModel", (0, 690), (420, 130))
     style = {"style": "watercolor illustration of {prompt}, soft light"}
     demo_story = {"identity": DEMO_IDENTITY, "frames": DEMO_FRAMES}
     long_script = {"identity": DEMO_IDENTITY, "frames": LONG_FRAMES}
     at_home = {"size": DEMO_SIZE, "steps": DEMO_STEPS, "scheduler": DEMO_SCHEDULER}
     published = {"size": 1024, "steps": 50, "scheduler": "ddim_uniform"}
+    as_storymaker = {"steps": 25, "scheduler": "normal", "cfg": 7.5, "solver": "uni_pc_bh2"}
     return [
         one_prompt_one_story("One Prompt One Story", REAL_NOTE, checkpoint, style, **published),
         consistent("Consistent Characters", CONSISTENT_NOTE, checkpoint, style, **published, free_u=True),
         two_characters("Two Characters", TWO_NOTE, checkpoint, **published),
         long_story("Long Story", LONG_NOTE, checkpoint, {**long_script, **style}, **published),
+        character_from_photo(checkpoint, as_storymaker),
+        two_people(checkpoint, as_storymaker),
+        change_the_outfit(checkpoint, as_storymaker),
         with_and_without(f"{DEMO}With and Without", BOTH_NOTE, demo, **at_home),
         one_prompt_one_story(f"{DEMO}One Prompt One Story", DEMO_NOTE, demo, demo_story, **at_home),
         consistent(f"{DEMO}Consistent Characters", CONSISTENT_DEMO_NOTE, demo, demo_story, **at_home),
         two_characters(f"{DEMO}Two Characters", TWO_DEMO_NOTE, demo, **at_home),
         long_story(f"{DEMO}Long Story", LONG_DEMO_NOTE, demo, long_script, **at_home),
+        character_from_photo_demo(demo, {"steps": DEMO_STEPS, "scheduler": DEMO_SCHEDULER}),
     ]
 
 
@@ -492,18 +909,34 @@ def api_form(workflow: Workflow, schemas: dict) -> dict:
     numbers = {key: number for number, key in enumerate(workflow.nodes, start=1)}
     prompt = {}
     for key, node in workflow.nodes.items():
-        if node.kind not in schemas:  # a note
+        if node.kind not in schemas or node.bypassed:  # a note, or not in use
             continue
         inputs = {}
         for name, kind, options in inputs_of(schemas[node.kind]):
             if name in node.links:
-                source, output = node.links[name]
-                inputs[name] = [str(numbers[source]), output]
+                found = source_of(workflow, schemas, *node.links[name])
+                if found:
+                    inputs[name] = [str(numbers[found[0]]), found[1]]
             elif kind in WIDGETS:
                 inputs[name] = value_of(node, name, options)
         title = node.title or schemas[node.kind]["display_name"]
         prompt[str(numbers[key])] = {"class_type": node.kind, "inputs": inputs, "_meta": {"title": title}}
     return prompt
+
+
+def source_of(workflow: Workflow, schemas: dict, key: str, output: int) -> tuple[str, int] | None:
+    """Where a link comes from, as the browser interface sends it.
+
+    A bypassed node hands on the first linked input of the output's type; None where there is none.
+    """
+    node = workflow.nodes[key]
+    if not node.bypassed:
+        return key, output
+    wanted = schemas[node.kind]["output"][output]
+    for name, kind, _ in inputs_of(schemas[node.kind]):
+        if kind == wanted and name in node.links:
+            return source_of(workflow, schemas, *node.links[name])
+    return None
 
 
 def ui_form(workflow: Workflow, schemas: dict) -> dict:
@@ -550,7 +983,7 @@ def ui_node(node: Node, number: int, order: int, schema: dict | None, links: lis
         "size": list(node.size),
         "flags": {},
         "order": order,
-        "mode": 0,
+        "mode": BYPASSED if node.bypassed else 0,
         "inputs": [{"name": name, "type": kind, "link": arriving.get(slot)} for slot, (name, kind) in enumerate(slots)],
         "outputs": [
             {
@@ -623,6 +1056,10 @@ def texts(schemas: dict) -> dict[Path, str]:
     return files
 
 
+BORROWED = {PHOTO: (PEOPLE, OUTFIT)}
+"""Workflows that have no demo, by the one whose picture they take."""
+
+
 def draw_thumbnails(server: comfyui.Server) -> Iterator[Path]:
     """Run the demo workflows and write their pages as thumbnails, where the browser interface looks for these.
 
@@ -637,7 +1074,8 @@ def draw_thumbnails(server: comfyui.Server) -> Iterator[Path]:
             environment.say(f"Drawing {workflow.name}")
             saved = server.outputs(server.wait(server.submit(prompt)))
             (page,) = (path for path in saved if path.name.startswith("page"))
-            for name in {workflow.name, workflow.name.removeprefix(DEMO)} & names:
+            real = workflow.name.removeprefix(DEMO)
+            for name in {workflow.name, real, *BORROWED.get(real, ())} & names:
                 thumbnail = WORKFLOWS / f"{name}.jpg"
                 with Image.open(page) as image:
                     image.convert("RGB").save(thumbnail, quality=90)

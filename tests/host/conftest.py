@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from story_makers import weights_of
 from tiny_models import SDXL, tiny_clip, tiny_model
 
 PACK = Path(__file__).resolve().parents[2]
@@ -221,3 +222,15 @@ def graph():
 def models(host):
     """(MODEL, CLIP) of the tiny SDXL that TestTiny gives."""
     return Tiny().give()
+
+
+@pytest.fixture(scope="session")
+def weights(host):
+    """StoryMaker's weights for the tiny SDXL."""
+    return weights_of(host)
+
+
+@pytest.fixture(scope="session")
+def maker(host, weights):
+    """What Load StoryMaker adapter gives for these."""
+    return host.pack("nodes.storymaker").storymaker_of(weights)

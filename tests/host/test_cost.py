@@ -5,6 +5,7 @@ import gc
 import pytest
 import torch
 from story_graphs import build, csa, ipca, sample, watched
+from story_makers import apply, someone
 
 
 @pytest.fixture(scope="module")
@@ -52,19 +53,37 @@ def test_a_closed_window_adds_nothing(cost, count, vanilla):
     assert count(cost.Case("closed", weight=2.0, rate=0.5, open=False)) == vanilla
 
 
+@pytest.mark.parametrize("characters", [1, 2])
+def test_looking_at_pictures_adds_at_most_a_hundredth_of_a_step(cost, vanilla, characters):
+    case = cost.Case("pictures", pictured=characters)
+    first, later = cost.count_run(cost.sdxl_unet(), case, cost.Size())
+    assert 1.0 < later / vanilla <= 1.01
+    assert later - vanilla == cost.expected_extra(case, cost.Size())
+    assert first - later == cost.expected_once(case)
+
+
 def objects(*kinds):
     """Everything alive of these classes, known to the garbage collector."""
     return [thing for thing in gc.get_objects() if issubclass(type(thing), kinds)]
 
 
-@pytest.mark.parametrize(
-    "patch, settings", [(ipca, {"identity_weight": 2.0}), (ipca, {"identity_weight": 1.5}), (csa, {})]
-)
-def test_a_run_leaves_no_tensor_and_no_view_of_a_call(host, graph, patch, settings):
+PATCHES = {
+    "IPCA 2": lambda graph, host, maker, model: ipca(graph, model),
+    "IPCA 1.5": lambda graph, host, maker, model: ipca(graph, model, identity_weight=1.5),
+    "CSA": lambda graph, host, maker, model: csa(graph, model),
+    "StoryMaker": lambda graph, host, maker, model: apply(
+        graph, host, model, maker, someone(host, 1), lora_strength=0.0, regions=[torch.ones(1, 8, 8)]
+    ),
+}
+
+
+@pytest.mark.parametrize("patch", PATCHES)
+def test_a_run_leaves_no_tensor_and_no_view_of_a_call(host, graph, maker, patch):
     sampling, unet_call = host.pack("attention.sampling"), host.pack("attention.unet_call")
     ours = (sampling.LayerAttention, sampling.StoryRun, unet_call.UNetCall, unet_call.SamplerCall)
+    ours = (*ours, host.pack("attention.storymaker").Group)
     parts = build(graph)
-    sample(graph, parts, "latent", model=patch(graph, parts["model"], **settings))
+    sample(graph, parts, "latent", model=PATCHES[patch](graph, host, maker, parts["model"]))
 
     def run():
         host.run(graph, fresh=True).latent.clear()
@@ -77,8 +96,8 @@ def test_a_run_leaves_no_tensor_and_no_view_of_a_call(host, graph, patch, settin
     assert [view for view in objects(*ours) if id(view) not in before] == []
 
 
-@pytest.mark.parametrize("patch", [ipca, csa])
-def test_nothing_is_carried_from_one_unet_call_to_the_next(host, graph, patch):
+@pytest.mark.parametrize("patch", ["IPCA 2", "CSA", "StoryMaker"])
+def test_nothing_is_carried_from_one_unet_call_to_the_next(host, graph, maker, patch):
     sampling = host.pack("attention.sampling")
     parts = build(graph)
     counts = {}
@@ -91,7 +110,7 @@ def test_nothing_is_carried_from_one_unet_call_to_the_next(host, graph, patch):
             gc.collect()
             super().append((len(objects(torch.Tensor)), len(objects(sampling.LayerAttention))))
 
-    for name, model in (("plain", parts["model"]), ("ours", patch(graph, parts["model"]))):
+    for name, model in (("plain", parts["model"]), ("ours", PATCHES[patch](graph, host, maker, parts["model"]))):
         counts[name] = Seen()
         sample(graph, parts, name, steps=3, model=watched(graph, host, model, counts[name]))
     host.run(graph, fresh=True)

@@ -10,15 +10,23 @@ from story_graphs import CSA, FREEU, IPCA, STORY, SVR
 
 PACK = Path(__file__).resolve().parents[2]
 CATALOGUE = [
+    "StoryLoom_ApplyStoryMaker",
+    "StoryLoom_BlendCharacters",
+    "StoryLoom_Character",
     "StoryLoom_ConsistentSelfAttention",
     "StoryLoom_DemoModel",
+    "StoryLoom_DemoStoryMaker",
     "StoryLoom_EmptyLatent",
     "StoryLoom_EncodeOnePrompt",
     "StoryLoom_EncodePerFrame",
     "StoryLoom_FreeU",
     "StoryLoom_IPCA",
     "StoryLoom_JoinBatches",
+    "StoryLoom_LoadCharacter",
+    "StoryLoom_LoadFaceAnalysis",
+    "StoryLoom_LoadStoryMaker",
     "StoryLoom_Page",
+    "StoryLoom_SaveCharacter",
     "StoryLoom_Script",
     "StoryLoom_SplitBatches",
 ]

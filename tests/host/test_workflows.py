@@ -16,10 +16,13 @@ PACK = Path(__file__).resolve().parents[2]
 WORKFLOWS = PACK / "workflows"
 NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
 ONE, TOGETHER, TWO, LONG = REAL = ("One Prompt One Story", "Consistent Characters", "Two Characters", "Long Story")
+PHOTO, PEOPLE, OUTFIT = STORYMAKER = ("Character from a Photo", "Two People", "Change the Outfit")
 BOTH = "Demo - With and Without"
 NOTES = {"MarkdownNote", "Note"}
 """Nodes that exist in the browser only."""
 WIDGETS = {"INT": int, "FLOAT": (int, float), "STRING": str, "BOOLEAN": bool}
+BYPASSED = 4
+"""A node's mode in the browser's format when it hands on what arrives."""
 TITLE = 30
 """Height of the title bar above a node's position."""
 
@@ -42,6 +45,7 @@ def classes(host):
     """NODE_CLASS_MAPPINGS with the stock nodes of the workflows."""
     import nodes
 
+    (host.base / "input").mkdir(exist_ok=True)  # Load Image lists it
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "server", SimpleNamespace(PromptServer=None))  # 0.19 imports it; none runs here
         for name in ("nodes_preview_any", "nodes_images"):
@@ -50,14 +54,36 @@ def classes(host):
     return nodes.NODE_CLASS_MAPPINGS
 
 
+FILES = {
+    "checkpoints": ("sd_xl_base_1.0.safetensors",),
+    "storymaker": ("mask.bin",),
+    "clip_vision": ("CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors",),
+    "controlnet": ("controlnet-openpose-sdxl-1.0.safetensors",),
+    "insightface": ("models/buffalo_l/det_10g.onnx",),
+    "storyloom_characters": ("person.safetensors",),
+}
+PICTURES = ("photo.png", "photo 2.png", "woman.png", "man.png", "clothing.png", "pose.png")
+
+
 @pytest.fixture(scope="module")
 def checkpoints(host, tmp_path_factory):
-    """A checkpoints folder in which the file of the real workflow lies (empty: it is only looked for)."""
+    """Folders in which the files of the real workflows lie (empty: they are only looked for)."""
     import folder_paths
 
-    folder = tmp_path_factory.mktemp("checkpoints")
-    (folder / "sd_xl_base_1.0.safetensors").touch()
-    folder_paths.add_model_folder_path("checkpoints", str(folder))
+    folders = {kind: tmp_path_factory.mktemp(kind) for kind in FILES}
+    files = [folders[kind] / name for kind, names in FILES.items() for name in names]
+    pictures = [host.base / "input" / name for name in PICTURES]
+    for file in (*files, *pictures):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    for kind, folder in folders.items():
+        folder_paths.add_model_folder_path(kind, str(folder))
+    yield
+    for kind, folder in folders.items():
+        folder_paths.folder_names_and_paths[kind][0].remove(str(folder))
+        folder_paths.filename_list_cache.pop(kind, None)
+    for picture in pictures:
+        picture.unlink()
 
 
 def inputs_of(node_class):
@@ -104,7 +130,7 @@ def real_nodes(workflow):
 
 
 def test_all_workflows_are_here_in_both_formats_and_have_a_thumbnail():
-    assert NAMES == sorted([*REAL, *map(demo, REAL), BOTH])
+    assert NAMES == sorted([*REAL, *map(demo, REAL), BOTH, *STORYMAKER, demo(PHOTO)])
     assert NAMES == sorted(path.stem for path in (WORKFLOWS / "api").glob("*.json"))
     for name in NAMES:
         picture = WORKFLOWS / f"{name}.jpg"
@@ -148,7 +174,7 @@ def test_every_link_agrees_at_both_ends_and_no_required_input_is_open(classes, n
     for node in real_nodes(workflow):
         node_class = classes[node["type"]]
         widgets = {key for key, *_ in widgets_of(node_class)}
-        for key in node_class.INPUT_TYPES().get("required", {}):
+        for key in {} if node["mode"] == BYPASSED else node_class.INPUT_TYPES().get("required", {}):
             assert key in widgets or (node["id"], key) in links, f"{node['type']}.{key} is not connected"
 
 
@@ -174,15 +200,31 @@ def test_no_node_lies_on_another_and_groups_hold_whole_nodes(name):
     assert all(apart(a, b) or inside(a, b) for a in boxes.values() for b in groups)
 
 
+def source(workflow, links, number, name):
+    """(node, output) whose value arrives at an input, through bypassed nodes as the browser goes, or None."""
+    link = links.get((number, name))
+    if link is None:
+        return None
+    node = next(node for node in workflow["nodes"] if node["id"] == link[0])
+    if node["mode"] != BYPASSED:
+        return link
+    kind = node["outputs"][link[1]]["type"]
+    through = (i["name"] for i in node["inputs"] if i["type"] == kind and i["link"] is not None)
+    found = next(through, None)
+    return None if found is None else source(workflow, links, node["id"], found)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_both_formats_describe_the_same_graph(classes, name):
     workflow, prompt = read(name), api(name)
     links = links_of(workflow)
     expected = {}
     for node in real_nodes(workflow):
+        if node["mode"] == BYPASSED:
+            continue
         values = values_of(node, classes[node["type"]])
         values.pop("control_after_generate", None)
-        linked = {i["name"]: links.get((node["id"], i["name"])) for i in node["inputs"]}
+        linked = {i["name"]: source(workflow, links, node["id"], i["name"]) for i in node["inputs"]}
         joined = {key: [str(link[0]), link[1]] for key, link in linked.items() if link}
         expected[str(node["id"])] = (node["type"], {**values, **joined})
     assert {number: (node["class_type"], node["inputs"]) for number, node in prompt.items()} == expected
@@ -192,7 +234,7 @@ def test_both_formats_describe_the_same_graph(classes, name):
 def test_comfyui_accepts_it(host, classes, checkpoints, name):
     outputs = host.validate(api(name))
     kinds = {api(name)[number]["class_type"] for number in outputs}
-    shown = {TWO: {"PreviewImage"}, demo(TWO): {"PreviewImage"}, BOTH: set()}
+    shown = {**dict.fromkeys((TWO, demo(TWO), PEOPLE), {"PreviewImage"}), BOTH: set()}
     assert kinds == {"SaveImage"} | shown.get(name, {"PreviewImage", "PreviewAny"})
 
 
@@ -218,19 +260,80 @@ def test_a_demo_is_the_same_graph_with_the_demo_model(name):
     assert sorted(exchanged.get(kind, kind) for kind in real if kind != "StoryLoom_FreeU") == played
 
 
+@pytest.mark.parametrize("name", STORYMAKER)
+def test_those_with_storymaker_name_their_files_and_have_the_published_settings(name):
+    told = [model for node in real_nodes(read(name)) for model in node["properties"].get("models", ())]
+    expected = {(kind, file) for kind in ("checkpoints", "storymaker", "clip_vision") for file in FILES[kind]}
+    if name == OUTFIT:
+        expected |= {("controlnet", file) for file in FILES["controlnet"]}
+    assert {(model["directory"], model["name"]) for model in told} == expected
+    assert all(
+        model["url"].startswith("https://huggingface.co/") and "/resolve/main/" in model["url"] for model in told
+    )
+    loaders = [node for node in real_nodes(read(name)) if node["properties"].get("models")]
+    assert all(node["widgets_values"][0] == node["properties"]["models"][0]["name"] for node in loaders)
+    by_kind = {node["class_type"]: node["inputs"] for node in api(name).values()}
+    sampler = {key: by_kind["KSampler"][key] for key in ("steps", "cfg", "sampler_name", "denoise")}
+    assert sampler == {"steps": 25, "cfg": 7.5, "sampler_name": "uni_pc_bh2", "denoise": 1.0}
+    apply = by_kind["StoryLoom_ApplyStoryMaker"]
+    assert (apply["token_strength"], apply["lora_strength"]) == (0.8, 0.8)
+    latent = by_kind["EmptyLatentImage" if name == OUTFIT else "StoryLoom_EmptyLatent"]
+    assert (latent["width"], latent["height"]) == (960, 1280)
+
+
+@pytest.mark.parametrize("name", STORYMAKER)
+def test_face_analysis_waits_bypassed_so_that_they_run_without_it(name):
+    modes = {node["type"]: node["mode"] for node in real_nodes(read(name))}
+    assert modes["StoryLoom_LoadFaceAnalysis"] == BYPASSED
+    ready = [node["inputs"] for node in api(name).values() if node["class_type"] == "StoryLoom_Character"]
+    assert ready and not any("face_analysis" in inputs for inputs in ready)
+
+
+def test_the_photo_s_bypassed_nodes_hand_its_character_on():
+    prompt = api(PHOTO)
+    kinds = {node["class_type"]: node["inputs"] for node in prompt.values()}
+    assert prompt[kinds["StoryLoom_ApplyStoryMaker"]["character_1"][0]]["class_type"] == "StoryLoom_Character"
+    bypassed = {node["type"] for node in real_nodes(read(PHOTO)) if node["mode"] == BYPASSED}
+    assert {"StoryLoom_BlendCharacters", "StoryLoom_SaveCharacter", "StoryLoom_LoadCharacter"} <= bypassed
+
+
+def test_two_people_bear_the_names_of_the_script():
+    nodes = api(PEOPLE).values()
+    script = next(node["inputs"] for node in nodes if node["class_type"] == "StoryLoom_Script")
+    people = [node["inputs"]["name"] for node in nodes if node["class_type"] == "StoryLoom_Character"]
+    assert len(people) == 2 and all(f"[{name}]" in script["identity"] for name in people)
+    assert any(all(f"[{name}]" in line for name in people) for line in script["frames"].splitlines())
+
+
+def test_the_demo_of_the_photo_has_the_same_way_from_character_to_page():
+    """It makes its photo itself and needs no file."""
+    real, played = (sorted(node["class_type"] for node in api(file).values()) for file in (PHOTO, demo(PHOTO)))
+    exchanged = {
+        "CheckpointLoaderSimple": "StoryLoom_DemoModel",
+        "StoryLoom_LoadStoryMaker": "StoryLoom_DemoStoryMaker",
+    }
+    kept = {exchanged.get(kind, kind) for kind in real} - {"LoadImage", "CLIPVisionLoader"}
+    photo = {"CLIPTextEncode", "EmptyLatentImage", "ConditioningZeroOut"}
+    assert set(played) == kept | photo
+    note = next(node for node in read(demo(PHOTO))["nodes"] if node["type"] == "MarkdownNote")
+    assert "random numbers that mean nothing" in note["widgets_values"][0]
+
+
 def test_every_node_of_the_pack_has_a_place_in_a_workflow(classes):
-    used = {node["class_type"] for name in NAMES for node in api(name).values()}
+    used = {node["type"] for name in NAMES for node in real_nodes(read(name))}
     assert {kind for kind in classes if kind.startswith("StoryLoom_")} <= used
 
 
-@pytest.mark.parametrize("name", [demo(ONE), demo(TOGETHER), demo(TWO)])
+@pytest.mark.parametrize("name", [demo(ONE), demo(TOGETHER), demo(TWO), demo(PHOTO)])
 def test_a_demo_draws_one_page_of_four_frames(host, classes, name):
     import folder_paths
     from PIL import Image
 
     prompt = api(name)
     kinds = {node["class_type"]: node["inputs"] for node in prompt.values()}
-    kinds["KSampler"]["steps"] = 2
+    for node in prompt.values():
+        if node["class_type"] == "KSampler":
+            node["inputs"]["steps"] = 2
     folder = Path(folder_paths.get_output_directory()) / "StoryLoom"
     before = set(folder.glob("*"))
     graph = type("Prompt", (dict,), {})(prompt)
@@ -243,6 +346,42 @@ def test_a_demo_draws_one_page_of_four_frames(host, classes, name):
     assert width == 2 * panel + 5 * gap, "two panels, a gap between them and margins of two gaps"
     assert 2 * panel + 5 * gap < height < 2 * panel + 5 * gap + panel // 2, "captions below the panels"
     assert colours > 50, "the panels are pictures"
+
+
+def painted(place, seed):
+    """A picture whose middle was painted in the mask editor, which makes it transparent."""
+    from PIL import Image
+
+    pixels = torch.randint(0, 256, (96, 64, 4), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    pixels[..., 3] = 255
+    pixels[16:80, 16:48, 3] = 0
+    Image.fromarray(pixels.numpy(), "RGBA").save(place)
+
+
+@pytest.mark.parametrize("name", STORYMAKER)
+def test_those_with_storymaker_run_with_the_demo_s_models(host, classes, checkpoints, name):
+    import folder_paths
+
+    for seed, picture in enumerate(PICTURES):
+        painted(host.base / "input" / picture, seed)
+    prompt = api(name)
+    number = {node["class_type"]: key for key, node in prompt.items()}
+    prompt[number["CheckpointLoaderSimple"]] = {"class_type": "StoryLoom_DemoModel", "inputs": {}}
+    prompt[number["StoryLoom_LoadStoryMaker"]] = {"class_type": "StoryLoom_DemoStoryMaker", "inputs": {}}
+    control = prompt.pop(number["ControlNetApplyAdvanced"])["inputs"] if name == OUTFIT else {}
+    for node in prompt.values():
+        inputs = node["inputs"]
+        if node["class_type"] == "StoryLoom_Character":
+            inputs["clip_vision"] = [number["StoryLoom_LoadStoryMaker"], 1]
+        if node["class_type"] == "KSampler":
+            inputs |= {"steps": 1, **{key: control.get(key, inputs[key]) for key in ("positive", "negative")}}
+        if {"width", "height"} <= set(inputs):
+            inputs |= {"width": 64, "height": 64}
+    folder = Path(folder_paths.get_output_directory()) / "StoryLoom"
+    before = set(folder.glob("*"))
+    host.run(type("Prompt", (dict,), {})(prompt), fresh=True)
+    (new,) = set(folder.glob("*")) - before
+    assert new.name.startswith("outfit" if name == OUTFIT else "page")
 
 
 def test_the_long_demo_draws_its_batches_with_the_same_anchors_and_joins_them(host, classes):

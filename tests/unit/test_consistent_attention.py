@@ -398,11 +398,11 @@ def test_of_two_nodes_the_one_nearer_to_the_sampler_counts():
 
 
 def test_frames_share_when_somebody_is_in_both_or_nobody_knows():
-    fox, both, empty, unknown = (Image(0, c) for c in (FOX, BOTH, NOBODY, None))
+    fox, both, empty, unknown = (Image(0, c, 0) for c in (FOX, BOTH, NOBODY, None))
     assert fox.shares_a_character(both) and unknown.shares_a_character(unknown)
     assert not empty.shares_a_character(empty) and not fox.shares_a_character(empty)
-    assert batch_images(story(FOX, CROW, frames=(3, 8)), [1, 0]) == [Image(8, CROW), Image(3, FOX)]
-    assert batch_images(None, [2]) == [Image(2, None)]
+    assert batch_images(story(FOX, CROW, frames=(3, 8)), [1, 0]) == [Image(8, CROW, 1), Image(3, FOX, 0)]
+    assert batch_images(None, [2]) == [Image(2, None, 2)]
 
 
 def test_steps_are_known_by_the_nearest_noise_level():

@@ -372,6 +372,25 @@ def test_an_evaluation_announces_its_conditionings_to_its_calls():
     }
 
 
+def test_what_asks_for_the_picture_is_known_by_its_guiders_name_for_it():
+    """Also in a copy that another node made, and where the host put a copy with the same uuid into the other list."""
+    names = ("positive", "negative", "empty_negative_prompt", "middle", "cond_2")
+    conds = {name: [encoded(uuid=name), encoded(uuid="region")] for name in names}
+    marked, _ = sample([IdentityPreserving(2.0, 0.0, 1.0, {})], conds)
+    groups = [*([dict(cond) for cond in group] for group in marked.values()), [encoded(uuid="stranger")]]
+    options, seen = {"transformer_options": {}}, {}
+
+    def executor(model, conds, x, timestep, model_options):
+        seen.update(model_options["transformer_options"])
+
+    StoryRun((), attend).evaluate(executor, None, groups, torch.zeros(2, 4, 8, 8), torch.ones(2), options)
+    asks = dict(enumerate([True, False, False, False, True, False]))
+    found = {key: known.positive for key, known in seen[KEY].conditionings.items()}
+    assert len(found) == 11 and found == {(number, uuid): asks[number] for number, uuid in found}
+    unknown = read_call(seen | {"uuids": ["nobody's"], "cond_or_uncond": [0]}, 2)
+    assert unknown.chunks[0].conditioning.positive is False
+
+
 def sample(patches, conds, images=2, sigmas=(10.0, 5.0, 0.0)):
     """A sampling run up to the sampler: the conditionings and the model options that it is given."""
     model_sampling = SimpleNamespace(percent_to_sigma=lambda percent: 10 * (1 - percent))

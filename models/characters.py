@@ -1,0 +1,261 @@
+"""A character as StoryMaker sees it: the features of a picture, blends of several, and the files that hold them.
+
+A file is a safetensors file with the metadata `format` ("storyloom-character"), `version`, `name` and `shares` (a JSON
+list, one number per part) and the tensors `picture` and, for every part k, `k.id_embed` and `k.face`, if it has a face,
+and `k.character`, if it has an appearance.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import unicodedata
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from .crops import SIDE
+
+IDENTITY = (512,)
+FEATURES = (257, 1280)
+FORMAT, VERSION = "storyloom-character", "1"
+SUFFIX = ".safetensors"
+
+MAX_PARTS = 64
+MAX_PICTURE = MAX_PARTS * SIDE
+"""Largest height and width of a preview: a row per part."""
+MAX_NAME = 200
+"""Longest file name in bytes, without the suffix."""
+RESERVED = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$", *(f"{d}{n}" for d in ("COM", "LPT") for n in "0123456789")}
+"""Names that Windows keeps for devices, whatever follows after a dot."""
+
+
+class CharacterFileError(ValueError):
+    """A file is no character, or a damaged one; the message is one sentence for the user."""
+
+
+@dataclass(frozen=True, eq=False)
+class CharacterFeatures:
+    """What one picture tells of a character. All float32 on the CPU, zeros for what is absent.
+
+    id_embed       [512], the face's identity vector: of length 1, or zeros where it is not known
+    face           [257, 1280], penultimate CLIP ViT-H features of the face
+    character      [257, 1280], the same of the whole character, or of the clothes in its place
+    has_face       whether id_embed and face are to be used
+    has_character  whether character is to be used
+    """
+
+    id_embed: Tensor
+    face: Tensor
+    character: Tensor
+    has_face: bool
+    has_character: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Character:
+    """Someone who may appear in a story.
+
+    name     as in the story script, or ""
+    parts    features and their shares, which are above 0 and sum to 1; more than one in a blend
+    picture  [H, W, 3] in 0..1, what the image encoder saw of it: a row per part, the face before the character
+    """
+
+    name: str
+    parts: tuple[tuple[CharacterFeatures, float], ...]
+    picture: Tensor
+
+
+def features_of(face: tuple[Tensor, Tensor] | None, character: Tensor | None) -> CharacterFeatures:
+    """Features of what is there. face: the identity vector [512] and the features [257, 1280], or None."""
+    id_embed, seen = face or (torch.zeros(IDENTITY), torch.zeros(FEATURES))
+    whole = torch.zeros(FEATURES) if character is None else character
+    return CharacterFeatures(id_embed, seen, whole, face is not None, character is not None)
+
+
+def unit_identity(vector: object) -> Tensor:
+    """512 numbers (tensor, array or list, of any shape) as an identity vector [512] of length 1.
+
+    Raises ValueError when they are not 512 finite numbers of which one at least is not 0.
+    """
+    try:
+        found = vector.detach().cpu() if isinstance(vector, Tensor) else np.asarray(vector, dtype=np.float64)
+        numbers = torch.as_tensor(found).double().flatten()
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(
+            f"A face embedding is 512 numbers, got {type(vector).__name__}: connect what a face recogniser returns."
+        ) from None
+    if numbers.shape != IDENTITY:
+        raise ValueError(f"A face embedding is 512 numbers, got {numbers.numel()}: use an ArcFace recogniser's.")
+    length = numbers.norm()
+    if not (length.isfinite() and length > 0):
+        raise ValueError("The face embedding holds no usable numbers (NaN, infinity, or only zeros): compute it again.")
+    return (numbers / length).float()
+
+
+def blend(first: Character, second: Character, ratio: float, name: str) -> Character:
+    """A character between two: 0 is the first, 1 the second. A blend of blends is one list of parts.
+
+    What is mixed is the tokens that the adapter makes of each part, so shares multiply.
+    """
+    sides = [(side, share) for side, share in ((first, 1 - ratio), (second, ratio)) if share > 0]
+    parts = tuple((features, share * own) for side, share in sides for features, own in side.parts)
+    if len(parts) > MAX_PARTS:
+        raise ValueError(
+            f"A blend holds at most {MAX_PARTS} pictures, this one has {len(parts)}: mix fewer characters."
+        )
+    return Character(name, parts, _stacked([side.picture for side, _ in sides]))
+
+
+def _stacked(pictures: Sequence[Tensor]) -> Tensor:
+    """Images one below the other, narrower ones with white beside them."""
+    width = max(picture.shape[1] for picture in pictures)
+    pad = torch.nn.functional.pad
+    return torch.cat([pad(picture, (0, 0, 0, width - picture.shape[1]), value=1.0) for picture in pictures])
+
+
+def file_stem(name: str) -> str:
+    """A name as that of a file in a given folder, without the suffix.
+
+    Raises ValueError when it would leave the folder or is no file name on one of the usual systems.
+    """
+    stem = name.strip().removesuffix(SUFFIX)
+    if not stem:
+        raise ValueError("The character has no name for its file: type one into file_name.")
+    forbidden = sorted({c for c in stem if c in '/\\:*?"<>|' or unicodedata.category(c) in ("Cc", "Cs")})
+    if forbidden:
+        signs = " ".join(c if c.isprintable() else ascii(c)[1:-1] for c in forbidden)
+        raise ValueError(f"The file name {_quoted(stem)} holds {signs}, which file names may not: leave it out.")
+    if stem.startswith(".") or stem.endswith((".", " ")):
+        raise ValueError(f"The file name {_quoted(stem)} may not begin with a dot, nor end with one or with a space.")
+    if stem.partition(".")[0].rstrip().upper() in RESERVED:
+        raise ValueError(f"The file name {_quoted(stem)} is that of a device on Windows: choose another.")
+    if len(stem.encode()) > MAX_NAME:
+        raise ValueError(f"The file name has {len(stem.encode())} bytes, at most {MAX_NAME} are possible: shorten it.")
+    return stem
+
+
+def _quoted(text: str) -> str:
+    """A text in quotes, shortened, with signs that do not print written out."""
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return f'"{shown[:60]}{"..." if len(shown) > 60 else ""}"'
+
+
+def free_path(path: Path) -> Path:
+    """The path itself where nothing lies there, else the first free one of name_2, name_3 and so on."""
+    stem, number = path.stem, 2
+    while os.path.lexists(path):
+        path = path.with_name(f"{stem}_{number}{path.suffix}")
+        number += 1
+    return path
+
+
+def save_character(path: Path, character: Character) -> None:
+    """Write a character's file, whole or not at all; a file or link at `path` is replaced, never written through."""
+    tensors = {"picture": (character.picture.clamp(0, 1) * 255).round().to(torch.uint8)}
+    for number, (features, _) in enumerate(character.parts):
+        if features.has_face:
+            tensors |= {f"{number}.id_embed": features.id_embed, f"{number}.face": features.face}
+        if features.has_character:
+            tensors[f"{number}.character"] = features.character
+    shares = [share for _, share in character.parts]
+    metadata = {"format": FORMAT, "version": VERSION, "name": character.name, "shares": json.dumps(shares)}
+    content = save({key: value.contiguous() for key, value in tensors.items()}, metadata)
+    unfinished = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        unfinished.write_bytes(content)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def load_character(path: Path) -> Character:
+    """Read a character's file. Raises CharacterFileError when it is not one, whatever it is called."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise _Refused("it is a safetensors file of another kind")
+            if metadata.get("version") != VERSION:
+                raise _Refused(f"its version is {_quoted(metadata.get('version', ''))}, and this StoryLoom knows 1")
+            shares = _shares(metadata.get("shares", ""))
+            names = set(file.keys())
+            parts = tuple((_features(file, names, number), share) for number, share in enumerate(shares))
+            picture = _picture(file, names)
+            if names:
+                raise _Refused(f"it holds {_quoted(min(names))}, which belongs to no part")
+            return Character(metadata.get("name", ""), parts, picture)
+    except _Refused as reason:
+        raise _error(path, reason) from None
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise _error(path, f"it is damaged, incomplete or of another kind ({error})") from error
+
+
+class _Refused(Exception):
+    """Why a file is no character, as a clause."""
+
+
+def _error(path: Path, reason: object) -> CharacterFileError:
+    return CharacterFileError(
+        f"{Path(path).name} cannot be read as a character, for {reason}: save the character anew."
+    )
+
+
+def _shares(text: str) -> list[float]:
+    """The shares of a file's parts, from its metadata."""
+    try:
+        shares = json.loads(text)
+    except (ValueError, RecursionError):
+        shares = None
+    if isinstance(shares, list) and 0 < len(shares) <= MAX_PARTS:
+        within = all(type(share) in (int, float) and 0 < share <= 1 for share in shares)
+        if within and math.isclose(sum(shares), 1, abs_tol=1e-6):
+            return [float(share) for share in shares]
+    raise _Refused("the shares of its parts are not positive numbers that sum to 1")
+
+
+def _features(file: safe_open, names: set[str], number: int) -> CharacterFeatures:
+    """The features of a file's part; takes its tensors' names out of `names`."""
+    shapes = {"id_embed": IDENTITY, "face": FEATURES, "character": FEATURES}
+    present = {key: f"{number}.{key}" for key in shapes if f"{number}.{key}" in names}
+    if ("id_embed" in present) != ("face" in present) or not present:
+        raise _Refused(f"part {number} lacks what belongs to a face or an appearance")
+    found = {key: _numbers(file, name, shapes[key]) for key, name in present.items()}
+    names -= set(present.values())
+    if "face" not in found:
+        return features_of(None, found["character"])
+    length = found["id_embed"].norm().item()
+    if length and not math.isclose(length, 1, abs_tol=1e-3):
+        raise _Refused(f"the identity vector of part {number} has the length {length:.3g} instead of 1")
+    return features_of((found["id_embed"], found["face"]), found.get("character"))
+
+
+def _numbers(file: safe_open, name: str, shape: tuple[int, ...]) -> Tensor:
+    """A tensor of a file in float32, after a look at its shape, its type and its values."""
+    entry = file.get_slice(name)
+    if tuple(entry.get_shape()) != shape or entry.get_dtype() not in ("F16", "BF16", "F32"):
+        raise _Refused(f"{name} is {entry.get_dtype()} {entry.get_shape()} instead of floats {list(shape)}")
+    tensor = file.get_tensor(name).to(torch.float32, copy=True)  # not a view of the file, which may be replaced
+    if not tensor.isfinite().all():
+        raise _Refused(f"{name} holds NaN or infinity")
+    return tensor
+
+
+def _picture(file: safe_open, names: set[str]) -> Tensor:
+    """The preview of a file; takes its name out of `names`."""
+    if "picture" not in names:
+        raise _Refused("its preview is missing")
+    names.discard("picture")
+    entry = file.get_slice("picture")
+    shape = entry.get_shape()
+    if entry.get_dtype() != "U8" or len(shape) != 3 or shape[2] != 3 or not all(0 < n <= MAX_PICTURE for n in shape):
+        raise _Refused(f"its preview is {entry.get_dtype()} {shape} instead of 8-bit [height, width, 3]")
+    return file.get_tensor("picture").float() / 255

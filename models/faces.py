@@ -1,0 +1,191 @@
+"""Faces in a photograph: where they are, whose they are, and how StoryMaker sees them. A thin layer over InsightFace.
+
+InsightFace and onnxruntime are optional and imported when a pack of face models is loaded. The library is under the MIT
+licence; the model packs that its authors distribute are for non-commercial research only. Nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .characters import unit_identity
+from .crops import SIDE, choose_face, stretched
+
+PROVIDERS = {
+    "CPU": "CPUExecutionProvider",
+    "CUDA": "CUDAExecutionProvider",
+    "DirectML": "DmlExecutionProvider",
+    "CoreML": "CoreMLExecutionProvider",
+    "OpenVINO": "OpenVINOExecutionProvider",
+    "ROCm": "ROCMExecutionProvider",
+}
+"""onnxruntime's name of every place where the models may run."""
+DETECTION_SIDES = (640, 320, 160)
+"""Sizes at which faces are looked for, until one is found: the published one, then smaller ones, for close-ups."""
+PLACE = "ComfyUI/models/insightface/models/<name of the pack>/"
+
+
+class FaceAnalysisError(ValueError):
+    """Face analysis is not possible; the message is one sentence for the user."""
+
+
+@dataclass(frozen=True, eq=False)
+class Face:
+    """A face in a picture. box: [4] left, top, right, bottom; landmarks: [5, 2] x, y of eyes, nose, mouth's corners."""
+
+    box: np.ndarray
+    landmarks: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class FacePart:
+    """What is known of a character's face. id_embed: [512] of length 1, or zeros; crop: [224, 224, 3] 8-bit RGB."""
+
+    id_embed: Tensor
+    crop: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class FaceAnalysis:
+    """A face detector and an ArcFace recogniser, both InsightFace's model objects."""
+
+    detector: Any
+    recogniser: Any
+
+    def find(self, picture: np.ndarray) -> tuple[list[Face], int]:
+        """The faces in a picture [H, W, 3] of 8-bit RGB, and the size at which they were found.
+
+        A detector overlooks faces that fill the picture: where nothing is found at 640 x 640, it looks again at half
+        and at a quarter of that, in which such a face has the usual size.
+        """
+        bgr, (height, width) = _bgr(picture), picture.shape[:2]
+        for side in DETECTION_SIDES:
+            if min(height, width) * side < max(height, width):
+                break  # less than one pixel of the shorter side would be left
+            boxes, landmarks = self.detector.detect(bgr, input_size=(side, side))
+            if len(boxes):
+                if landmarks is None:
+                    raise FaceAnalysisError(
+                        "The detector of this face pack finds no eyes and mouths, which aligning a face needs: "
+                        "use another pack, such as buffalo_l."
+                    )
+                return [Face(box[:4], points) for box, points in zip(boxes, landmarks, strict=True)], side
+        return [], DETECTION_SIDES[-1]
+
+    def id_embed(self, picture: np.ndarray, face: Face) -> Tensor:
+        """The identity vector [512] of a face in a picture [H, W, 3] of 8-bit RGB, of length 1."""
+        from insightface.app.common import Face as LibraryFace
+
+        known = LibraryFace(bbox=face.box, kps=face.landmarks)
+        self.recogniser.get(_bgr(picture), known)
+        return unit_identity(known.normed_embedding)
+
+    def crop(self, picture: np.ndarray, face: Face) -> np.ndarray:
+        """A face [224, 224, 3], turned and scaled so that eyes, nose and mouth lie where ArcFace has them, times two.
+
+        picture: [H, W, 3] 8-bit RGB, whole and unmasked, as published; what lies outside it is black.
+        """
+        from insightface.utils import face_align
+
+        return face_align.norm_crop(picture, landmark=face.landmarks, image_size=SIDE)
+
+
+def _bgr(picture: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(picture[..., ::-1])
+
+
+def face_packs(folders: Iterable[str | Path]) -> dict[str, Path]:
+    """Model packs by name: the subfolders of `models` in these folders that hold .onnx files."""
+    found: dict[str, Path] = {}
+    for folder in folders:
+        for pack in sorted(Path(folder).glob("models/*")):
+            if any(pack.glob("*.onnx")):
+                found.setdefault(pack.name, pack)
+    return found
+
+
+def load_face_analysis(folder: Path, provider: str) -> FaceAnalysis:
+    """Load the detector and the recogniser of a model pack. provider: one of PROVIDERS.
+
+    Raises FaceAnalysisError when the pack, InsightFace, or the provider is missing, or the pack's files are of no use.
+    """
+    if not any(folder.glob("*.onnx")):  # InsightFace would try to download them
+        raise FaceAnalysisError(f"{folder} holds no .onnx files: put those of a face pack into {PLACE}.")
+    try:
+        import onnxruntime
+        from insightface.app import FaceAnalysis as Library
+    except ImportError as error:
+        raise FaceAnalysisError(
+            f"Face analysis needs InsightFace, which cannot be imported ({error}): run 'pip install insightface "
+            f"onnxruntime' with ComfyUI's own Python, and put a face pack's .onnx files into {PLACE} (the packs that "
+            "InsightFace offers are for non-commercial research only)."
+        ) from error
+    available = onnxruntime.get_available_providers()
+    if PROVIDERS[provider] not in available:
+        usable = [name for name, full in PROVIDERS.items() if full in available]
+        raise FaceAnalysisError(
+            f"onnxruntime cannot run on {provider} here, only on {', '.join(usable)}: choose one of these, or install "
+            "the onnxruntime package that has it, such as onnxruntime-gpu for CUDA."
+        )
+    needed = ["detection", "recognition"]
+    try:
+        library = Library(
+            name=str(folder.resolve()),
+            root=str(folder.resolve().parent.parent),
+            allowed_modules=needed,
+            providers=list(dict.fromkeys([PROVIDERS[provider], PROVIDERS["CPU"]])),
+        )
+        library.prepare(ctx_id=0, det_size=(DETECTION_SIDES[0], DETECTION_SIDES[0]))
+        detector, recogniser = (library.models[task] for task in needed)
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise FaceAnalysisError(
+            f"{folder} is no face pack with a detector and a recogniser, or a damaged one ({reason}): put all .onnx "
+            f"files of a pack such as buffalo_l into {PLACE}."
+        ) from error
+    return FaceAnalysis(detector, recogniser)
+
+
+def read_face(
+    picture: np.ndarray,
+    mask: np.ndarray | None,
+    analysis: FaceAnalysis | None,
+    crop: np.ndarray | None,
+    id_embed: Tensor | None,
+) -> tuple[FacePart | None, str]:
+    """The face of a character and a clause that says where it comes from, or None and a clause that says why not.
+
+    picture   [H, W, 3], mask [H, W] or None for all of it; crop [h, w, 3]: all 8-bit
+    analysis  finds the face: in the crop if there is one, else in the picture
+    crop      taken as it is, instead of an aligned one
+    id_embed  [512], instead of what the analysis reads
+    """
+    if analysis is None and crop is None:
+        return None, "neither face_analysis nor face_crop is connected"
+    unknown = torch.zeros(512) if id_embed is None else id_embed
+    whose = "its identity is not known" if id_embed is None else "its identity is face_embedding"
+    if analysis is None:
+        return FacePart(unknown, stretched(crop)), f"face_crop, {whose}"
+    shown, within = (picture, mask) if crop is None else (crop, None)
+    faces, side = analysis.find(shown)
+    chosen = choose_face(np.array([face.box for face in faces]).reshape(-1, 4), within)
+    if chosen is None and crop is not None:
+        return FacePart(unknown, stretched(crop)), f"face_crop, in which no face was found, so {whose}"
+    if chosen is None:
+        return None, f"none of the {len(faces)} found lies in the mask" if faces else "no face was found"
+    face = faces[chosen]
+    width, height = (round(float(length)) for length in face.box[2:] - face.box[:2])
+    place = "in face_crop" if crop is not None else "inside the mask" if mask is not None else "in the image"
+    source = f"the largest {place}, {width} x {height} pixels, of {len(faces)} found"
+    if side != DETECTION_SIDES[0]:
+        source += f" at detection size {side}"
+    if id_embed is None:
+        id_embed = analysis.id_embed(shown, face)
+    return FacePart(id_embed, analysis.crop(shown, face) if crop is None else stretched(crop)), source

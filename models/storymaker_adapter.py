@@ -1,0 +1,105 @@
+"""StoryMaker's weights at work: image tokens of characters, and what each layer of the UNet makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .characters import Character
+from .ppr import CHARACTERS, PositionalPerceiverResampler
+from .storymaker import Key, StoryMakerWeights
+
+
+class StoryMakerAdapter(nn.Module):
+    """The network that makes tokens and the projections of 70 cross-attention layers, sized as the weights are.
+
+    operations: a namespace with Linear and LayerNorm, like torch.nn, that gives layers to load and to cast. The weights
+    are taken as they are, not copied.
+    """
+
+    def __init__(self, weights: StoryMakerWeights, operations: Any = nn):
+        super().__init__()
+        ppr = weights.ppr
+        self.ppr = PositionalPerceiverResampler(
+            width=ppr["pos_embed"].shape[-1],
+            image_width=ppr["resample.latents"].shape[-1],
+            id_width=ppr["proj.0.weight"].shape[-1],
+            depth=sum(name.startswith("resample.layers.") and name.endswith(".0.to_q.weight") for name in ppr),
+            dtype=ppr["pos_embed"].dtype,
+            device="meta",
+            operations=operations,
+        )
+        self.projections = nn.ModuleDict()
+        tensors = {f"ppr.{name}": tensor for name, tensor in ppr.items()}
+        for key, pair in weights.image_kv.items():
+            for which, matrix in zip("kv", pair, strict=True):
+                width, context = matrix.shape
+                self.projections[f"{_name(key)}_{which}"] = operations.Linear(
+                    context, width, bias=False, dtype=matrix.dtype, device="meta"
+                )
+                tensors[f"projections.{_name(key)}_{which}.weight"] = matrix
+        self.load_state_dict(tensors, assign=True)
+        self.requires_grad_(False)
+        self.widths = {key: k.shape[0] for key, (k, _) in weights.image_kv.items()}
+        """Channels of the layers that it is for."""
+        self.context = next(iter(weights.image_kv.values()))[0].shape[1]
+        """Width of its tokens and of the text that it was trained beside."""
+
+    def check_characters(self, characters: Sequence[Character]) -> None:
+        """Raise ValueError when somebody's features have not the widths of this adapter."""
+        face, picture = self.ppr.id_width, self.ppr.image_width
+        for character in characters:
+            for features, _ in character.parts:
+                found = {features.face.shape[-1], features.character.shape[-1]}
+                if features.id_embed.shape != (face,) or found != {picture}:
+                    told = " and ".join(f"{width}" for width in sorted(found))
+                    raise ValueError(
+                        f'The character "{character.name}" has a face vector of {len(features.id_embed)} numbers and '
+                        f"features of width {told}, and this adapter needs {face} and {picture}: make the character "
+                        "with Character from image."
+                    )
+
+    def tokens(
+        self,
+        characters: Sequence[Character],
+        face_strength: float,
+        appearance_strength: float,
+        device: torch.device,
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens [1, 20 * (B + 1), context] in float32 of B characters for the picture, and for what guidance leads
+        away from: those of nobody's features.
+
+        Each character's place is its number. A blend is the mean of its pictures' tokens by their shares, so it is
+        linear. Faces and appearances that a character lacks are left out, as training left them out at times. Raises
+        ValueError unless there are 1 to 3 characters.
+        """
+        if not 1 <= len(characters) <= CHARACTERS:
+            raise ValueError(f"StoryMaker draws 1 to {CHARACTERS} characters in one picture, got {len(characters)}.")
+        own = []
+        for place, character in enumerate(characters):
+            features, shares = zip(*character.parts, strict=True)
+            asked = [
+                torch.stack([getattr(each, name) for each in features]).to(device, torch.float32)
+                for name in ("id_embed", "character", "face")
+            ]
+            strengths = (
+                torch.tensor([face_strength * each.has_face for each in features]),
+                torch.tensor([appearance_strength * each.has_character for each in features]),
+            )
+            tokens = self.ppr.character_tokens(*asked, *strengths, positions=[place] * len(features))
+            own.append(torch.einsum("p,pnc->nc", torch.tensor(shares).to(tokens), tokens))
+        return (
+            self.ppr.with_background(torch.stack(own)),
+            self.ppr.unconditional(len(characters), dtype=torch.float32, device=device),
+        )
+
+    def keys_values(self, layer: Key, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [1, M, C] of one layer for tokens [1, M, context]."""
+        return tuple(self.projections[f"{_name(layer)}_{which}"](tokens) for which in "kv")
+
+
+def _name(key: Key) -> str:
+    return "_".join(map(str, key))

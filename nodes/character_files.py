@@ -1,0 +1,143 @@
+"""Characters that are there already: blends of two, and files."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import folder_paths
+from comfy_api.latest import io
+
+from ..models import characters
+from .folders import files_in
+from .types import Character as CharacterType
+
+FOLDER = "storyloom_characters"
+
+# Saved to the output folder, which is also one of those that are loaded from: as ComfyUI does with models it saves.
+for parent in (folder_paths.models_dir, folder_paths.get_output_directory()):
+    folder_paths.add_model_folder_path(FOLDER, os.path.join(parent, FOLDER))
+folder_paths.folder_names_and_paths[FOLDER][1].add(characters.SUFFIX)
+
+
+def character_output() -> io.Output:
+    return CharacterType.Output(
+        "character", display_name="CHARACTER", tooltip="The character, for the StoryMaker and other character nodes."
+    )
+
+
+def preview_output() -> io.Output:
+    return io.Image.Output(
+        "preview", display_name="preview", tooltip="What the adapter sees of it: the face, then the character on white."
+    )
+
+
+class BlendCharacters(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="StoryLoom_BlendCharacters",
+            display_name="Blend characters",
+            category="StoryLoom/character",
+            description=(
+                "A character between two others. Several pictures of one person can be mixed in this way as well, and "
+                "blends can be blended again."
+            ),
+            search_aliases=["mix characters", "interpolate", "morph", "average faces", "StoryMaker"],
+            inputs=[
+                CharacterType.Input("first", tooltip="The character at ratio 0."),
+                CharacterType.Input("second", tooltip="The character at ratio 1."),
+                io.Float.Input(
+                    "ratio",
+                    default=0.5,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="How much of the second: 0 is the first alone, 0.5 both alike, 1 the second alone.",
+                ),
+                io.String.Input("name", default="", tooltip="The blend's name as in the story script. Empty: no name."),
+            ],
+            outputs=[character_output(), preview_output()],
+        )
+
+    @classmethod
+    def execute(cls, first, second, ratio, name) -> io.NodeOutput:
+        character = characters.blend(first, second, ratio, name.strip())
+        return io.NodeOutput(character, character.picture[None].clone())
+
+
+class SaveCharacter(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="StoryLoom_SaveCharacter",
+            display_name="Save character",
+            category="StoryLoom/character",
+            description=(
+                "Saves a character to output/storyloom_characters, about 3 MB, so that Load character has it in "
+                "later sessions without the picture and the encoders."
+            ),
+            search_aliases=["export character", "save embeds", "store character", "StoryMaker"],
+            is_output_node=True,
+            inputs=[
+                CharacterType.Input("character", tooltip="The character to save."),
+                io.String.Input(
+                    "file_name",
+                    default="",
+                    tooltip="The file's name without folder and ending. Empty: the character's own name.",
+                ),
+                io.Boolean.Input(
+                    "overwrite",
+                    default=False,
+                    tooltip="On: a file of that name is replaced. Off: it stays, and a number is added to the new one.",
+                ),
+            ],
+            outputs=[
+                io.String.Output("file", display_name="file", tooltip="The name under which Load character lists it.")
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, file_name=None):
+        try:
+            return not file_name or bool(characters.file_stem(file_name))
+        except ValueError as error:
+            return str(error)
+
+    @classmethod
+    def execute(cls, character, file_name, overwrite) -> io.NodeOutput:
+        folder = Path(folder_paths.get_output_directory(), FOLDER)
+        path = folder / (characters.file_stem(file_name or character.name) + characters.SUFFIX)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = path if overwrite else characters.free_path(path)
+        characters.save_character(path, character)
+        return io.NodeOutput(path.name)
+
+
+class LoadCharacter(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="StoryLoom_LoadCharacter",
+            display_name="Load character",
+            category="StoryLoom/character",
+            description=(
+                "Loads a character that Save character has written, from output/storyloom_characters or "
+                "models/storyloom_characters. Press R to see new files."
+            ),
+            search_aliases=["import character", "load embeds", "saved character", "StoryMaker"],
+            inputs=[
+                io.Combo.Input("file", options=files_in(FOLDER), tooltip="The character's file."),
+            ],
+            outputs=[character_output(), preview_output()],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, file):
+        return hashlib.sha256(Path(folder_paths.get_full_path_or_raise(FOLDER, file)).read_bytes()).hexdigest()
+
+    @classmethod
+    def execute(cls, file) -> io.NodeOutput:
+        character = characters.load_character(Path(folder_paths.get_full_path_or_raise(FOLDER, file)))
+        return io.NodeOutput(character, character.picture[None].clone())

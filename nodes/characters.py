@@ -1,0 +1,217 @@
+"""From a photograph to a character: what StoryMaker is told of someone."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import folder_paths
+import numpy as np
+from comfy_api.latest import io
+
+from ..models import characters, crops, faces
+from .character_files import character_output, preview_output
+from .pictures import ENCODER, encoded, one_mask, one_picture
+from .types import FaceAnalysis as FaceAnalysisType
+
+log = logging.getLogger(__name__)
+
+BOTH, FACE, APPEARANCE = "face and appearance", "face only", "appearance only"
+
+folder_paths.add_model_folder_path("insightface", os.path.join(folder_paths.models_dir, "insightface"))
+
+
+def known_packs() -> dict[str, Path]:
+    return faces.face_packs(folder_paths.get_folder_paths("insightface"))
+
+
+def unknown_pack(pack: str) -> str:
+    return f'There is no face pack "{pack}": put its .onnx files into {faces.PLACE} and press R.'
+
+
+class LoadFaceAnalysis(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="StoryLoom_LoadFaceAnalysis",
+            display_name="Load face analysis",
+            category="StoryLoom/character",
+            description=(
+                "Loads a pack of InsightFace models that finds faces and tells them apart. Optional: it needs the "
+                "package insightface and a pack of models, which are for non-commercial research only. Nothing is "
+                "downloaded."
+            ),
+            search_aliases=["InsightFace", "face detection", "ArcFace", "buffalo_l", "antelopev2", "StoryMaker"],
+            inputs=[
+                io.Combo.Input(
+                    "pack",
+                    options=list(known_packs()),
+                    tooltip="The folder in models/insightface/models that holds the .onnx files. StoryMaker's own is "
+                    "buffalo_l.",
+                ),
+                io.Combo.Input(
+                    "provider",
+                    options=list(faces.PROVIDERS),
+                    default="CPU",
+                    tooltip="Where onnxruntime runs the models. CPU is enough for a few pictures; the others need the "
+                    "onnxruntime package that has them.",
+                ),
+            ],
+            outputs=[
+                FaceAnalysisType.Output(
+                    "face_analysis",
+                    display_name="FACE_ANALYSIS",
+                    tooltip="The loaded models, for Character from image.",
+                )
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, pack=None):
+        return pack is None or pack in known_packs() or unknown_pack(pack)
+
+    @classmethod
+    def execute(cls, pack, provider) -> io.NodeOutput:
+        known = known_packs()
+        if pack not in known:
+            raise ValueError(unknown_pack(pack))
+        return io.NodeOutput(faces.load_face_analysis(known[pack], provider))
+
+
+class Character(io.ComfyNode):
+    """Features of a photograph as StoryMaker (arXiv 2409.12576) takes them."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="StoryLoom_Character",
+            display_name="Character from image",
+            category="StoryLoom/character",
+            description=(
+                "Reads from a picture who a character is: face, hair, clothes and build, for StoryMaker. Works without "
+                "face analysis too, then by appearance alone."
+            ),
+            search_aliases=["StoryMaker", "reference image", "face reference", "outfit", "clothing swap", "PPR"],
+            inputs=[
+                io.String.Input(
+                    "name",
+                    default="",
+                    tooltip="The character's name as in the story script, without brackets. Empty: it has no name.",
+                ),
+                io.ClipVision.Input(
+                    "clip_vision", tooltip=f"The image encoder StoryMaker was trained with: {ENCODER}."
+                ),
+                io.Image.Input("image", tooltip="One picture of the character, at least 32 pixels wide and high."),
+                io.Combo.Input(
+                    "mode",
+                    options=[BOTH, FACE, APPEARANCE],
+                    default=BOTH,
+                    tooltip=(
+                        "What to take from the picture. face and appearance is the published method; face only leaves "
+                        "clothes and hair to the prompt; appearance only leaves the face to it."
+                    ),
+                ),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip=(
+                        "White where the character is. Everything else becomes white paper, and the largest face in "
+                        "it is taken. One of another size is stretched. Not connected: the whole picture."
+                    ),
+                ),
+                FaceAnalysisType.Input(
+                    "face_analysis",
+                    optional=True,
+                    tooltip="Finds the face and reads its identity. Not connected, and no face_crop: appearance alone.",
+                ),
+                io.Image.Input(
+                    "clothing",
+                    optional=True,
+                    tooltip="A picture of other clothes, which takes the place of the character's appearance.",
+                ),
+                io.Image.Input(
+                    "face_crop",
+                    optional=True,
+                    tooltip=(
+                        "A square picture of the face, instead of the one that face analysis cuts out. Without face "
+                        "analysis or face_embedding the likeness is weaker."
+                    ),
+                ),
+                io.AnyType.Input(
+                    "face_embedding",
+                    optional=True,
+                    tooltip="The face's identity as 512 numbers of an ArcFace recogniser, instead of what face "
+                    "analysis reads. Of any length: it is brought to 1.",
+                ),
+            ],
+            outputs=[
+                character_output(),
+                preview_output(),
+                io.String.Output(
+                    "report", display_name="report", tooltip="Which face was taken, and what was done without."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        name,
+        clip_vision,
+        image,
+        mode,
+        mask=None,
+        face_analysis=None,
+        clothing=None,
+        face_crop=None,
+        face_embedding=None,
+    ) -> io.NodeOutput:
+        picture = one_picture(image, "image")
+        area = None if mask is None else one_mask(mask, picture)
+        face, appearance, seen, report = None, None, [], []
+        if mode == APPEARANCE:
+            report.append("Face: left to the prompt.")
+        else:
+            found, source = face_of(picture, area, face_analysis, face_crop, face_embedding)
+            if found is None and mode == FACE:
+                raise ValueError(
+                    f'"{FACE}" needs a face, but {source}: use a picture with a clearer face, connect face_crop, or '
+                    "choose another mode."
+                )
+            if found is None and face_analysis is not None:
+                log.warning("Character from image: %s; it goes by appearance alone.", source)
+            if found is not None:
+                face = (found.id_embed, encoded(clip_vision, found.crop))
+                seen.append(found.crop)
+            report.append(f"Face: {source}." if found else f"No face: {source}. Appearance alone.")
+        if mode == FACE:
+            report.append("Appearance: left to the prompt.")
+        else:
+            crop, source = appearance_of(picture, area, clothing)
+            appearance = encoded(clip_vision, crop)
+            seen.append(crop)
+            report.append(f"Appearance: {source}.")
+        preview = crops.to_image(np.concatenate(seen, 1))
+        features = characters.features_of(face, appearance)
+        character = characters.Character(name.strip(), ((features, 1.0),), preview)
+        return io.NodeOutput(character, preview[None].clone(), "\n".join(report))
+
+
+def face_of(picture, area, face_analysis, face_crop, face_embedding) -> tuple[faces.FacePart | None, str]:
+    """As `models.faces.read_face`, from the node's inputs."""
+    if face_embedding is not None and face_analysis is None and face_crop is None:
+        raise ValueError("face_embedding needs a picture of the face as well: connect face_crop or face_analysis.")
+    crop = None if face_crop is None else one_picture(face_crop, "face_crop")
+    id_embed = None if face_embedding is None else characters.unit_identity(face_embedding)
+    return faces.read_face(picture, area, face_analysis, crop, id_embed)
+
+
+def appearance_of(picture, area, clothing) -> tuple[np.ndarray, str]:
+    """What stands for the character's appearance, [224, 224, 3] in 8 bits, and a clause that says where it is from."""
+    if clothing is not None:
+        return crops.stretched(one_picture(clothing, "clothing")), "clothing in place of the character"
+    if area is None:
+        return crops.stretched(picture), "the whole image"
+    left, top, right, bottom = crops.mask_box(area)
+    return crops.character_crop(picture, area), f"what the mask shows, {right - left} x {bottom - top} pixels"

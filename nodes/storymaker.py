@@ -1,0 +1,269 @@
+"""StoryMaker: its file, and characters from pictures on a model."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import comfy.lora
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import comfy.utils
+import folder_paths
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..attention.sampling import check_window
+from ..attention.storymaker import ImageConditioning
+from ..models.storymaker import StoryMakerFileError, StoryMakerWeights, load_storymaker, read_checkpoint
+from ..models.storymaker_adapter import StoryMakerAdapter
+from .attention import model_input, model_output, window_inputs
+from .folders import files_in
+from .patching import attention_widths, blocks_of, with_patch
+from .types import Character as CharacterType
+from .types import StoryMaker as StoryMakerType
+
+KIND = "storymaker"
+SUFFIXES = (".bin", ".safetensors", ".pt", ".pth")
+SOURCE = "https://huggingface.co/RED-AIGC/StoryMaker"
+
+for folder in ("storymaker", "photomaker", "ipadapter"):
+    folder_paths.add_model_folder_path(KIND, os.path.join(folder_paths.models_dir, folder))
+folder_paths.folder_names_and_paths[KIND][1].update(SUFFIXES)
+
+
+@dataclass(frozen=True, eq=False)
+class StoryMaker:
+    """What STORYMAKER links carry: the networks under ComfyUI's memory management, and the changes of the UNet."""
+
+    patcher: comfy.model_patcher.ModelPatcher
+    lora: dict[str, Tensor]
+
+    @property
+    def adapter(self) -> StoryMakerAdapter:
+        return self.patcher.model
+
+
+def storymaker_of(weights: StoryMakerWeights) -> StoryMaker:
+    adapter = StoryMakerAdapter(weights, comfy.ops.manual_cast)
+    patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+    device, offload = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
+    return StoryMaker(patcher(adapter, load_device=device, offload_device=offload), weights.lora)
+
+
+class LoadStoryMaker(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="StoryLoom_LoadStoryMaker",
+            display_name="Load StoryMaker adapter",
+            category="StoryLoom/character",
+            description=(
+                "Loads StoryMaker's weights, which make an SDXL model draw characters from pictures: face, hair and "
+                f"clothes. The file is mask.bin ({SOURCE}), or the same as safetensors, in models/storymaker. Nothing "
+                "is downloaded, and nothing in the file is executed."
+            ),
+            search_aliases=["StoryMaker", "mask.bin", "PPR", "IP-Adapter", "character adapter", "face adapter"],
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=files_in(KIND),
+                    tooltip="StoryMaker's mask.bin, or the same as .safetensors, from models/storymaker, "
+                    "models/photomaker or models/ipadapter.",
+                )
+            ],
+            outputs=[
+                StoryMakerType.Output(
+                    "storymaker", display_name="STORYMAKER", tooltip="The loaded adapter, for Apply StoryMaker."
+                )
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, file):
+        path = folder_paths.get_full_path(KIND, file)
+        return None if path is None else os.stat(path).st_mtime_ns
+
+    @classmethod
+    def execute(cls, file) -> io.NodeOutput:
+        path = folder_paths.get_full_path(KIND, file)
+        if path is None:
+            raise StoryMakerFileError(
+                f'There is no file "{file}": put StoryMaker\'s mask.bin ({SOURCE}) into models/storymaker and press R.'
+            )
+        weights = load_storymaker(read_checkpoint(Path(path)))
+        if weights.missing:
+            raise StoryMakerFileError(f"{file}: {weights.missing}")
+        return io.NodeOutput(storymaker_of(weights))
+
+
+class ApplyStoryMaker(io.ComfyNode):
+    """StoryMaker's image conditioning (arXiv 2409.12576)."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        numbers = (1, 2, 3)
+        return io.Schema(
+            node_id="StoryLoom_ApplyStoryMaker",
+            display_name="Apply StoryMaker (PPR)",
+            category="StoryLoom/character",
+            description=(
+                "Makes an SDXL model draw up to three characters as they are in their pictures: face, hair, clothes "
+                "and build (StoryMaker). Place it anywhere between the checkpoint and KSampler. With a StoryLoom "
+                "encode node, every frame gets the characters that its line names; any other prompt gets all."
+            ),
+            search_aliases=["StoryMaker", "PPR", "IP-Adapter", "reference character", "face", "outfit", "photo"],
+            inputs=[
+                model_input(),
+                StoryMakerType.Input("storymaker", tooltip="The adapter, from Load StoryMaker adapter."),
+                *(
+                    CharacterType.Input(
+                        f"character_{number}",
+                        optional=number > 1,
+                        tooltip=(
+                            "Who may appear. A name from the story script plays that character; without a name it "
+                            "plays the script's characters in the order of their appearance."
+                        ),
+                    )
+                    for number in numbers
+                ),
+                io.Float.Input(
+                    "token_strength",
+                    default=0.8,
+                    min=0.0,
+                    max=2.0,
+                    step=0.05,
+                    tooltip="How strongly the pictures speak beside the text. 0 is off. Published: 0.8.",
+                ),
+                io.Float.Input(
+                    "lora_strength",
+                    default=0.8,
+                    min=-2.0,
+                    max=2.0,
+                    step=0.05,
+                    tooltip=(
+                        "How much of the adapter's change of the model itself is used, which costs no time. 0 is off. "
+                        "Published: 0.8."
+                    ),
+                ),
+                io.Float.Input(
+                    "face_strength",
+                    default=1.0,
+                    min=0.0,
+                    max=2.0,
+                    step=0.05,
+                    advanced=True,
+                    tooltip="Factor of the tokens of the face. 0 leaves the face to the text. Published: 1.",
+                ),
+                io.Float.Input(
+                    "appearance_strength",
+                    default=1.0,
+                    min=0.0,
+                    max=2.0,
+                    step=0.05,
+                    advanced=True,
+                    tooltip=(
+                        "Factor of the tokens of hair, clothes and build. 0 keeps the face only, for other clothes or "
+                        "a drawn style. Published: 1."
+                    ),
+                ),
+                *window_inputs(),
+                *(
+                    io.Mask.Input(
+                        f"region_{number}",
+                        optional=True,
+                        tooltip=(
+                            f"Where in the picture character {number} may act: white in a mask of any size, one for "
+                            "all images or one for each. Not connected: everywhere."
+                        ),
+                    )
+                    for number in numbers
+                ),
+            ],
+            outputs=[model_output()],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        storymaker,
+        character_1,
+        token_strength,
+        lora_strength,
+        face_strength,
+        appearance_strength,
+        start_percent,
+        end_percent,
+        character_2=None,
+        character_3=None,
+        region_1=None,
+        region_2=None,
+        region_3=None,
+    ) -> io.NodeOutput:
+        check_window(start_percent, end_percent)
+        check_fit(model, storymaker.adapter)
+        pairs = ((character_1, region_1), (character_2, region_2), (character_3, region_3))
+        connected = [
+            (character, region_of(region, number))
+            for number, (character, region) in enumerate(pairs, start=1)
+            if character is not None
+        ]
+        characters, regions = zip(*connected, strict=True)
+        storymaker.adapter.check_characters(characters)
+        patch = ImageConditioning(
+            storymaker.adapter,
+            characters,
+            regions,
+            token_strength,
+            face_strength,
+            appearance_strength,
+            start_percent,
+            end_percent,
+            blocks_of(model, "all"),
+        )
+        patched = with_patch(model, patch)
+        if token_strength:
+            patched.set_additional_models(f"storyloom_storymaker_{id(storymaker.adapter)}", [storymaker.patcher])
+        if lora_strength:
+            add_lora(patched, storymaker.lora, lora_strength)
+        return io.NodeOutput(patched)
+
+
+def check_fit(model, adapter: StoryMakerAdapter) -> None:
+    """Raise ValueError when the adapter was not made for a model like this."""
+    found, context = attention_widths(model)
+    family = type(model.model.model_config).__name__
+    if context != adapter.context:
+        raise ValueError(
+            f"StoryMaker is for SDXL, whose text has {adapter.context} columns. This model ({family}) has {context}: "
+            "load an SDXL checkpoint."
+        )
+    if found != adapter.widths:
+        raise ValueError(
+            f"StoryMaker is for the {len(adapter.widths)} cross-attention layers of SDXL, and the {len(found)} of this "
+            f"model ({family}) are others: load an SDXL checkpoint that is not distilled into a smaller network."
+        )
+
+
+def region_of(mask: Tensor | None, number: int) -> Tensor | None:
+    """A character's region as masks [masks, H, W]. Raises ValueError for values that are not numbers."""
+    if mask is not None and not mask.isfinite().all():
+        raise ValueError(
+            f"region_{number} holds values that are not numbers (NaN or infinity): look at the node that made it."
+        )
+    return None if mask is None else mask.reshape(-1, *mask.shape[-2:])
+
+
+def add_lora(model, lora: dict[str, Tensor], strength: float) -> None:
+    """Add the adapter's changes of the UNet to a model's patches. Raises ValueError when not all of them land."""
+    names = comfy.lora.model_lora_keys_unet(model.model, {})
+    patches = comfy.lora.load_lora(dict(lora), names)
+    landed = model.add_patches(patches, strength)
+    if len(landed) != len(lora) // 2:
+        raise ValueError(
+            f"Only {len(landed)} of the {len(lora) // 2} changes of StoryMaker find their layer in this model: load an "
+            "SDXL checkpoint."
+        )

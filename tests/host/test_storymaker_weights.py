@@ -1,0 +1,195 @@
+"""StoryMaker's weights: what is computed when, where they are meanwhile, and where its changes of the UNet land."""
+
+import pytest
+import torch
+from story_graphs import build, call, context_windows, distance, sample
+from story_makers import CONTEXT, Reference, apply, layers, someone, weights_of
+from test_storymaker import ONCE, TRIO
+
+
+@pytest.fixture
+def counted(maker, monkeypatch):
+    """How often tokens and every projection of them were asked for."""
+    counts, tokens = {}, maker.adapter.tokens
+
+    def count(name):
+        counts[name] = counts.get(name, 0) + 1
+
+    def asked(*args, **kwargs):
+        count("tokens")
+        return tokens(*args, **kwargs)
+
+    monkeypatch.setattr(maker.adapter, "tokens", asked)
+    hooks = [
+        module.register_forward_hook(lambda *_, name=name: count(name))
+        for name, module in maker.adapter.projections.items()
+    ]
+    yield counts
+    for hook in hooks:
+        hook.remove()
+
+
+@pytest.mark.parametrize("case", ["story", "windows"])
+def test_tokens_keys_and_values_are_made_once_in_a_run_for_every_cast(host, graph, maker, counted, case):
+    """TRIO has frames of four different casts; nobody is made for the frame of nobody."""
+    parts = build(graph, "EncodePerFrame", size=(64, 64), **TRIO)
+    model = apply(graph, host, parts["model"], maker, *(someone(host, seed) for seed in (1, 2, 3)))
+    model = context_windows(graph, model, 3) if case == "windows" else model
+    sample(graph, parts, "x", steps=3, sampler_name="heun", model=model)
+    host.run(graph)
+    assert counted.pop("tokens") == 4
+    assert set(counted) == {f"{'_'.join(map(str, key))}_{which}" for key in layers() for which in "kv"}
+    assert set(counted.values()) == {2 * 4}
+
+
+def of_adapter(maker):
+    import comfy.model_management
+
+    return [entry for entry in comfy.model_management.current_loaded_models if entry.model.model is maker.adapter]
+
+
+def test_the_adapter_is_loaded_for_a_run_and_leaves_when_memory_is_asked_for(host, graph, maker):
+    import comfy.model_management as management
+
+    parts = build(graph, size=(64, 64))
+    seen, fox = [], someone(host, 1)
+    model = apply(graph, host, parts["model"], maker, fox)
+
+    def watch(patcher):
+        patcher = patcher.clone()
+
+        def apply_model(executor, *args, **kwargs):
+            seen.append([entry.currently_used for entry in of_adapter(maker)])
+            return executor(*args, **kwargs)
+
+        patcher.add_wrapper_with_key("apply_model", "test", apply_model)
+        return patcher
+
+    management.unload_all_models()
+    assert of_adapter(maker) == []
+    sample(graph, parts, "first", **ONCE, model=call(graph, host, watch, model))
+    first = host.run(graph).first
+    assert seen == [[True]] and len(of_adapter(maker)) == 1
+    management.unload_all_models()
+    assert of_adapter(maker) == []
+    assert torch.equal(host.run(graph, fresh=True).first["samples"], first["samples"])
+    management.free_memory(1e32, torch.device("cpu"))
+    assert of_adapter(maker) == []
+
+
+def test_without_tokens_the_adapter_is_neither_loaded_nor_asked(host, graph, maker, counted):
+    import comfy.model_management as management
+
+    management.unload_all_models()
+    parts = build(graph, size=(64, 64))
+    model = apply(graph, host, parts["model"], maker, someone(host, 1), token_strength=0.0)
+    sample(graph, parts, "x", **ONCE, model=model)
+    host.run(graph)
+    assert of_adapter(maker) == [] and counted == {}
+
+
+def test_partly_loaded_it_gives_the_same(host, maker):
+    adapter, patcher, cpu = maker.adapter, maker.patcher.clone(), torch.device("cpu")
+    people = [someone(host, 1), someone(host, 2)]
+
+    def answers():
+        tokens = adapter.tokens(people, 1.0, 1.0, cpu)
+        return [*tokens, *(part for layer in layers() for part in adapter.keys_values(layer, tokens[0]))]
+
+    whole = answers()
+    states = []
+    for load in (
+        lambda: patcher.load(cpu, lowvram_model_memory=patcher.model_size() // 2),
+        lambda: patcher.partially_unload(cpu, patcher.model_size() // 4),
+        lambda: patcher.load(cpu, full_load=True),
+        lambda: patcher.detach(),
+    ):
+        load()
+        states.append(patcher.loaded_size())
+        assert all(torch.equal(a, b) for a, b in zip(answers(), whole, strict=True))
+    assert 0 < states[0] < states[2] == patcher.model_size()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_weights_are_computed_with_in_the_models_precision(host, graph, dtype):
+    weights = weights_of(host, dtype)
+    maker, reference = host.pack("nodes.storymaker").storymaker_of(weights), Reference(host, weights)
+    assert {value.dtype for value in maker.adapter.state_dict().values()} == {dtype}
+    parts, fox = build(graph, size=(64, 64)), someone(host, 1)
+    sample(graph, parts, "ours", **ONCE, model=apply(graph, host, parts["model"], maker, fox))
+    known = call(graph, host, reference.all_of((fox,)), parts["model"])
+    sample(graph, parts, "reference", **ONCE, model=known)
+    seen = host.run(graph)
+    assert distance(seen.ours["samples"], seen.reference["samples"]) < 2e-4
+
+
+def test_changes_of_the_model_are_the_edited_weights(host, maker, weights, models):
+    """Every target of every layer, by the weights themselves."""
+    import comfy.model_management
+
+    comfy.model_management.unload_all_models()  # and with them what other tests have put into the weights
+    model = models[0].clone()
+    host.pack("nodes.storymaker").add_lora(model, maker.lora, 0.7)
+    assert len(model.patches) == 8 * len(layers()) == len(weights.lora) // 2
+    edited = Reference(host, weights).edits(0.7)(models[0]).model.diffusion_model.state_dict()
+    plain = models[0].model.diffusion_model.state_dict()
+    found = {
+        name.removeprefix("diffusion_model."): model.patch_weight_to_device(name, return_weight=True)
+        for name in model.patches
+    }
+    changed = {name for name in edited if not torch.equal(edited[name], plain[name])}
+    assert set(found) == changed
+    assert max((found[name] - edited[name]).abs().max() for name in changed) < 1e-5
+
+
+def test_a_change_that_finds_no_layer_is_refused(host, graph, weights, models):
+    storymaker = host.pack("nodes.storymaker")
+    name = next(iter(weights.lora)).partition(".processor")[0]
+    lost = {key.replace(name, "down_blocks.0.attentions.0"): value for key, value in weights.lora.items()}
+    maker = storymaker.StoryMaker(storymaker.storymaker_of(weights).patcher, lost)
+    parts = build(graph, size=(64, 64))
+    graph.capture(x=apply(graph, host, parts["model"], maker, someone(host, 1)))
+    total = 8 * len(layers())
+    with pytest.raises(Exception, match=f"Only {total - 4} of the {total} changes of StoryMaker find") as refused:
+        host.run(graph)
+    assert refused.value.node == "StoryLoom_ApplyStoryMaker"
+
+
+def test_all_560_changes_of_the_whole_file_find_their_layer_in_a_full_size_sdxl(host):
+    import comfy.lora
+    import comfy.model_base
+    import comfy.supported_models
+
+    storymaker, cost = host.pack("models.storymaker"), host.pack("benchmarks.cost")
+    config = comfy.supported_models.SDXL({**cost.SDXL, "dtype": torch.float16})
+    config.unet_config |= cost.SDXL
+    config.set_inference_dtype(torch.float16, None)
+    model = config.get_model({}, "", device=torch.device("meta"))
+    shapes = storymaker._adapter_shapes({})
+    adapter = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    weights = storymaker.load_storymaker(adapter)
+    names = comfy.lora.model_lora_keys_unet(model, {})
+    patches = comfy.lora.load_lora(dict(weights.lora), names)
+    assert len(weights.lora) == 2 * 560 and len(patches) == 560
+    sizes = {name: value.shape for name, value in model.state_dict().items()}
+    for name, patch in patches.items():
+        up, down = patch.weights[:2]
+        assert (up.shape[0], down.shape[1]) == sizes[name]
+    widths = {key: k.shape[0] for key, (k, _) in weights.image_kv.items()}
+    patcher = comfy.model_patcher.ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
+    assert host.pack("nodes.patching").attention_widths(patcher) == (widths, CONTEXT)
+
+
+@pytest.mark.parametrize(
+    "family, said", [("SD15", "SD15\\) has 768"), ("SSD1B", "the 13 of this model \\(SSD1B\\) are others")]
+)
+def test_other_families_are_refused_by_name(host, graph, maker, family, said):
+    from tiny_models import SD15, SDXL, tiny_model
+
+    smaller = SDXL | {"transformer_depth": [0, 0, 1, 1, 1, 1], "transformer_depth_middle": 0}
+    layout = {"SD15": SD15, "SSD1B": smaller}[family]
+    model = call(graph, host, lambda _: tiny_model(family, layout), "")
+    graph.capture(x=apply(graph, host, model, maker, someone(host, 1)))
+    with pytest.raises(Exception, match=said) as refused:
+        host.run(graph)
+    assert refused.value.node == "StoryLoom_ApplyStoryMaker" and "load an SDXL checkpoint" in str(refused.value)
