@@ -20,7 +20,13 @@ WINDOWS = os.name == "nt"
 PYTHON = VENV / ("Scripts/python.exe" if WINDOWS else "bin/python")
 STAMP = VENV / ".storyloom-complete"
 UNFINISHED = VENV / ".storyloom-unfinished"
-INPUTS = ("pyproject.toml", "scripts/constraints.txt", "scripts/requirements-host.txt", "scripts/torchvision_shim.py")
+INPUTS = (
+    "pyproject.toml",
+    "scripts/constraints.txt",
+    "scripts/environment.py",
+    "scripts/requirements-host.txt",
+    "scripts/torchvision_shim.py",
+)
 MINIMUM = (3, 10)
 DISK_NEEDED = 4 * 1024**3
 EXTRAS = ("dev", "standalone")
