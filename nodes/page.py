@@ -1,18 +1,28 @@
-"""Story page: the frames of a story on one comic page."""
+"""Story page: the frames of a story on comic pages."""
 
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
+import folder_paths
 import numpy as np
 import torch
 from comfy_api.latest import io
 
-from ..pages.grid import comic_page
+from ..pages.comic import CAPTION_PLACES, DIRECTIONS, PageStyle, comic_pages, parse_colour
+from ..pages.layout import LAYOUTS, parse_rows
 from ..prompts.script import Story
 from .types import Story as StoryType
 
 log = logging.getLogger(__name__)
+
+FONTS = "storyloom_fonts"
+"""The folder of models/ with the artist's fonts."""
+BUILT_IN = "built-in"
+
+folder_paths.add_model_folder_path(FONTS, str(Path(folder_paths.models_dir) / FONTS))
+folder_paths.folder_names_and_paths[FONTS][1].update((".ttf", ".otf", ".ttc"))
 
 
 class Page(io.ComfyNode):
@@ -23,10 +33,10 @@ class Page(io.ComfyNode):
             display_name="Story page",
             category="StoryLoom/page",
             description=(
-                "Lays the frames of a story out on one page, each with its caption below it. "
-                "Works on any batch of images; without a story the page has no captions."
+                "Lays the frames of a story out on comic pages, each with its caption. "
+                "Works on any batch of images; without a story the pages have no captions."
             ),
-            search_aliases=["comic page", "image grid", "contact sheet", "storyboard", "captions"],
+            search_aliases=["comic page", "image grid", "contact sheet", "storyboard", "captions", "webtoon", "manga"],
             inputs=[
                 io.Image.Input("images", tooltip="The frames in story order, as VAE Decode gives them."),
                 StoryType.Input(
@@ -40,12 +50,10 @@ class Page(io.ComfyNode):
                     default=0,
                     min=0,
                     max=20,
-                    tooltip="Panels per row. 0 makes a near-square grid: 4 images 2 x 2, 6 images 3 x 2. "
-                    "1 stacks all panels.",
+                    tooltip="Panels per row of the layout grid. 0 makes a near-square grid: 4 images 2 x 2, 6 images "
+                    "3 x 2. 1 stacks all panels.",
                 ),
-                io.Boolean.Input(
-                    "captions", default=True, tooltip="Print the story's captions. Off: a grid of pictures alone."
-                ),
+                io.Boolean.Input("captions", default=True, tooltip="Print the story's captions. Off: pictures alone."),
                 io.Int.Input(
                     "gap",
                     default=12,
@@ -61,12 +69,116 @@ class Page(io.ComfyNode):
                     min=0,
                     max=200,
                     advanced=True,
-                    tooltip="Height of the caption's letters in pixels. 0 chooses a twentieth of the panel's width, "
-                    "at least 10.",
+                    tooltip="Height of the caption's letters in pixels. 0 chooses a twentieth of the panels' mean "
+                    "width, at least 10.",
+                ),
+                io.Combo.Input(
+                    "layout",
+                    options=list(LAYOUTS),
+                    default="grid",
+                    optional=True,
+                    tooltip="grid: equal panels in columns. four_panel: pages of 2 x 2. classic: rows that mix large "
+                    "panels with stacks of two small ones. strip: side by side. column: one above the other. rows: as "
+                    "written in rows.",
+                ),
+                io.String.Input(
+                    "rows",
+                    default="2,1,3",
+                    optional=True,
+                    tooltip='Panels in each row, from above, for the layout rows: "2,1,3". All rows are equally wide. '
+                    "More frames go on to further pages with the same rows.",
+                ),
+                io.Combo.Input(
+                    "caption_place",
+                    options=list(CAPTION_PLACES),
+                    default="below",
+                    optional=True,
+                    tooltip="below: on the paper under the panel. over: on the lower edge of the picture, in a "
+                    "translucent box.",
+                ),
+                io.String.Input(
+                    "title",
+                    default="",
+                    optional=True,
+                    tooltip="Printed above the first page's panels, in letters twice as high as the captions'. Empty: "
+                    "no title.",
+                ),
+                io.Int.Input(
+                    "panels_per_page",
+                    default=0,
+                    min=0,
+                    max=400,
+                    optional=True,
+                    tooltip="More frames go on to further pages, which come out as one batch. 0: all on one page. "
+                    "four_panel has 4, rows as many as its rows hold.",
+                ),
+                io.Int.Input(
+                    "page_width",
+                    default=0,
+                    min=0,
+                    max=16384,
+                    optional=True,
+                    tooltip="Width of the page in pixels; panels are scaled to fit. 0: as wide as the panels need, "
+                    "no picture is enlarged.",
+                ),
+                io.Combo.Input(
+                    "direction",
+                    options=list(DIRECTIONS),
+                    default="left_to_right",
+                    optional=True,
+                    tooltip="The side at which a row begins: left_to_right as in a Western comic, right_to_left as in "
+                    "a manga.",
+                ),
+                io.Combo.Input(
+                    "font",
+                    options=[BUILT_IN, *folder_paths.get_filename_list(FONTS)],
+                    default=BUILT_IN,
+                    optional=True,
+                    tooltip="Font of captions and title. Put .ttf, .otf or .ttc files into models/storyloom_fonts to "
+                    "see them here. What a font lacks is taken from the others and from fonts of this computer.",
+                ),
+                io.Int.Input(
+                    "layout_seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFF,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Where the layout classic has its stacks. The same seed, the same page.",
+                ),
+                io.String.Input(
+                    "paper",
+                    default="#fcfbf8",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Colour of the paper, # and six hexadecimal digits.",
+                ),
+                io.String.Input(
+                    "ink",
+                    default="#262428",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Colour of letters and borders, # and six hexadecimal digits.",
                 ),
             ],
-            outputs=[io.Image.Output("page", display_name="page", tooltip="One image: the finished page.")],
+            outputs=[
+                io.Image.Output(
+                    "page", display_name="page", tooltip="The finished pages, as a batch of images of one size."
+                )
+            ],
         )
+
+    @classmethod
+    def validate_inputs(cls, rows=None, paper=None, ink=None):
+        try:
+            if rows is not None:
+                parse_rows(rows)
+            for colour in (paper, ink):
+                if colour is not None:
+                    parse_colour(colour)
+        except ValueError as error:
+            return str(error)
+        return True
 
     @classmethod
     def execute(
@@ -77,6 +189,17 @@ class Page(io.ComfyNode):
         gap: int,
         caption_size: int,
         story: Story | None = None,
+        layout: str = "grid",
+        rows: str = "2,1,3",
+        caption_place: str = "below",
+        title: str = "",
+        panels_per_page: int = 0,
+        page_width: int = 0,
+        direction: str = "left_to_right",
+        font: str = BUILT_IN,
+        layout_seed: int = 0,
+        paper: str = "#fcfbf8",
+        ink: str = "#262428",
     ) -> io.NodeOutput:
         texts = [frame.caption for frame in story.frames] if story is not None and captions else []
         if texts and len(texts) != len(images):
@@ -86,5 +209,26 @@ class Page(io.ComfyNode):
                 len(images),
                 len(texts),
             )
-        page = comic_page(list(images.float().cpu().numpy()), texts, columns, gap, caption_size=caption_size)
-        return io.NodeOutput(torch.from_numpy(np.asarray(page, dtype=np.float32) / 255)[None])
+        fonts = {name: folder_paths.get_full_path(FONTS, name) for name in folder_paths.get_filename_list(FONTS)}
+        style = PageStyle(
+            layout=layout,
+            columns=columns,
+            rows=rows,
+            panels_per_page=panels_per_page,
+            seed=layout_seed,
+            gap=gap,
+            page_width=page_width,
+            caption_place=caption_place,
+            caption_size=caption_size,
+            title=title,
+            direction=direction,
+            font=None if font == BUILT_IN else fonts.get(font, font),
+            fonts=tuple(path for path in fonts.values() if path),
+            paper=parse_colour(paper),
+            ink=parse_colour(ink),
+        )
+        pages = comic_pages(list(images.float().cpu().numpy()), texts, style)
+        batch = np.empty((len(pages), pages[0].height, pages[0].width, 3), np.float32)
+        for number, page in enumerate(pages):
+            np.divide(page, np.float32(255), out=batch[number], dtype=np.float32)
+        return io.NodeOutput(torch.from_numpy(batch))

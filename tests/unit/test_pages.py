@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from storyloom.pages.grid import INK, MAX_LINES, PAPER, auto_caption_size, auto_columns, comic_page
+from storyloom.pages.comic import INK, PAPER, auto_caption_size
+from storyloom.pages.grid import comic_page
+from storyloom.pages.layout import auto_columns
+from storyloom.pages.text import MAX_LINES
 
 RED, GREEN, BLUE = (200, 30, 30), (30, 160, 60), (40, 60, 190)
 

@@ -1,0 +1,108 @@
+"""Captions as lines: cleaned, wrapped at a width in pixels, cut with an ellipsis."""
+
+from __future__ import annotations
+
+import bisect
+import math
+import unicodedata
+from collections.abc import Iterator
+from itertools import islice
+
+from .fonts import Typeface, clusters
+
+MAX_LINES = 6
+NOT_FIRST = frozenset(
+    "、。，．・：；？！ー〜…‥’”）］｝〕〉》」』】ぁぃぅぇぉっゃゅょゎァィゥェォッャュョヮヵヶ々,.:;!?)]}%"
+)
+"""Characters that never begin a line of Chinese or Japanese."""
+NOT_LAST = frozenset("（［｛〔〈《「『【‘“([{")
+"""Characters that never end one."""
+
+
+def clean(text: str) -> str:
+    """The text without control characters and half surrogates, any line break as a plain one."""
+    text = "\n".join(text.splitlines()).strip()
+    return "".join(" " if unicodedata.category(c) in ("Cc", "Cs") and c != "\n" else c for c in text)
+
+
+def wrap(text: str, typeface: Typeface, width: int, most: int = MAX_LINES) -> list[str]:
+    """Lines of a text that are `width` pixels wide at most; what exceeds `most` lines ends in an ellipsis.
+
+    Line breaks are kept. Lines break at spaces, and between the characters of Chinese and Japanese except where their
+    typography forbids it. What is longer than a line is broken anywhere, but not inside a cluster.
+    """
+    if not text:
+        return []
+    lines = list(islice(_lines(text, typeface, width), most + 1))
+    if len(lines) > most:
+        ellipsis = typeface.printable("…")
+        last = clusters(lines[most - 1])
+        while last and typeface.length("".join(last) + ellipsis) > width:
+            last.pop()
+        lines[most - 1 :] = ["".join(last).rstrip() + ellipsis]
+    return lines
+
+
+def line_height(size: int) -> int:
+    """Pixels from line to line of letters of this size."""
+    return math.ceil(1.25 * size)
+
+
+def padding(size: int) -> int:
+    """Pixels between a text and the edges of its room."""
+    return math.ceil(0.5 * size)
+
+
+def band(lines: int, size: int) -> int:
+    """Height in pixels of the room for so many lines, 0 for none."""
+    return lines * line_height(size) + 2 * padding(size) if lines else 0
+
+
+def fitting_lines(height: int, size: int) -> int:
+    """Lines that a room of this height has: at least 1, at most MAX_LINES."""
+    return min(MAX_LINES, max(1, (height - 2 * padding(size)) // line_height(size)))
+
+
+def _lines(text: str, typeface: Typeface, width: int) -> Iterator[str]:
+    for paragraph in text.split("\n"):
+        line = ""
+        for piece, glued in _pieces(paragraph):
+            longer = f"{line}{piece}" if glued or not line else f"{line} {piece}"
+            if typeface.length(longer) <= width:
+                line = longer
+                continue
+            if line:
+                yield line
+            rest = clusters(piece)
+            while typeface.length("".join(rest)) > width and len(rest) > 1:
+                cut = _fitting(rest, typeface, width)
+                yield "".join(rest[:cut])
+                rest = rest[cut:]
+            line = "".join(rest)
+        yield line
+
+
+def _pieces(paragraph: str) -> Iterator[tuple[str, bool]]:
+    """What is never broken while there is room, and whether it follows the piece before it without a space."""
+    for word in paragraph.split():
+        piece, glued = "", False
+        for cluster in clusters(word):
+            if piece and _may_break(piece[-1], cluster[0]):
+                yield piece, glued
+                piece, glued = "", True
+            piece += cluster
+        yield piece, glued
+
+
+def _may_break(before: str, after: str) -> bool:
+    return (_ideographic(before) or _ideographic(after)) and before not in NOT_LAST and after not in NOT_FIRST
+
+
+def _ideographic(c: str) -> bool:
+    """Whether a line may break beside a character: wide ones, except Korean, which is written with spaces."""
+    return unicodedata.east_asian_width(c) in "WF" and not "\uac00" <= c <= "\ud7a3"
+
+
+def _fitting(parts: list[str], typeface: Typeface, width: int) -> int:
+    counts = range(1, min(len(parts), width) + 1)
+    return max(1, bisect.bisect_right(counts, width, key=lambda count: typeface.length("".join(parts[:count]))))
