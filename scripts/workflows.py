@@ -422,9 +422,9 @@ def one_prompt_one_story(
         "sampler": sampler((980, 0), steps, scheduler, model="ipca", positive="words", negative="negative"),
         "decode": Node("VAEDecode", (980, 330), (320, 50), links={"samples": ("sampler", 0), "vae": ("loader", 2)}),
         "frames": Node("PreviewImage", (980, 440), (320, 380), links={"images": ("decode", 0)}, title="Frames"),
-        "page": Node("StoryLoom_Page", (1420, 0), (480, 160), links={"images": ("decode", 0), "story": ("script", 0)}),
+        "page": Node("StoryLoom_Page", (1420, 0), (480, 440), links={"images": ("decode", 0), "story": ("script", 0)}),
         "save": Node(
-            "SaveImage", (1420, 220), (480, 600), {"filename_prefix": "StoryLoom/page"}, {"images": ("page", 0)}
+            "SaveImage", (1420, 500), (480, 480), {"filename_prefix": "StoryLoom/page"}, {"images": ("page", 0)}
         ),
     }
     groups = {
@@ -481,11 +481,11 @@ def long_story(name: str, note: str, loader: Node, script: dict, size: int, step
     story, anchors = {"story": ("script", 0)}, {"anchors": 2}
     split = {"latent": ("latent", 0), "positive": ("words", 0), "negative": ("negative", 0)}
     batch = {"latent_image": ("split", 0), "positive": ("split", 1), "negative": ("split", 2)}
-    lower = 230
+    lower = 260
     changed = {
         "script": replace(whole.nodes["script"], size=(420, 300 + lower)),
         "report": moved(whole.nodes["report"], lower),
-        "split": Node("StoryLoom_SplitBatches", (480, 630), (380, 150), {"batch_size": 4, **anchors}, split),
+        "split": Node("StoryLoom_SplitBatches", (480, 630), (380, 180), {"batch_size": 4, **anchors}, split),
         "loader": moved(loader, lower),
         "ipca": moved(whole.nodes["ipca"], lower),
         "attention": replace(moved(whole.nodes["attention"], lower), values=anchors),
@@ -577,21 +577,21 @@ def with_and_without(name: str, note: str, loader: Node, size: int, steps: int, 
         nodes |= parts
         groups[title] = tuple(parts)
     row = {"columns": 20, "caption_size": 12}
-    for key, top, words in (("without", 0, "captions"), ("with", 240, "script")):
+    for key, top, words in (("without", 0, "captions"), ("with", 520, "script")):
         links = {"images": (f"{key} decode", 0), "story": (words, 0)}
         nodes[f"{key} page"] = Node(
-            "StoryLoom_Page", (1860, top), (480, 160), row, links, "Row above" if key == "without" else "Row below"
+            "StoryLoom_Page", (1860, top), (480, 440), row, links, "Row above" if key == "without" else "Row below"
         )
     nodes["page"] = Node(
         "ImageStitch",
-        (1860, 480),
+        (1860, 1040),
         (480, 150),
         {"direction": "down", "match_image_size": False},
         {"image1": ("without page", 0), "image2": ("with page", 0)},
         "Both rows",
     )
     nodes["save"] = Node(
-        "SaveImage", (1860, 710), (480, 460), {"filename_prefix": "StoryLoom/page"}, {"images": ("page", 0)}
+        "SaveImage", (2420, 0), (480, 460), {"filename_prefix": "StoryLoom/page"}, {"images": ("page", 0)}
     )
     groups["Page"] = ("without page", "with page", "page", "save")
     return Workflow(name, nodes, groups)
@@ -674,9 +674,9 @@ def drawn_story(script: dict, size: tuple[int, int], negative: Node, settings: d
         "sampler": sampler((1400, 0), model="apply", positive="words", negative="negative", **settings),
         "decode": Node("VAEDecode", (1400, 330), (320, 50), links={"samples": ("sampler", 0), "vae": ("loader", 2)}),
         "frames": Node("PreviewImage", (1400, 440), (320, 380), links={"images": ("decode", 0)}, title="Frames"),
-        "page": Node("StoryLoom_Page", (1800, 0), (480, 160), links={"images": ("decode", 0), **story}),
+        "page": Node("StoryLoom_Page", (1800, 0), (480, 440), links={"images": ("decode", 0), **story}),
         "save": Node(
-            "SaveImage", (1800, 220), (480, 600), {"filename_prefix": "StoryLoom/page"}, {"images": ("page", 0)}
+            "SaveImage", (1800, 500), (480, 480), {"filename_prefix": "StoryLoom/page"}, {"images": ("page", 0)}
         ),
     }
 
@@ -722,7 +722,7 @@ def character_from_photo(loader: Node, settings: dict) -> Workflow:
         "kept": Node(
             "StoryLoom_LoadCharacter",
             (0, 1580),
-            (340, 60),
+            (340, 80),
             {"file": "person.safetensors"},
             title="Load character (in place of photos)",
             bypassed=True,

@@ -178,12 +178,18 @@ def test_every_link_agrees_at_both_ends_and_no_required_input_is_open(classes, n
             assert key in widgets or (node["id"], key) in links, f"{node['type']}.{key} is not connected"
 
 
+SLOT, WIDGET = 20, 24
+"""Height of a socket and of a widget in a node."""
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_no_node_lies_on_another_and_groups_hold_whole_nodes(name):
     workflow = read(name)
     boxes = {}
     for node in workflow["nodes"]:
         (x, y), (width, height) = node["pos"], node["size"]
+        sockets = max(len(node["inputs"]), len(node["outputs"]))
+        assert height >= SLOT * sockets + WIDGET * len(node.get("widgets_values", ())), f"{node['type']} will grow"
         boxes[node["id"], node["type"]] = (x, y - TITLE, x + width, y + height)
     assert len(boxes) == len(workflow["nodes"])
     groups = [(x, y, x + w, y + h) for x, y, w, h in (group["bounding"] for group in workflow["groups"])]
