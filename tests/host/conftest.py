@@ -1,6 +1,7 @@
 """A real ComfyUI in this process, with the pack loaded as ComfyUI loads it, and graphs run by its own executor."""
 
 import asyncio
+import gc
 import importlib
 import inspect
 import os
@@ -179,6 +180,13 @@ class Tiny:
         return Tiny.built
 
 
+@pytest.fixture(scope="module", autouse=True)
+def light_heap():
+    """What earlier files have left is not searched again by every garbage collection of the host."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def host(tmp_path_factory):
     base = tmp_path_factory.mktemp("comfyui")
@@ -209,6 +217,8 @@ def host(tmp_path_factory):
 
     asyncio.run(load())
     nodes.NODE_CLASS_MAPPINGS |= {"TestCapture": Capture, "TestCall": Call, "TestTiny": Tiny}
+    gc.collect()
+    gc.freeze()  # ComfyUI collects after every prompt, and would look at all that was imported every time
     loaded = sys.modules[nodes.NODE_CLASS_MAPPINGS["StoryLoom_Script"].__module__].__name__
     return Host(loaded.removesuffix(".nodes.story"), execution, base)
 

@@ -11,7 +11,7 @@ from storyloom.world.scene import SIZE
 from storyloom.world.stories import random_story
 
 STEPS = 8
-SAMPLERS = [("euler", "ddim_uniform"), ("dpmpp_2m", "sgm_uniform"), ("euler_ancestral", "simple")]
+SAMPLERS = [("dpmpp_2m", "sgm_uniform"), ("euler_ancestral", "simple")]
 
 
 @pytest.fixture(scope="module")
@@ -146,10 +146,10 @@ def test_any_sampler_draws_what_it_is_told(host, graph, sampler, scheduler):
 
 
 def test_a_story_on_it_keeps_its_model_untouched_and_feels_ipca(host, graph):
-    parts = story_parts(graph, random_story(1), size=96)
-    sample(graph, parts, "plain", steps=2)
+    parts = story_parts(graph, random_story(1, frames=2), size=64)
+    sample(graph, parts, "plain", steps=1)
     alone = type(graph)(graph)
-    sample(graph, parts, "patched", steps=2, model=ipca(graph, parts["model"], identity_weight=4.0))
+    sample(graph, parts, "patched", steps=1, model=ipca(graph, parts["model"], identity_weight=4.0))
     result = host.run(graph)
     assert torch.isfinite(result.plain["samples"]).all()
     assert differ(result.plain, result.patched)
