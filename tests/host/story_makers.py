@@ -170,3 +170,11 @@ def pooled(mask, size):
     """A mask's mean over the cells of the latents, then of a layer: (height, width) -> [height, width]."""
     at_latents = adaptive_avg_pool2d(mask[None], size)
     return lambda grid: adaptive_avg_pool2d(at_latents, grid)[0]
+
+
+def loaded_for(maker):
+    """ComfyUI's entries of loaded models that are this adapter. Entries of models that are gone may lie among them."""
+    import comfy.model_management
+
+    entries = [(entry, entry.model) for entry in comfy.model_management.current_loaded_models]
+    return [entry for entry, patcher in entries if patcher is not None and patcher.model is maker.adapter]

@@ -21,7 +21,7 @@ from story_graphs import (
     story_rows,
     watched,
 )
-from story_makers import IMAGE, Reference, apply, pooled, someone
+from story_makers import IMAGE, Reference, apply, loaded_for, pooled, someone
 from torch.nn.functional import adaptive_avg_pool2d
 
 ONCE = {"steps": 1, "cfg": 5.0}
@@ -201,8 +201,6 @@ def test_a_conditioning_that_is_not_the_guiders_own_gets_the_tokens_of_nobody(ho
 
 
 def test_two_branches_and_nodes_in_a_row(host, graph, maker, reference, fox, owl):
-    import comfy.model_management
-
     parts = build(graph, size=(64, 64))
     one = apply(graph, host, parts["model"], maker, fox, lora_strength=0.0)
     other = apply(graph, host, parts["model"], maker, owl, lora_strength=0.0, token_strength=0.5)
@@ -228,8 +226,7 @@ def test_two_branches_and_nodes_in_a_row(host, graph, maker, reference, fox, owl
     assert close(seen.row, seen.reference) and close(seen.turned, seen.reference)
     assert close(seen.twice, seen.edited), "changes of the model add as well"
     assert differ(seen.one, seen.row) and differ(seen.other, seen.row) and differ(seen.one, seen.other)
-    loaded = [entry for entry in comfy.model_management.current_loaded_models if entry.model.model is maker.adapter]
-    assert len(loaded) <= 1, "an adapter that two nodes use is loaded once"
+    assert len(loaded_for(maker)) <= 1, "an adapter that two nodes use is loaded once"
 
 
 def foreign(model):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from story_graphs import build, call, context_windows, distance, sample
-from story_makers import CONTEXT, Reference, apply, layers, someone, weights_of
+from story_makers import CONTEXT, Reference, apply, layers, loaded_for, someone, weights_of
 from test_storymaker import ONCE, TRIO
 
 
@@ -42,12 +42,6 @@ def test_tokens_keys_and_values_are_made_once_in_a_run_for_every_cast(host, grap
     assert set(counted.values()) == {2 * 4}
 
 
-def of_adapter(maker):
-    import comfy.model_management
-
-    return [entry for entry in comfy.model_management.current_loaded_models if entry.model.model is maker.adapter]
-
-
 def test_the_adapter_is_loaded_for_a_run_and_leaves_when_memory_is_asked_for(host, graph, maker):
     import comfy.model_management as management
 
@@ -59,22 +53,22 @@ def test_the_adapter_is_loaded_for_a_run_and_leaves_when_memory_is_asked_for(hos
         patcher = patcher.clone()
 
         def apply_model(executor, *args, **kwargs):
-            seen.append([entry.currently_used for entry in of_adapter(maker)])
+            seen.append([entry.currently_used for entry in loaded_for(maker)])
             return executor(*args, **kwargs)
 
         patcher.add_wrapper_with_key("apply_model", "test", apply_model)
         return patcher
 
     management.unload_all_models()
-    assert of_adapter(maker) == []
+    assert loaded_for(maker) == []
     sample(graph, parts, "first", **ONCE, model=call(graph, host, watch, model))
     first = host.run(graph).first
-    assert seen == [[True]] and len(of_adapter(maker)) == 1
+    assert seen == [[True]] and len(loaded_for(maker)) == 1
     management.unload_all_models()
-    assert of_adapter(maker) == []
+    assert loaded_for(maker) == []
     assert torch.equal(host.run(graph, fresh=True).first["samples"], first["samples"])
     management.free_memory(1e32, torch.device("cpu"))
-    assert of_adapter(maker) == []
+    assert loaded_for(maker) == []
 
 
 def test_without_tokens_the_adapter_is_neither_loaded_nor_asked(host, graph, maker, counted):
@@ -85,7 +79,7 @@ def test_without_tokens_the_adapter_is_neither_loaded_nor_asked(host, graph, mak
     model = apply(graph, host, parts["model"], maker, someone(host, 1), token_strength=0.0)
     sample(graph, parts, "x", **ONCE, model=model)
     host.run(graph)
-    assert of_adapter(maker) == [] and counted == {}
+    assert loaded_for(maker) == [] and counted == {}
 
 
 def test_partly_loaded_it_gives_the_same(host, maker):
