@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from unittest import mock
 
 from ..scripts.comfyui import find_comfyui, version_text
@@ -31,6 +32,14 @@ def fused_attention() -> Iterator[None]:
     fused = attention.attention_pytorch
     with mock.patch.multiple(attention, optimized_attention=fused, optimized_attention_masked=fused):
         yield
+
+
+def resident_mib(pid: int, what: str = "VmRSS") -> float:
+    """Resident memory of a process, MiB: VmRSS now, VmHWM the largest since `forget_peak`."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(f"{what}:"):
+            return int(line.split()[1]) / 1024
+    raise SystemExit("This benchmark reads /proc, which only Linux has.")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -28,7 +28,7 @@ from ..world.reader import Reader
 from ..world.scene import ACTIONS, PLACES, PROPS
 from ..world.stories import WorldStory
 from ..world.words import FigureTold, FrameTold
-from .common import table
+from .common import resident_mib, table
 
 WORKFLOW = Path(__file__).absolute().parent.parent / "workflows" / "api" / "Demo - Long Story.json"
 
@@ -58,14 +58,6 @@ def prompt_of(story: WorldStory, steps: int) -> tuple[dict, dict, str]:
     batches = {"images": [nodes["VAEDecode"][0], 0]}
     prompt["batches"] = {"class_type": "PreviewImage", "inputs": batches}
     return prompt, nodes["StoryLoom_SplitBatches"][1], nodes["KSampler"][0]
-
-
-def resident_mib(pid: int, what: str = "VmRSS") -> float:
-    """Resident memory of a process, MiB: VmRSS now, VmHWM the largest since `forget_peak`."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith(f"{what}:"):
-            return int(line.split()[1]) / 1024
-    raise SystemExit("This benchmark reads /proc, which only Linux has.")
 
 
 def forget_peak(pid: int) -> None:
