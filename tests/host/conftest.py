@@ -223,9 +223,15 @@ def host(tmp_path_factory):
     return Host(loaded.removesuffix(".nodes.story"), execution, base)
 
 
+@pytest.fixture(scope="session")
+def new_graph():
+    """Makes a graph, where a test runs several."""
+    return Graph
+
+
 @pytest.fixture
-def graph():
-    return Graph()
+def graph(new_graph):
+    return new_graph()
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,11 @@
 """From pixels to a character: what the encoder sees, whose face is meant, blends, and files that may be hostile."""
 
+import itertools
 import json
 import math
 import os
+import signal
+import time
 
 import numpy as np
 import pytest
@@ -319,6 +322,23 @@ def test_saving_replaces_a_link_and_leaves_its_target(tmp_path):
         pytest.skip("links are not possible here")
     save_character(link, some())
     assert target.read_text() == "precious" and not link.is_symlink()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a process that can be killed while it writes")
+def test_saving_that_is_killed_leaves_the_old_file_or_the_whole_new_one(tmp_path):
+    path, versions = tmp_path / "fox.safetensors", [some(seed=seed) for seed in (1, 2)]
+    save_character(path, versions[0])
+    for milliseconds in range(10, 90, 10):
+        child = os.fork()
+        if not child:
+            for version in itertools.cycle(versions):
+                save_character(path, version)
+        time.sleep(milliseconds / 1000)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        found = load_character(path).parts[0][0].face
+        assert any(torch.equal(found, version.parts[0][0].face) for version in versions)
+    assert [file.name for file in tmp_path.glob("[!.]*")] == ["fox.safetensors"]
 
 
 def test_saving_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
