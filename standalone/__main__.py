@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 
+from ..pages.comic import CAPTION_PLACES, DIRECTIONS, PageStyle
+from ..pages.layout import LAYOUTS
 from . import check_packages
 
 FORMATS = (".png", ".jpg", ".jpeg", ".webp")
@@ -20,11 +23,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         check_output(asked.output)
         check_packages()
-        _draw(asked).save(asked.output)
+        paths = save_pages(_draw(asked), asked.output)
     except (ValueError, OSError, ImportError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
-    sys.stdout.write(f"{asked.output}\n")
+    sys.stdout.write("".join(f"{path}\n" for path in paths))
     return 0
 
 
@@ -34,7 +37,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("identity", help='who the story is about: "a red fox in a blue coat"')
     parser.add_argument("frames", nargs="+", help='one picture each, without the identity: "asleep in the snow"')
-    parser.add_argument("-o", "--output", type=Path, default=Path("page.png"), help="the page (default: page.png)")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("page.png"), help="the page; further ones are page_2.png and so on"
+    )
     parser.add_argument(
         "--method",
         default="svr+ipca",
@@ -56,18 +61,53 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--anchors", type=int, default=0, help="first frames that all others look at in CSA (0: all)")
     parser.add_argument("--own-noise", action="store_true", help="start every frame from its own noise")
     parser.add_argument("--window", default="circular", help="for stories over 75 tokens: circular or trailing")
+    page = parser.add_argument_group("page")
+    page.add_argument("--layout", default="grid", help=f"{', '.join(LAYOUTS)} (default: grid)")
+    page.add_argument("--columns", type=int, default=0, help="panels per row of the grid (default: near-square)")
+    page.add_argument("--rows", default="2,1,3", help='panels in each row of the layout rows (default: "2,1,3")')
+    page.add_argument("--panels-per-page", type=int, default=0, help="further ones go on to further pages")
+    page.add_argument("--page-width", type=int, default=0, help="pixels (default: as wide as the panels need)")
+    page.add_argument("--captions", default="below", help="below, over or none (default: below)")
+    page.add_argument("--title", default="", help="printed above the first page's panels")
+    page.add_argument("--direction", default="left_to_right", help="left_to_right or right_to_left")
+    page.add_argument("--font", help="font file of captions and title (default: built in)")
     return parser
 
 
-def _draw(asked: argparse.Namespace) -> Image.Image:
-    from ..prompts.script import parse_story
-    from .pipeline import StoryPipeline, check_settings
+def page_style(asked: argparse.Namespace) -> PageStyle:
+    """How the pages look. Raises ValueError for a choice that there is not."""
+    choices = {"layout": LAYOUTS, "captions": (*CAPTION_PLACES, "none"), "direction": DIRECTIONS}
+    for option, allowed in choices.items():
+        if getattr(asked, option) not in allowed:
+            raise ValueError(f'--{option} "{getattr(asked, option)}" is not one of {", ".join(allowed)}.')
+    for option in ("columns", "panels_per_page", "page_width"):
+        if getattr(asked, option) < 0:
+            raise ValueError(f"--{option.replace('_', '-')} is {getattr(asked, option)}: 0 or more is needed.")
+    return PageStyle(
+        layout=asked.layout,
+        columns=asked.columns,
+        rows=asked.rows,
+        panels_per_page=asked.panels_per_page,
+        seed=asked.seed,
+        page_width=asked.page_width,
+        caption_place=asked.captions if asked.captions != "none" else "below",
+        title=asked.title,
+        direction=asked.direction,
+        font=asked.font,
+    )
 
-    parse_story(asked.identity, "\n".join(asked.frames), asked.style)
+
+def _draw(asked: argparse.Namespace) -> tuple[Image.Image, ...]:
+    from ..prompts.script import parse_story
+    from .pipeline import StoryPipeline, check_page, check_settings
+
+    story = parse_story(asked.identity, "\n".join(asked.frames), asked.style)
     size = (asked.width or 64, asked.height or 64)
     check_settings(
         asked.method, asked.steps, *size, asked.identity_weight, 0, 1, asked.window, asked.sampling_rate, asked.anchors
     )
+    captions, style = asked.captions != "none", page_style(asked)
+    check_page(story, *size, captions, style)
     drawn = StoryPipeline(_load(asked.checkpoint))(
         asked.identity,
         asked.frames,
@@ -83,8 +123,10 @@ def _draw(asked: argparse.Namespace) -> Image.Image:
         anchors=asked.anchors,
         shared_noise=not asked.own_noise,
         window=asked.window,
+        captions=captions,
+        page_style=style,
     )
-    return drawn.page
+    return drawn.pages
 
 
 def _load(checkpoint: Path | None):
@@ -95,6 +137,14 @@ def _load(checkpoint: Path | None):
     from .checkpoint import load_checkpoint
 
     return load_checkpoint(checkpoint)
+
+
+def save_pages(pages: Sequence[Image.Image], path: Path) -> list[Path]:
+    """Save the first page at `path`, further ones beside it with a number. Returns where they lie."""
+    paths = [path, *(path.with_stem(f"{path.stem}_{number}") for number in range(2, len(pages) + 1))]
+    for page, place in zip(pages, paths, strict=True):
+        page.save(place)
+    return paths
 
 
 def check_output(path: Path) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..attention.consistent import ConsistentAttention
 from ..attention.identity import IdentityPreserving
 from ..attention.sampling import check_window
-from ..pages.grid import comic_page
+from ..pages.comic import PageStyle, comic_pages
 from ..prompts.encode import Entry, Reweighting
 from ..prompts.script import Story, parse_story
 from ..prompts.windows import WINDOW_KINDS, WindowKind
@@ -54,12 +54,17 @@ METHODS = {
 
 @dataclass(frozen=True, eq=False)
 class DrawnStory:
-    """A story's pictures in order and the page that they make. `latents` [frames, 4, height / 8, width / 8]."""
+    """A story's pictures in order and the pages that they make. `latents` [frames, 4, height / 8, width / 8]."""
 
     story: Story
     frames: tuple[Image.Image, ...]
-    page: Image.Image
+    pages: tuple[Image.Image, ...]
     latents: Tensor
+
+    @property
+    def page(self) -> Image.Image:
+        """The first page, which is the only one unless the page style says otherwise."""
+        return self.pages[0]
 
 
 class StoryPipeline:
@@ -96,6 +101,8 @@ class StoryPipeline:
         negative: str | None = None,
         shared_noise: bool = True,
         window: WindowKind = "circular",
+        captions: bool = True,
+        page_style: PageStyle | None = None,
         progress: Progress | None = None,
     ) -> DrawnStory:
         """Draw a story.
@@ -104,7 +111,8 @@ class StoryPipeline:
         height: pixels, None for the model's own. identity_weight, start_percent, end_percent, blocks: of IPCA.
         sampling_rate, anchors, skip_first_steps, sharing_blocks: of CSA, whose tokens are chosen by the same seed.
         negative: None for the published all-zero one. window: which frames share a prompt when the story is too long
-        for one, as in the node Encode story as one prompt. progress: called as progress(steps done, steps in all), None
+        for one, as in the node Encode story as one prompt. captions, page_style: whether
+        the pages have captions, and how they look. progress: called as progress(steps done, steps in all), None
         for a bar. Raises ValueError (StoryScriptError, StoryTooLongError) for what cannot be drawn, before anything is.
         """
         width, height = width or self.model.width, height or self.model.height
@@ -112,6 +120,7 @@ class StoryPipeline:
         sharing = (sampling_rate, anchors, skip_first_steps)
         check_settings(method, steps, width, height, identity_weight, *percents, window, *sharing)
         story = parse_story(identity, "\n".join(frames), style)
+        check_page(story, width, height, captions, page_style)
         reweighting, preserves_identity, shares_attention = METHODS[method]
         model = self.patcher
         if preserves_identity:
@@ -135,8 +144,7 @@ class StoryPipeline:
         )
         pictures = (self.model.decode(latents).float().cpu() * 255).round().to(torch.uint8)
         images = tuple(Image.fromarray(picture.numpy()) for picture in pictures)
-        page = comic_page(images, [frame.caption for frame in story.frames])
-        return DrawnStory(story, images, page, latents)
+        return DrawnStory(story, images, pages_of(story, images, captions, page_style), latents)
 
     def conditioning(self, story: Story, reweighting: Reweighting | None, window: WindowKind = "circular") -> Entry:
         """The tagged conditioning of a story: as one prompt reweighted so, or with None frame by frame."""
@@ -165,6 +173,18 @@ class ProgressBar:
         self.bar.update(done - self.bar.n)
         if done == steps:
             self.bar.close()
+
+
+def pages_of(
+    story: Story, pictures: Sequence[Image.Image], captions: bool, style: PageStyle | None
+) -> tuple[Image.Image, ...]:
+    """The pages of a story's pictures."""
+    return tuple(comic_pages(pictures, [frame.caption for frame in story.frames] if captions else [], style))
+
+
+def check_page(story: Story, width: int, height: int, captions: bool, style: PageStyle | None) -> None:
+    """Raise ValueError for a style that no page can be made with, before anything is drawn."""
+    pages_of(story, [Image.new("RGB", (width, height))] * len(story.frames), captions, style)
 
 
 def check_settings(

@@ -6,6 +6,7 @@ import sys
 import pytest
 from PIL import Image
 
+from storyloom.pages.comic import PageStyle
 from storyloom.standalone import __main__ as command
 
 STORY = ["a red fox in a blue coat", "asleep in the snow", "reading on a train"]
@@ -36,6 +37,29 @@ def test_every_setting_reaches_the_picture(tmp_path, monkeypatch, small):
     assert len(set(drawn.values())) == len(drawn)
 
 
+def test_every_setting_of_the_page_reaches_it(tmp_path, monkeypatch, small):
+    monkeypatch.setattr("storyloom.standalone.demo.demo_model", lambda: small)
+    settings = "--layout rows --rows 1,2 --columns 3 --panels-per-page 4 --page-width 300 --captions over --title A"
+    settings += " --direction right_to_left --font f.ttf --seed 5"
+    asked = command._parser().parse_args([*STORY, *settings.split()])
+    assert command.page_style(asked) == PageStyle(
+        "rows", 3, "1,2", 4, 5, page_width=300, caption_place="over", title="A", direction="right_to_left", font="f.ttf"
+    )
+    sizes = set()
+    for number, settings in enumerate(["", "--captions none", "--layout column --page-width 100"]):
+        page = tmp_path / f"{number}.png"
+        assert command.main([*STORY, "--steps", "1", "-o", str(page), *settings.split()]) == 0
+        sizes.add(Image.open(page).size)
+    assert len(sizes) == 3
+
+
+def test_further_pages_get_a_number(tmp_path, monkeypatch, capsys, small):
+    monkeypatch.setattr("storyloom.standalone.demo.demo_model", lambda: small)
+    assert command.main([*STORY, "--steps", "1", "-o", str(tmp_path / "page.png"), "--panels-per-page", "1"]) == 0
+    assert capsys.readouterr().out.split() == [str(tmp_path / "page.png"), str(tmp_path / "page_2.png")]
+    assert [Image.open(tmp_path / name).size[0] < 2 * 64 + 48 for name in ("page.png", "page_2.png")] == [True, True]
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -46,6 +70,11 @@ def test_every_setting_reaches_the_picture(tmp_path, monkeypatch, small):
         ([*STORY, "--steps", "0"], "at least 1 step"),
         ([*STORY, "--window", "sliding"], 'There is no window "sliding". Choose one of circular, trailing'),
         ([*STORY, "--width", "100"], "multiple of 8, got 100"),
+        ([*STORY, "--layout", "spiral"], '--layout "spiral" is not one of grid, four_panel'),
+        ([*STORY, "--captions", "above"], '--captions "above" is not one of below, over, none'),
+        ([*STORY, "--page-width", "-1"], "--page-width is -1: 0 or more is needed."),
+        ([*STORY, "--layout", "rows", "--rows", "2;1"], 'Rows "2;1" is not understood'),
+        ([*STORY, "--font", "none.ttf"], "none.ttf"),
         ([*STORY, "-o", "nowhere/page.png"], 'There is no folder "nowhere"'),
         ([*STORY, "-o", "page.txt"], 'The page "page.txt" must end in .png'),
         ([*STORY, "--checkpoint", "none.safetensors"], 'There is no checkpoint at "none.safetensors"'),
