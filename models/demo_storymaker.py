@@ -16,10 +16,9 @@ from torch import Tensor
 
 from . import demo
 from .ppr import PositionalPerceiverResampler
-from .storymaker import CONTEXT, PLACES, StoryMakerWeights
+from .storymaker import CONTEXT, StoryMakerWeights, layers
 
 SEED = 7
-SDXL_CHANNELS = 320
 LORA_RANK = 4
 VALUE_GAIN, LORA_GAIN = 2.0, 0.2
 """Sizes of the values and of the changes of the UNet: pictures change visibly and still show what they were told."""
@@ -41,26 +40,21 @@ VISION = {
 def demo_storymaker() -> StoryMakerWeights:
     """Random weights for the demo model, in float16: one layer of PPR, and the same keys and values in equal widths."""
     ppr = PositionalPerceiverResampler(depth=1, device="meta").state_dict()
-    widths = {place: place.width * demo.UNET["model_channels"] // SDXL_CHANNELS for place in PLACES}
+    of_the_demo = tuple(layers(demo.UNET["model_channels"]))
     pairs = {
         width: (
             random_tensor(f"k.{width}", (width, CONTEXT)),
             random_tensor(f"v.{width}", (width, CONTEXT), VALUE_GAIN),
         )
-        for width in set(widths.values())
+        for width in {layer.width for layer in of_the_demo}
     }
-    image_kv = {
-        (place.part, place.number, j): pairs[width] for place, width in widths.items() for j in range(place.depth)
-    }
+    image_kv = {layer.key: pairs[layer.width] for layer in of_the_demo if layer.cross}
     lora = {}
-    for place, width in widths.items():
-        for j in range(place.depth):
-            for attn, source in (("attn1", width), ("attn2", CONTEXT)):
-                name = f"{place.diffusers}.transformer_blocks.{j}.{attn}.processor"
-                for target, columns in (("q", width), ("k", source), ("v", source), ("out", width)):
-                    layer = f"{name}.to_{target}_lora"
-                    lora[f"{layer}.down.weight"] = random_tensor(f"{layer}.down", (LORA_RANK, columns))
-                    lora[f"{layer}.up.weight"] = random_tensor(f"{layer}.up", (width, LORA_RANK), LORA_GAIN)
+    for layer in of_the_demo:
+        for target, columns in layer.inputs.items():
+            name = f"{layer.processor}.to_{target}_lora"
+            lora[f"{name}.down.weight"] = random_tensor(f"{name}.down", (LORA_RANK, columns))
+            lora[f"{name}.up.weight"] = random_tensor(f"{name}.up", (layer.width, LORA_RANK), LORA_GAIN)
     return StoryMakerWeights(random_weights(ppr), lora, image_kv)
 
 

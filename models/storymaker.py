@@ -26,6 +26,8 @@ PROJECTION, ADAPTER = "image_proj_model", "ip_adapter"
 MEANING = {PROJECTION: "the network that makes tokens of pictures", ADAPTER: "the changes of the UNet's attention"}
 CONTEXT = 2048
 """Width of text and image tokens."""
+CHANNELS = 320
+"""Channels of SDXL's UNet, of which its layers' widths are multiples."""
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 NAMED = 3
 """Names of each kind that an error tells."""
@@ -84,14 +86,19 @@ class StoryMakerWeights:
     unused: tuple[str, ...] = ()
 
 
-class _Layer(NamedTuple):
-    """An attention layer as the file numbers it. source: width of what its keys and values are made of."""
+class Layer(NamedTuple):
+    """An attention layer. processor: diffusers' name; source: width of what its keys and values are made of."""
 
     processor: str
     key: Key
     width: int
     source: int
     cross: bool
+
+    @property
+    def inputs(self) -> dict[str, int]:
+        """The projections that have a low-rank change, with the width of what each projects."""
+        return {"q": self.width, "k": self.source, "v": self.source, "out": self.width}
 
 
 def load_storymaker(state_dict: Mapping[str, Any]) -> StoryMakerWeights:
@@ -112,8 +119,8 @@ def load_storymaker(state_dict: Mapping[str, Any]) -> StoryMakerWeights:
     )
 
     lora, image_kv = {}, {}
-    for number, layer in enumerate(_layers() if adapter else ()):
-        for target in ("q", "k", "v", "out"):
+    for number, layer in enumerate(layers() if adapter else ()):
+        for target in layer.inputs:
             for half in ("up", "down"):
                 name = f"to_{target}_lora.{half}.weight"
                 lora[f"{layer.processor}.{name}"] = adapter[f"{number}.{name}"]
@@ -221,12 +228,14 @@ def _flat(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _layers() -> Iterator[_Layer]:
+def layers(channels: int = CHANNELS) -> Iterator[Layer]:
+    """The 140 attention layers in the file's order. channels: of a smaller UNet with the layout of SDXL's."""
     for place in PLACES:
+        width = place.width * channels // CHANNELS
         for j in range(place.depth):
-            for attn, source in (("attn1", place.width), ("attn2", CONTEXT)):
+            for attn, source in (("attn1", width), ("attn2", CONTEXT)):
                 processor = f"{place.diffusers}.transformer_blocks.{j}.{attn}.processor"
-                yield _Layer(processor, (place.part, place.number, j), place.width, source, attn == "attn2")
+                yield Layer(processor, (place.part, place.number, j), width, source, attn == "attn2")
 
 
 def _projection_shapes() -> dict[str, tuple[int, ...]]:
@@ -237,9 +246,8 @@ def _projection_shapes() -> dict[str, tuple[int, ...]]:
 def _adapter_shapes(adapter: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     """Shapes of the adapter's tensors; the rank of each pair is that of the half that is there."""
     shapes = {}
-    for number, layer in enumerate(_layers()):
-        inputs = {"q": layer.width, "k": layer.source, "v": layer.source, "out": layer.width}
-        for target, source in inputs.items():
+    for number, layer in enumerate(layers()):
+        for target, source in layer.inputs.items():
             down, up = (f"{number}.to_{target}_lora.{half}.weight" for half in ("down", "up"))
             halves = ((adapter.get(down), 0), (adapter.get(up), 1))
             ranks = [half.shape[axis] for half, axis in halves if half is not None and half.ndim == 2]
