@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..prompts.conditioning import StoryCond
+from .sampling import OUTPUT_BLOCKS
 
 
 def scale_backbone(h: Tensor, scale: float) -> Tensor:
@@ -68,7 +69,7 @@ class FreeU:
     start_percent: float
     end_percent: float
     name = "Story FreeU"
-    slot = "output_block_patch"
+    slot = OUTPUT_BLOCKS
     skip_first_steps = 0
 
     @property

@@ -21,21 +21,7 @@ def blocks_of(model, text: str) -> Blocks:
 
 def attention_depths(model) -> dict[tuple[str, int], int]:
     """Number of attention layers of every block of a UNet that has any. Raises ValueError for other networks."""
-    unet = model.get_model_object("diffusion_model")
-    parts = {
-        "input": getattr(unet, "input_blocks", ()),
-        "middle": [getattr(unet, "middle_block", None) or ()],
-        "output": getattr(unet, "output_blocks", ()),
-    }
-    depths = {
-        (part, number): sum(len(getattr(layer, "transformer_blocks", ())) for layer in block)
-        for part, blocks in parts.items()
-        for number, block in enumerate(blocks)
-    }
-    depths = {key: depth for key, depth in depths.items() if depth}
-    if not depths:
-        raise _not_a_unet(model, "with attention blocks")
-    return depths
+    return {key: len(transformers) for key, transformers in _transformers(model).items()}
 
 
 def attention_widths(model) -> tuple[dict[tuple[str, int, int], int], int]:
@@ -43,14 +29,32 @@ def attention_widths(model) -> tuple[dict[tuple[str, int, int], int], int]:
 
     Raises ValueError for other networks.
     """
-    unet, widths, contexts = model.get_model_object("diffusion_model"), {}, set()
-    for part, number in attention_depths(model):
-        block = unet.middle_block if part == "middle" else getattr(unet, f"{part}_blocks")[number]
-        layers = [layer for each in block for layer in getattr(each, "transformer_blocks", ())]
-        for index, layer in enumerate(layers):
-            widths[part, number, index] = layer.attn2.to_k.out_features
-            contexts.add(layer.attn2.to_k.in_features)
-    return widths, max(contexts)
+    layers = {
+        (*key, index): transformer.attn2.to_k
+        for key, transformers in _transformers(model).items()
+        for index, transformer in enumerate(transformers)
+    }
+    widths = {key: layer.out_features for key, layer in layers.items()}
+    return widths, max(layer.in_features for layer in layers.values())
+
+
+def _transformers(model) -> dict[tuple[str, int], list]:
+    """The transformer blocks of every block of a UNet that has any. Raises ValueError for other networks."""
+    unet = model.get_model_object("diffusion_model")
+    parts = {
+        "input": getattr(unet, "input_blocks", ()),
+        "middle": [getattr(unet, "middle_block", None) or ()],
+        "output": getattr(unet, "output_blocks", ()),
+    }
+    every = {
+        (part, number): [transformer for layer in block for transformer in getattr(layer, "transformer_blocks", ())]
+        for part, blocks in parts.items()
+        for number, block in enumerate(blocks)
+    }
+    found = {key: transformers for key, transformers in every.items() if transformers}
+    if not found:
+        raise _not_a_unet(model, "with attention blocks")
+    return found
 
 
 def lowest_stages(model) -> tuple[range, range]:
