@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,9 +17,6 @@ from .blocks import Blocks
 from .decoupled import decoupled_cross_attention
 from .inner import Below, Inner
 from .unet_call import Image, Rows, UNetCall, compact
-
-TOKENS = 20
-"""Image tokens of the background, and then of each character."""
 
 
 class Named(Protocol):
@@ -140,7 +138,7 @@ class ImageConditioning:
         layer = (*inner.options["block"], inner.options["block_index"])
         for group in call.once(self, lambda: self._groups(call)):
             k_image, v_image = self._keys_values(layer, group, q, call)
-            mask = call.once((group, q.shape[1]), lambda group=group: self._mask(group, call, q, inner.options))
+            mask = self._mask(group, call, q, k_image.shape[1], inner.options)
             look = partial(inner.plain, mask=mask)
             seen = decoupled_cross_attention(
                 out[group.rows], q[group.rows], k_image, v_image, heads, self.strength, look
@@ -188,35 +186,31 @@ class ImageConditioning:
         shown = [self.characters[number] for number in characters]
         return self.adapter.tokens(shown, self.face_strength, self.appearance_strength, device)
 
-    def _mask(self, group: Group, call: UNetCall, q: Tensor, options: dict[str, Any]) -> Tensor | None:
-        """[rows, 1, N, M] added to the logits: each character's tokens count as much as its region covers a query."""
+    def _mask(self, group: Group, call: UNetCall, q: Tensor, columns: int, options: dict[str, Any]) -> Tensor | None:
+        """[rows, 1, N, columns] added to the logits: a character's tokens count as much as its region covers a query.
+
+        Made once in a run for each size of layer. columns: image tokens of the background and then of each character,
+        equally many.
+        """
         if all(self.regions[number] is None for cast in group.casts for number in cast.characters):
             return None
         grid = tuple(options["activations_shape"][-2:])
-        rows = []
-        for cast in group.casts:
-            cover = torch.ones(q.shape[1], TOKENS * (1 + len(cast.characters)), device=q.device)
-            for place, (number, mask) in enumerate(zip(cast.characters, cast.masks, strict=True), start=1):
-                if self.regions[number] is not None:
-                    covered = self._cover(number, mask, cast.area, grid, call, q.device)
-                    cover[:, place * TOKENS : (place + 1) * TOKENS] = covered.flatten()[:, None]
-            rows.append(cover)
-        return torch.stack(rows).log()[:, None].to(q)
 
-    def _cover(
-        self,
-        number: int,
-        mask: int,
-        area: tuple[int, ...] | None,
-        grid: tuple[int, ...],
-        call: UNetCall,
-        device: torch.device,
-    ) -> Tensor:
-        """As `region_cover`, of a character's mask of this number, made once in a run."""
-        return call.once_in_a_run(
-            (self, number, mask, area, grid, device),
-            lambda: region_cover(self.regions[number][mask], call.size, area, grid).to(device),
-        )
+        def make() -> Tensor:
+            covers = torch.stack([self._cover(cast, columns, call.size, grid) for cast in group.casts])
+            return covers.log()[:, None].to(q)
+
+        return call.once_in_a_run((self, group.casts, grid, q.dtype, q.device), make)
+
+    def _cover(self, cast: Cast, columns: int, size: tuple[int, int], grid: tuple[int, ...]) -> Tensor:
+        """How much each token of a cast counts for each query, [N, columns] in 0..1."""
+        tokens = columns // (1 + len(cast.characters))
+        cover = torch.ones(math.prod(grid), columns)
+        for place, (number, mask) in enumerate(zip(cast.characters, cast.masks, strict=True), start=1):
+            if self.regions[number] is not None:
+                covered = region_cover(self.regions[number][mask], size, cast.area, grid)
+                cover[:, place * tokens : (place + 1) * tokens] = covered.flatten()[:, None]
+        return cover
 
 
 def region_cover(mask: Tensor, size: tuple[int, int], area: Sequence[int] | None, grid: tuple[int, int]) -> Tensor:

@@ -22,11 +22,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..attention.consistent import ConsistentAttention
 from ..attention.identity import IdentityPreserving
 from ..attention.sampling import Opened, StoryRun
-from ..attention.storymaker import TOKENS, ImageConditioning
+from ..attention.storymaker import ImageConditioning
 from ..attention.unet_call import KEY, Conditioning, SamplerCall, read_call
 from ..models import demo
 from ..models.characters import Character, features_of
-from ..models.ppr import PositionalPerceiverResampler
+from ..models.ppr import TOKENS, PositionalPerceiverResampler
 from ..models.storymaker import CONTEXT as WIDTH
 from ..models.storymaker import StoryMakerWeights
 from ..models.storymaker_adapter import StoryMakerAdapter

@@ -220,7 +220,8 @@ def test_prompts_for_two_parts_of_a_picture_have_their_own_parts_of_a_region():
     asked, areas = patch(named("Fox"), regions=(region,)), ((2, 3, 0, 0), (2, 3, 2, 1))
     call = call_of(*(Conditioning(None, 77, area=area) for area in areas), rows=1, size=(4, 4))
     (group,) = asked._groups(call)
-    first, second = asked._mask(group, call, qkv(2)[0], Inner((2, 3)).options).exp()[:, 0, :, TOKENS:]
+    mask = asked._mask(group, call, qkv(2)[0], 2 * TOKENS, Inner((2, 3)).options)
+    first, second = mask.exp()[:, 0, :, TOKENS:]
     assert torch.allclose(first, region[0, :2, :3].reshape(6, 1).double().expand(6, TOKENS), rtol=0, atol=1e-6)
     assert torch.allclose(second, region[0, 2:, 1:].reshape(6, 1).double().expand(6, TOKENS), rtol=0, atol=1e-6)
 
@@ -235,6 +236,21 @@ def test_tokens_are_made_once_in_a_run_and_keys_once_for_every_layer():
     assert {question[3] for question in adapter.asked[1:]} == {0, 1}
     patch(named("Fox"), adapter).attend(*qkv(4), HEADS, call, Inner())
     assert adapter.asked.count(("tokens", "Fox")) == 2, "another node's strengths may be others"
+
+
+def test_a_region_is_measured_once_in_a_run_for_every_size_of_layer(monkeypatch):
+    asked, kept, sizes = patch(named("Fox"), Pictures(), (torch.rand(1, 4, 6),)), {}, []
+
+    def counted(mask, size, area, grid):
+        sizes.append(grid)
+        return region_cover(mask, size, area, grid)
+
+    monkeypatch.setattr("storyloom.attention.storymaker.region_cover", counted)
+    for grid in ((2, 3), (2, 3), (3, 2)):
+        call = call_of(Conditioning(None, 77, False), Conditioning(None, 77), rows=1, size=(4, 6), kept=kept)
+        for index in (0, 1):
+            asked.attend(*qkv(2), HEADS, call, Inner(grid, index=index))
+    assert sizes == [(2, 3)] * 2 + [(3, 2)] * 2, "once for either of the two rows"
 
 
 def test_a_call_with_nobody_in_it_asks_nothing():
