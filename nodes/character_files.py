@@ -10,15 +10,13 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..models import characters
-from .folders import files_in
+from .folders import files_in, register
 from .types import Character as CharacterType
 
 FOLDER = "storyloom_characters"
 
 # Saved to the output folder, which is also one of those that are loaded from: as ComfyUI does with models it saves.
-for parent in (folder_paths.models_dir, folder_paths.get_output_directory()):
-    folder_paths.add_model_folder_path(FOLDER, os.path.join(parent, FOLDER))
-folder_paths.folder_names_and_paths[FOLDER][1].add(characters.SUFFIX)
+register(FOLDER, [characters.SUFFIX], FOLDER, os.path.join(folder_paths.get_output_directory(), FOLDER))
 
 
 def character_output() -> io.Output:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 
 import folder_paths
@@ -12,6 +11,7 @@ from comfy_api.latest import io
 
 from ..models import characters, crops, faces
 from .character_files import character_output, preview_output
+from .folders import register
 from .pictures import ENCODER, encoded, one_mask, one_picture
 from .types import FaceAnalysis as FaceAnalysisType
 
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 BOTH, FACE, APPEARANCE = "face and appearance", "face only", "appearance only"
 
-folder_paths.add_model_folder_path("insightface", os.path.join(folder_paths.models_dir, "insightface"))
+register("insightface", (), "insightface")
 
 
 def known_packs() -> dict[str, Path]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 import folder_paths
 import numpy as np
@@ -13,6 +12,7 @@ from comfy_api.latest import io
 from ..pages.comic import CAPTION_PLACES, DIRECTIONS, PageStyle, comic_pages, parse_colour
 from ..pages.layout import LAYOUTS, parse_rows
 from ..prompts.script import Story
+from .folders import files_in, register
 from .types import Story as StoryType
 
 log = logging.getLogger(__name__)
@@ -21,8 +21,7 @@ FONTS = "storyloom_fonts"
 """The folder of models/ with the artist's fonts."""
 BUILT_IN = "built-in"
 
-folder_paths.add_model_folder_path(FONTS, str(Path(folder_paths.models_dir) / FONTS))
-folder_paths.folder_names_and_paths[FONTS][1].update((".ttf", ".otf", ".ttc"))
+register(FONTS, (".ttf", ".otf", ".ttc"), FONTS)
 
 
 class Page(io.ComfyNode):
@@ -131,7 +130,7 @@ class Page(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "font",
-                    options=[BUILT_IN, *folder_paths.get_filename_list(FONTS)],
+                    options=[BUILT_IN, *files_in(FONTS)],
                     default=BUILT_IN,
                     optional=True,
                     tooltip="Font of captions and title. Put .ttf, .otf or .ttc files into models/storyloom_fonts to "
@@ -209,7 +208,7 @@ class Page(io.ComfyNode):
                 len(images),
                 len(texts),
             )
-        fonts = {name: folder_paths.get_full_path(FONTS, name) for name in folder_paths.get_filename_list(FONTS)}
+        fonts = {name: folder_paths.get_full_path(FONTS, name) for name in files_in(FONTS)}
         style = PageStyle(
             layout=layout,
             columns=columns,

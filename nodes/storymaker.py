@@ -10,7 +10,6 @@ import comfy.lora
 import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
-import comfy.utils
 import folder_paths
 from comfy_api.latest import io
 from torch import Tensor
@@ -20,7 +19,7 @@ from ..attention.storymaker import ImageConditioning
 from ..models.storymaker import StoryMakerFileError, StoryMakerWeights, load_storymaker, read_checkpoint
 from ..models.storymaker_adapter import StoryMakerAdapter
 from .attention import model_input, model_output, window_inputs
-from .folders import files_in
+from .folders import files_in, register
 from .patching import attention_widths, blocks_of, with_patch
 from .types import Character as CharacterType
 from .types import StoryMaker as StoryMakerType
@@ -29,9 +28,7 @@ KIND = "storymaker"
 SUFFIXES = (".bin", ".safetensors", ".pt", ".pth")
 SOURCE = "https://huggingface.co/RED-AIGC/StoryMaker"
 
-for folder in ("storymaker", "photomaker", "ipadapter"):
-    folder_paths.add_model_folder_path(KIND, os.path.join(folder_paths.models_dir, folder))
-folder_paths.folder_names_and_paths[KIND][1].update(SUFFIXES)
+register(KIND, SUFFIXES, "storymaker", "photomaker", "ipadapter")
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,9 +45,12 @@ class StoryMaker:
 
 def storymaker_of(weights: StoryMakerWeights) -> StoryMaker:
     adapter = StoryMakerAdapter(weights, comfy.ops.manual_cast)
-    patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
-    device, offload = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
-    return StoryMaker(patcher(adapter, load_device=device, offload_device=offload), weights.lora)
+    patcher = comfy.model_patcher.CoreModelPatcher(
+        adapter,
+        load_device=comfy.model_management.get_torch_device(),
+        offload_device=comfy.model_management.unet_offload_device(),
+    )
+    return StoryMaker(patcher, weights.lora)
 
 
 class LoadStoryMaker(io.ComfyNode):

@@ -154,6 +154,32 @@ def story_place(seen):
     return next((place for place, key in enumerate(keys) if known[key].story is not None), None)
 
 
+def check_other_company(graph, host, parts, model, monkeypatch):
+    """What the UNet says to the story of three frames, and to its negative, is the same at cfg 1, beside another
+    positive, and in two calls. model: a link to the one that is patched.
+    """
+    from comfy.model_patcher import ModelPatcher
+
+    text = graph.add("CLIPTextEncode", clip=parts["clip"], text="a lighthouse by a very wide and very cold sea")()
+    both = graph.add("ConditioningCombine", conditioning_1=text, conditioning_2=parts["positive"])()
+    results, negatives, base = {}, {}, graph.copy()
+    for name, changes in {"together": {}, "alone": {"cfg": 1.0}, "beside": {"positive": both}, "split": {}}.items():
+        if name == "split":
+            monkeypatch.setattr(ModelPatcher, "get_free_memory", lambda self, device: 0)
+        calls, graph = [], type(graph)(base)
+        sample(graph, parts, "x", steps=1, model=watched(graph, host, model, calls), **changes)
+        host.run(graph)
+        results[name], count = story_rows(calls)
+        assert count == (2 if name == "split" else 1)
+        for seen in calls:
+            for kind, out in zip(seen["options"]["cond_or_uncond"], seen["out"].split(3), strict=True):
+                if kind == 1:
+                    negatives[name] = out
+    assert all(distance(results["together"], result) < 2e-5 for result in results.values())
+    assert set(negatives) == {"together", "beside", "split"}
+    assert all(distance(negatives["together"], out) < 2e-5 for out in negatives.values())
+
+
 def distance(a, b):
     """Largest difference, in units of the largest value."""
     return ((a - b).abs().max() / a.abs().max()).item()

@@ -9,6 +9,7 @@ from story_graphs import (
     CAST_COLUMNS,
     build,
     call,
+    check_other_company,
     close,
     context_windows,
     controlled,
@@ -20,7 +21,6 @@ from story_graphs import (
     log_bias,
     lora,
     sample,
-    story_rows,
     watched,
 )
 
@@ -73,34 +73,9 @@ def test_who_is_in_a_frame_decides_who_looks_at_whom(host, graph):
 
 
 def test_cfg_1_split_calls_and_a_second_positive_do_not_change_the_story(host, graph, monkeypatch):
-    from comfy.model_patcher import ModelPatcher
-
     cast = {"identity": "[Fox] a fox\n[Crow] a crow", "frames": "[Fox] asleep\n[Crow] sits\n[Fox] waves"}
     parts = build(graph, encode="EncodePerFrame", size=SIZE, **cast)
-    text = graph.add("CLIPTextEncode", clip=parts["clip"], text="a lighthouse by a very wide and very cold sea")()
-    both = graph.add("ConditioningCombine", conditioning_1=text, conditioning_2=parts["positive"])()
-    base = graph.copy()
-    results, negatives = {}, {}
-    for name, changes, memory in (
-        ("together", {}, None),
-        ("alone", {"cfg": 1.0}, None),
-        ("beside", {"positive": both}, None),
-        ("split", {}, 0),
-    ):
-        if memory is not None:
-            monkeypatch.setattr(ModelPatcher, "get_free_memory", lambda self, device: 0)
-        calls, graph = [], type(graph)(base)
-        sample(graph, parts, "x", steps=1, model=watched(graph, host, csa(graph, parts["model"]), calls), **changes)
-        host.run(graph)
-        results[name], count = story_rows(calls)
-        assert count == (2 if name == "split" else 1)
-        for seen in calls:
-            for kind, out in zip(seen["options"]["cond_or_uncond"], seen["out"].split(3), strict=True):
-                if kind == 1:
-                    negatives[name] = out
-    assert all(distance(results["together"], result) < 2e-5 for result in results.values())
-    assert set(negatives) == {"together", "beside", "split"}
-    assert all(distance(negatives["together"], out) < 2e-5 for out in negatives.values())
+    check_other_company(graph, host, parts, csa(graph, parts["model"]), monkeypatch)
 
 
 @pytest.mark.parametrize("case", ["one image", "nobody in common", "skipped"])

@@ -3,17 +3,10 @@
 import pytest
 import torch
 from story_graphs import build, call, differ, sample
+from story_makers import APPLY
 
 from storyloom.world.reader import Reader
 
-APPLY = {
-    "token_strength": 0.8,
-    "lora_strength": 0.8,
-    "face_strength": 1.0,
-    "appearance_strength": 1.0,
-    "start_percent": 0.0,
-    "end_percent": 1.0,
-}
 TOLD = {"identity": "a fox in a blue coat", "frames": "jumping on the beach\nwith an umbrella in the city"}
 
 

@@ -7,6 +7,7 @@ from story_graphs import (
     biased_attention,
     build,
     call,
+    check_other_company,
     close,
     context_windows,
     controlled,
@@ -18,7 +19,6 @@ from story_graphs import (
     ipca,
     lora,
     sample,
-    story_rows,
     watched,
 )
 from story_makers import IMAGE, Reference, apply, loaded_for, pooled, someone
@@ -116,28 +116,8 @@ def test_every_input_counts_and_the_same_inputs_give_the_same_picture(host, grap
 
 
 def test_cfg_1_split_calls_and_a_second_positive_do_not_change_the_story(host, graph, maker, fox, owl, monkeypatch):
-    from comfy.model_patcher import ModelPatcher
-
     parts = build(graph, size=SIZE)
-    text = graph.add("CLIPTextEncode", clip=parts["clip"], text="a lighthouse by a very wide and very cold sea")()
-    both = graph.add("ConditioningCombine", conditioning_1=text, conditioning_2=parts["positive"])()
-    results, negatives, base = {}, {}, graph.copy()
-    for name, changes in {"together": {}, "alone": {"cfg": 1.0}, "beside": {"positive": both}, "split": {}}.items():
-        if name == "split":
-            monkeypatch.setattr(ModelPatcher, "get_free_memory", lambda self, device: 0)
-        calls, graph = [], type(graph)(base)
-        model = watched(graph, host, apply(graph, host, parts["model"], maker, fox, owl), calls)
-        sample(graph, parts, "x", steps=1, model=model, **changes)
-        host.run(graph)
-        results[name], count = story_rows(calls)
-        assert count == (2 if name == "split" else 1)
-        for seen in calls:
-            for kind, out in zip(seen["options"]["cond_or_uncond"], seen["out"].split(3), strict=True):
-                if kind == 1:
-                    negatives[name] = out
-    assert all(distance(results["together"], result) < 2e-5 for result in results.values())
-    assert set(negatives) == {"together", "beside", "split"}
-    assert all(distance(negatives["together"], out) < 2e-5 for out in negatives.values())
+    check_other_company(graph, host, parts, apply(graph, host, parts["model"], maker, fox, owl), monkeypatch)
 
 
 def guider_of(graph, name, parts, model, text):

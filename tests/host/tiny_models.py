@@ -81,8 +81,8 @@ def tiny_model(family, layout):
     cpu = torch.device("cpu")
     model = config.get_model({}, "", device=cpu)
     fill_(model.diffusion_model, 0)
-    patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
-    return patcher(model, load_device=comfy.model_management.get_torch_device(), offload_device=cpu)
+    device = comfy.model_management.get_torch_device()
+    return comfy.model_patcher.CoreModelPatcher(model, load_device=device, offload_device=cpu)
 
 
 def tiny_controlnet():
