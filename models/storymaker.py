@@ -8,6 +8,7 @@ cross-attention.
 
 from __future__ import annotations
 
+import logging
 import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +22,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from .ppr import PositionalPerceiverResampler
+
+log = logging.getLogger(__name__)
 
 PROJECTION, ADAPTER = "image_proj_model", "ip_adapter"
 MEANING = {PROJECTION: "the network that makes tokens of pictures", ADAPTER: "the changes of the UNet's attention"}
@@ -111,7 +114,7 @@ def load_storymaker(state_dict: Mapping[str, Any]) -> StoryMakerWeights:
     parts, unused = split_parts(state_dict)
     projection, adapter = parts[PROJECTION], parts[ADAPTER]
     if not projection and not adapter:
-        found = f"only {_listed(unused)}" if unused else "nothing"
+        found = f"only {listed(unused)}" if unused else "nothing"
         raise StoryMakerFileError(f"The file holds {found}, and no part of StoryMaker: choose its mask.bin.")
     _refuse_faults(
         {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()},
@@ -259,7 +262,10 @@ def _adapter_shapes(adapter: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]
 
 
 def _refuse_faults(found: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise StoryMakerFileError unless `found` has exactly these names and shapes, and finite values."""
+    """Raise StoryMakerFileError unless `found` has exactly these names and shapes, and finite values.
+
+    The message names the first faults of each kind; where there are more, the log has them all.
+    """
     faults: dict[str, list[str]] = {"missing": [name for name in shapes if name not in found]}
     for name, tensor in found.items():
         if name not in shapes:
@@ -271,11 +277,15 @@ def _refuse_faults(found: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, 
             faults.setdefault("of a number type that is not used here", []).append(f"{name} {tensor.dtype}")
         elif not tensor.is_meta and not torch.stack(tensor.aminmax()).isfinite().all():
             faults.setdefault("not finite", []).append(name)
-    told = "; ".join(f"{len(names)} {fault}: {_listed(names)}" for fault, names in faults.items() if names)
+    for fault, names in faults.items():
+        if len(names) > NAMED:
+            log.warning("Tensors of StoryMaker's file, %d %s: %s", len(names), fault, ", ".join(names))
+    told = "; ".join(f"{len(names)} {fault}: {listed(names)}" for fault, names in faults.items() if names)
     if told:
         raise StoryMakerFileError(f"The file's tensors are not those of StoryMaker ({told}): {AGAIN}.")
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
     rest = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + rest

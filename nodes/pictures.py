@@ -19,6 +19,10 @@ def one_picture(image: torch.Tensor, what: str) -> np.ndarray:
     """The only picture of a batch [1, H, W, 3 or 4] as 8-bit RGB. what: the input's name."""
     if image.ndim != 4 or image.shape[3] not in (3, 4):
         raise ValueError(f"{what} is {list(image.shape)} instead of [1, height, width, 3]: connect an IMAGE.")
+    if not image.is_floating_point():
+        raise ValueError(
+            f"{what} holds whole numbers ({image.dtype}) instead of 0 to 1: look at the node that made it."
+        )
     if len(image) != 1:
         raise ValueError(
             f"{what} holds {len(image)} pictures and one is needed: choose it with ImageFromBatch, or make a "
@@ -37,7 +41,7 @@ def one_picture(image: torch.Tensor, what: str) -> np.ndarray:
 def one_mask(mask: torch.Tensor, picture: np.ndarray) -> np.ndarray:
     """The only mask of a batch [1, h, w] (or [h, w]) as 8-bit [H, W] of the picture's size."""
     mask = mask[None] if mask.ndim == 2 else mask
-    if mask.ndim != 3 or len(mask) != 1:
+    if mask.ndim != 3 or len(mask) != 1 or not mask.numel():
         raise ValueError(f"mask is {list(mask.shape)} instead of [1, height, width]: connect one mask for one picture.")
     if not mask.isfinite().all():
         raise ValueError("mask holds values that are not numbers (NaN or infinity): look at the node that made it.")
@@ -59,6 +63,8 @@ def one_mask(mask: torch.Tensor, picture: np.ndarray) -> np.ndarray:
 
 def encoded(clip_vision, crop: np.ndarray) -> torch.Tensor:
     """Penultimate features [257, 1280] of a picture [224, 224, 3], float32 on the CPU."""
+    if clip_vision is None:
+        raise ValueError(f"What is connected to clip_vision brings no image encoder: load {ENCODER}.")
     output = clip_vision.encode_image(crops.to_image(crop)[None], crop=False)
     features = output["penultimate_hidden_states"]
     if features.shape != (1, *characters.FEATURES):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from ..attention.sampling import check_window
 from ..attention.storymaker import ImageConditioning
-from ..models.storymaker import StoryMakerFileError, StoryMakerWeights, load_storymaker, read_checkpoint
+from ..models.storymaker import StoryMakerFileError, StoryMakerWeights, listed, load_storymaker, read_checkpoint
 from ..models.storymaker_adapter import StoryMakerAdapter
 from .attention import model_input, model_output, window_inputs
 from .folders import files_in, register
@@ -24,9 +25,13 @@ from .patching import attention_widths, blocks_of, with_patch
 from .types import Character as CharacterType
 from .types import StoryMaker as StoryMakerType
 
+log = logging.getLogger(__name__)
+
 KIND = "storymaker"
 SUFFIXES = (".bin", ".safetensors", ".pt", ".pth")
 SOURCE = "https://huggingface.co/RED-AIGC/StoryMaker"
+UP = "_lora.up.weight"
+"""End of the names of the changes' first halves."""
 
 register(KIND, SUFFIXES, "storymaker", "photomaker", "ipadapter")
 
@@ -206,17 +211,17 @@ class ApplyStoryMaker(io.ComfyNode):
         check_window(start_percent, end_percent)
         check_fit(model, storymaker.adapter)
         pairs = ((character_1, region_1), (character_2, region_2), (character_3, region_3))
-        connected = [
-            (character, region_of(region, number))
-            for number, (character, region) in enumerate(pairs, start=1)
-            if character is not None
-        ]
+        for number, (character, region) in enumerate(pairs, start=1):
+            check_region(region, number, character)
+        connected = [pair for pair in pairs if pair[0] is not None]
+        if not connected:
+            raise ValueError("No character arrives: connect Character from image or Load character to character_1.")
         characters, regions = zip(*connected, strict=True)
         storymaker.adapter.check_characters(characters)
         patch = ImageConditioning(
             storymaker.adapter,
             characters,
-            regions,
+            tuple(region if region is None else region.reshape(-1, *region.shape[-2:]) for region in regions),
             token_strength,
             face_strength,
             appearance_strength,
@@ -248,13 +253,21 @@ def check_fit(model, adapter: StoryMakerAdapter) -> None:
         )
 
 
-def region_of(mask: Tensor | None, number: int) -> Tensor | None:
-    """A character's region as masks [masks, H, W]. Raises ValueError for values that are not numbers."""
-    if mask is not None and not mask.isfinite().all():
+def check_region(mask: Tensor | None, number: int, character: object) -> None:
+    """Raise ValueError for a region of nobody, and for one that is not masks [..., H, W] of numbers."""
+    if mask is None:
+        return
+    if character is None:
+        raise ValueError(
+            f"region_{number} is connected and character_{number} is not: connect that character, or disconnect the "
+            "region."
+        )
+    if mask.ndim < 2 or 0 in mask.shape[-2:]:
+        raise ValueError(f"region_{number} is {list(mask.shape)} instead of [masks, height, width]: connect a MASK.")
+    if not mask.isfinite().all():
         raise ValueError(
             f"region_{number} holds values that are not numbers (NaN or infinity): look at the node that made it."
         )
-    return None if mask is None else mask.reshape(-1, *mask.shape[-2:])
 
 
 def add_lora(model, lora: dict[str, Tensor], strength: float) -> None:
@@ -262,8 +275,11 @@ def add_lora(model, lora: dict[str, Tensor], strength: float) -> None:
     names = comfy.lora.model_lora_keys_unet(model.model, {})
     patches = comfy.lora.load_lora(dict(lora), names)
     landed = model.add_patches(patches, strength)
-    if len(landed) != len(lora) // 2:
+    changes = [name.removesuffix(UP) for name in lora if name.endswith(UP)]
+    lost = [name for name in changes if names.get(name) not in landed]
+    if lost:
+        log.warning("Changes of StoryMaker that find no layer in this model: %s", ", ".join(lost))
         raise ValueError(
-            f"Only {len(landed)} of the {len(lora) // 2} changes of StoryMaker find their layer in this model: load an "
-            "SDXL checkpoint."
+            f"Only {len(landed)} of the {len(changes)} changes of StoryMaker find their layer in this model, and not "
+            f"those for {listed(lost)}: load an SDXL checkpoint."
         )

@@ -136,6 +136,18 @@ def test_one_half_alone(host, graph, vit_h, mode, face, appearance):
     assert "left to the prompt" in out.report
 
 
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_transparency_shows_white_and_any_precision_and_any_mask_will_do(host, graph, vit_h, kind):
+    rows = torch.arange(96)[:, None].expand(96, 64)[None] < 48
+    seen = torch.cat([picture(), rows[..., None]], dim=-1).to(kind)
+    through = run(graph, host, vit_h, image=seen)
+    crops = host.pack("models.crops")
+    white = torch.where(rows[..., None], seen[..., :3].float(), 1.0)
+    assert torch.equal(through.part.character, features(vit_h, crops.stretched(crops.to_pixels(white[0]))))
+    by_mask = [run(type(graph)(), host, vit_h, mask=mask) for mask in (rows, rows.to(kind), rows[0])]
+    assert all(torch.equal(by_mask[0].part.character, other.part.character) for other in by_mask[1:])
+
+
 def test_without_face_analysis_it_goes_by_appearance(host, graph, vit_h, caplog):
     out = run(graph, host, vit_h)
     assert not out.part.has_face and out.part.has_character and out.preview.shape == (1, 224, 224, 3)
@@ -199,12 +211,14 @@ def nan():
         ({"image": picture(batch=0)}, "image holds 0 pictures"),
         ({"image": picture(20, 64)}, "image has 64 x 20 pixels, at least 32 x 32"),
         ({"image": picture()[..., :1]}, "image is .* instead of"),
+        ({"image": (255 * picture()).byte()}, r"image holds whole numbers \(torch.uint8\) instead of 0 to 1"),
         ({"image": nan()}, "image holds values that are not numbers"),
         ({"clothing": nan()}, "clothing holds values that are not numbers"),
         ({"face_crop": picture(batch=2)}, "face_crop holds 2 pictures"),
         ({"mask": torch.zeros(1, 64, 64)}, "The mask is empty: paint"),
         ({"mask": torch.full((1, 96, 64), torch.nan)}, "mask holds values that are not numbers"),
         ({"mask": torch.ones(2, 96, 64)}, "connect one mask"),
+        ({"mask": torch.ones(1, 0, 64)}, "connect one mask"),
         ({"mask": mask_of(5, 5, 9, 60)}, "The mask shows only 4 x 55 pixels"),
         ({"face_embedding": torch.ones(512)}, "face_embedding needs a picture of the face as well"),
         ({"face_embedding": torch.ones(3), "face_crop": picture()}, "A face embedding is 512 numbers, got 3"),
@@ -231,6 +245,12 @@ def test_another_encoder_is_refused_with_the_name_of_the_right_one(host, graph, 
         host.run(graph)
     for words in ("CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors", "models/clip_vision", "h94/IP-Adapter"):
         assert words in str(refused.value)
+
+
+def test_a_checkpoint_without_an_encoder_is_told_what_to_load(host, graph):
+    graph.capture(x=character(graph, host, None)())
+    with pytest.raises(Exception, match="brings no image encoder: load CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors"):
+        host.run(graph)
 
 
 def test_an_encoder_that_overflows_is_refused(host, graph, tmp_path):

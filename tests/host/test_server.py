@@ -8,8 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 from story_graphs import CSA
+from story_makers import APPLY
+from test_storymaker_files import hostile, not_finite
 
 PACK = Path(__file__).resolve().parents[2]
 WORKFLOW = PACK / "workflows" / "api" / "Demo - One Prompt One Story.json"
@@ -68,6 +72,46 @@ def test_a_story_has_the_same_pixels_again_and_in_a_fresh_server(server, start):
     assert not np.array_equal(first, other)
     assert np.array_equal(first, again)
     assert np.array_equal(first, fresh)
+
+
+def test_hostile_files_are_refused_and_the_server_goes_on(server, server_module, host):
+    """Of StoryMaker, and then of a character."""
+    characters, models = host.pack("models.characters"), server.base / "models"
+    for name in ("storymaker", "storyloom_characters"):
+        (models / name).mkdir()
+    face = (torch.ones(512) / 512**0.5, torch.ones(257, 1280))
+    someone = characters.Character("", ((characters.features_of(face, None), 1.0),), torch.zeros(8, 8, 3))
+    characters.save_character(models / "storyloom_characters" / "good.safetensors", someone)
+    face[1][3, 3] = torch.nan
+    characters.save_character(models / "storyloom_characters" / "nan.safetensors", someone)
+    hostile(models / "storymaker" / "hostile.bin", host)
+    save_file({"pos_embed": torch.zeros(100, 100)}, models / "storymaker" / "half.safetensors")
+    os.truncate(models / "storymaker" / "half.safetensors", 5000)
+    not_finite(models / "storymaker" / "nan.bin", host)
+    (models / "storymaker" / "empty.bin").touch()
+
+    def pictured(adapter, character="good.safetensors"):
+        prompt = demo(4)
+        prompt["adapter"] = {"class_type": "StoryLoom_DemoStoryMaker", "inputs": {}}
+        if adapter:
+            prompt["adapter"] = {"class_type": "StoryLoom_LoadStoryMaker", "inputs": {"file": adapter}}
+        prompt["who"] = {"class_type": "StoryLoom_LoadCharacter", "inputs": {"file": character}}
+        links = {"storymaker": ["adapter", 0], "character_1": ["who", 0], "model": prompt["csa"]["inputs"]["model"]}
+        prompt["apply"] = {"class_type": "StoryLoom_ApplyStoryMaker", "inputs": APPLY | links}
+        prompt["csa"]["inputs"]["model"] = ["apply", 0]
+        return prompt
+
+    for prompt, said in (
+        (pictured("hostile.bin"), "asks for"),
+        (pictured("half.safetensors"), "is damaged or incomplete"),
+        (pictured("nan.bin"), "1 not finite: ip_adapter.7.to_k_ip.weight"),
+        (pictured("empty.bin"), "is empty"),
+        (pictured(None, "nan.safetensors"), "0.face holds NaN or infinity"),
+    ):
+        with pytest.raises(server_module.PromptFailed, match=said):
+            page(server, prompt)
+    assert not Path("/tmp/storyloom-was-here").exists()
+    assert page(server, pictured(None)).std() > 5
 
 
 def test_a_faulty_script_is_refused_before_anything_runs_and_the_server_goes_on(server, server_module):

@@ -22,6 +22,7 @@ from story_graphs import (
     watched,
 )
 from story_makers import IMAGE, Reference, apply, loaded_for, pooled, someone
+from tiny_models import SDXL, tiny_model
 from torch.nn.functional import adaptive_avg_pool2d
 
 ONCE = {"steps": 1, "cfg": 5.0}
@@ -404,6 +405,24 @@ def test_a_name_that_the_story_does_not_know_is_refused(host, graph, maker):
     assert failed.value.node == "KSampler" and str(failed.value).endswith(".")
 
 
+def test_a_model_in_half_precision_draws_characters_in_their_regions(host, graph, maker, fox):
+    def halved(model):
+        other = tiny_model("SDXL", SDXL)
+        other.model.half().manual_cast_dtype = None
+        other.model.diffusion_model.dtype = torch.float16
+        return other
+
+    parts, alone = build(graph, size=(64, 64)), {"steps": 1, "cfg": 1.0}
+    model = call(graph, host, halved, parts["model"])
+    settings = {"regions": [shape(8, 8, 1) > 0.5], "lora_strength": 0.0, "token_strength": 2.0}
+    sample(graph, parts, "plain", **alone, model=model)
+    sample(graph, parts, "ours", **alone, model=apply(graph, host, model, maker, fox, **settings))
+    sample(graph, parts, "precise", **alone, model=apply(graph, host, parts["model"], maker, fox, **settings))
+    seen = host.run(graph)
+    ours, precise, plain = (latent["samples"] for latent in (seen.ours, seen.precise, seen.plain))
+    assert 4 * distance(ours, precise) < distance(ours, plain)
+
+
 def shape(height, width, seed, count=1):
     """Soft masks."""
     return torch.rand(count, height, width, generator=torch.Generator().manual_seed(seed))
@@ -521,6 +540,8 @@ def test_another_number_of_masks_than_of_images_is_refused(host, graph, maker, f
     "case, said",
     [
         ("nan", r"region_2 holds values that are not numbers \(NaN or infinity\): look at the node that made it"),
+        ("nothing", r"region_2 is \[1, 0, 8\] instead of \[masks, height, width\]: connect a MASK"),
+        ("nobody's", "region_3 is connected and character_3 is not: connect that character, or disconnect the region"),
         (
             "width",
             rf'The character "Fox" has a face vector of 32 numbers and features of width 48, and .* 32 and {IMAGE}: ',
@@ -531,7 +552,8 @@ def test_another_number_of_masks_than_of_images_is_refused(host, graph, maker, f
 def test_what_is_of_no_use_is_refused_with_what_to_change(host, graph, maker, fox, case, said):
     parts = build(graph, size=(64, 64))
     other = someone(host, 2, "Fox", image=48) if case == "width" else someone(host, 2)
-    regions = [None, torch.full((1, 8, 8), torch.nan)] if case == "nan" else []
+    wrong = {"nan": torch.full((1, 8, 8), torch.nan), "nothing": torch.ones(1, 0, 8)}.get(case)
+    regions = [None, wrong, torch.ones(1, 8, 8) if case == "nobody's" else None]
     settings = {"start_percent": 0.9, "end_percent": 0.2} if case == "window" else {}
     graph.capture(x=apply(graph, host, parts["model"], maker, fox, other, regions=regions, **settings))
     with pytest.raises(Exception, match=said) as refused:

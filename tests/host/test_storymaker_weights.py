@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from story_graphs import build, call, context_windows, distance, sample
+from story_graphs import build, call, context_windows, distance, sample, watched
 from story_makers import CONTEXT, Reference, apply, layers, loaded_for, someone, weights_of
 from test_storymaker import ONCE, TRIO
 
@@ -77,9 +77,10 @@ def test_without_tokens_the_adapter_is_neither_loaded_nor_asked(host, graph, mak
     management.unload_all_models()
     parts = build(graph, size=(64, 64))
     model = apply(graph, host, parts["model"], maker, someone(host, 1), token_strength=0.0)
-    sample(graph, parts, "x", **ONCE, model=model)
+    sample(graph, parts, "x", **ONCE, model=watched(graph, host, model, calls := []))
     host.run(graph)
     assert loaded_for(maker) == [] and counted == {}
+    assert "storyloom" not in calls[0]["options"], "what is in the weights costs nothing"
 
 
 def test_partly_loaded_it_gives_the_same(host, maker):
@@ -136,10 +137,10 @@ def test_changes_of_the_model_are_the_edited_weights(host, maker, weights, model
     assert max((found[name] - edited[name]).abs().max() for name in changed) < 1e-5
 
 
-def test_a_change_that_finds_no_layer_is_refused(host, graph, weights, models):
+def test_changes_that_find_no_layer_are_refused_and_named(host, graph, weights, caplog):
     storymaker = host.pack("nodes.storymaker")
-    name = next(iter(weights.lora)).partition(".processor")[0]
-    lost = {key.replace(name, "down_blocks.0.attentions.0"): value for key, value in weights.lora.items()}
+    name, nowhere = next(iter(weights.lora)).partition(".processor")[0], "down_blocks.0.attentions.0"
+    lost = {key.replace(name, nowhere): value for key, value in weights.lora.items()}
     maker = storymaker.StoryMaker(storymaker.storymaker_of(weights).patcher, lost)
     parts = build(graph, size=(64, 64))
     graph.capture(x=apply(graph, host, parts["model"], maker, someone(host, 1)))
@@ -147,6 +148,9 @@ def test_a_change_that_finds_no_layer_is_refused(host, graph, weights, models):
     with pytest.raises(Exception, match=f"Only {total - 4} of the {total} changes of StoryMaker find") as refused:
         host.run(graph)
     assert refused.value.node == "StoryLoom_ApplyStoryMaker"
+    q, k, v, out = (f"{nowhere}.processor.to_{target}" for target in ("q", "k", "v", "out"))
+    assert f"not those for {q}, {k}, {v} and 1 more: load an SDXL checkpoint." in str(refused.value)
+    assert f"Changes of StoryMaker that find no layer in this model: {q}, {k}, {v}, {out}" in caplog.messages
 
 
 def test_all_560_changes_of_the_whole_file_find_their_layer_in_a_full_size_sdxl(host):

@@ -156,14 +156,17 @@ def refused(change):
     return one_sentence(error)
 
 
-def test_missing_tensors_are_counted_and_the_first_ones_named():
+def test_missing_tensors_are_counted_and_the_first_ones_named_and_the_log_has_all(caplog):
     def change(ppr, adapter):
         del ppr["bg_embed"], adapter["7.to_k_ip.weight"], adapter["0.to_q_lora.down.weight"]
         del adapter["139.to_out_lora.up.weight"]
 
     text = refused(change)
     assert "4 missing: image_proj_model.bg_embed, ip_adapter.0.to_q_lora.down.weight, " in text
-    assert "and 1 more" in text and "shape" not in text
+    assert "and 1 more" in text and "shape" not in text and "139" not in text
+    (line,) = caplog.messages
+    names = ("image_proj_model.bg_embed", "ip_adapter.0.to_q_lora.down.weight", "ip_adapter.7.to_k_ip.weight")
+    assert line == f"Tensors of StoryMaker's file, 4 missing: {', '.join(names)}, ip_adapter.139.to_out_lora.up.weight"
 
 
 def test_unknown_tensors_are_named():
