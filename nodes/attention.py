@@ -132,6 +132,7 @@ class ConsistentSelfAttention(io.ComfyNode):
                 "consistent characters",
                 "consistent self attention",
                 "shared attention",
+                "same character",
                 "comic",
             ],
             inputs=[

@@ -30,7 +30,15 @@ class SplitBatches(io.ComfyNode):
                 "KSampler that follows runs once per batch. With consistent self-attention and as many anchors there, "
                 "all batches share the character. Join story batches puts the frames back in order."
             ),
-            search_aliases=["long story", "batch size", "out of memory", "many frames", "anchors", "split latents"],
+            search_aliases=[
+                "long story",
+                "batch size",
+                "out of memory",
+                "low VRAM",
+                "many frames",
+                "anchors",
+                "split latents",
+            ],
             inputs=[
                 io.Latent.Input("latent", tooltip="One latent per frame, as Empty story latent makes them."),
                 io.Int.Input(

@@ -42,7 +42,7 @@ class BlendCharacters(io.ComfyNode):
                 "A character between two others. Several pictures of one person can be mixed in this way as well, and "
                 "blends can be blended again."
             ),
-            search_aliases=["mix characters", "interpolate", "morph", "average faces", "StoryMaker"],
+            search_aliases=["mix faces", "mix characters", "interpolate", "morph", "StoryMaker"],
             inputs=[
                 CharacterType.Input("first", tooltip="The character at ratio 0."),
                 CharacterType.Input("second", tooltip="The character at ratio 1."),

@@ -92,7 +92,15 @@ class Character(io.ComfyNode):
                 "Reads from a picture who a character is: face, hair, clothes and build, for StoryMaker. Works without "
                 "face analysis too, then by appearance alone."
             ),
-            search_aliases=["StoryMaker", "reference image", "face reference", "outfit", "clothing swap", "PPR"],
+            search_aliases=[
+                "StoryMaker",
+                "PPR",
+                "photo of a person",
+                "reference image",
+                "face reference",
+                "outfit",
+                "clothes swap",
+            ],
             inputs=[
                 io.String.Input(
                     "name",

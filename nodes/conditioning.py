@@ -36,6 +36,7 @@ class EncodeOnePrompt(io.ComfyNode):
                 "One-Prompt-One-Story",
                 "1Prompt1Story",
                 "NPR",
+                "singular value reweighting",
                 "prompt reweighting",
                 "story prompt",
             ],
@@ -167,7 +168,14 @@ class EncodePerFrame(io.ComfyNode):
                 "limit of length, several characters and [NC] frames; the text alone does not hold the character "
                 "together, so add an attention node."
             ),
-            search_aliases=["prompt list", "batch prompts", "prompt per image", "story frames", "StoryDiffusion"],
+            search_aliases=[
+                "prompt list",
+                "multiple prompts",
+                "batch prompts",
+                "prompt per image",
+                "story frames",
+                "StoryDiffusion",
+            ],
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoders of an SDXL checkpoint."),
                 Story.Input("story", tooltip="The story to encode."),

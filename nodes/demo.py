@@ -37,7 +37,7 @@ class DemoModel(io.ComfyNode):
                 "a workflow tried on it runs on a real checkpoint: put Load Checkpoint in its place. Draws at 192x192; "
                 "16 steps and cfg 5 suit it. Words that it does not know are named in the log."
             ),
-            search_aliases=["test model", "tiny SDXL", "pixel art", "example model", "StoryLoom demo"],
+            search_aliases=["test model", "no download", "tiny SDXL", "pixel art", "StoryLoom demo"],
             inputs=[],
             outputs=[
                 io.Model.Output(

@@ -25,7 +25,16 @@ class Script(io.ComfyNode):
                 "Write a story: who it is about, and one line for every frame. Connect it to an encode node, to Empty "
                 "story latent and to Story page."
             ),
-            search_aliases=["story", "storyboard", "comic", "frames", "prompt list", "StoryDiffusion", "1Prompt1Story"],
+            search_aliases=[
+                "story",
+                "storyboard",
+                "comic",
+                "characters",
+                "frames",
+                "prompt list",
+                "StoryDiffusion",
+                "1Prompt1Story",
+            ],
             inputs=[
                 io.String.Input(
                     "identity",

@@ -119,7 +119,15 @@ class ApplyStoryMaker(io.ComfyNode):
                 "and build (StoryMaker). Place it anywhere between the checkpoint and KSampler. With a StoryLoom "
                 "encode node, every frame gets the characters that its line names; any other prompt gets all."
             ),
-            search_aliases=["StoryMaker", "PPR", "IP-Adapter", "reference character", "face", "outfit", "photo"],
+            search_aliases=[
+                "StoryMaker",
+                "PPR",
+                "IPAdapter",
+                "reference character",
+                "face",
+                "outfit",
+                "photo of a person",
+            ],
             inputs=[
                 model_input(),
                 StoryMakerType.Input("storymaker", tooltip="The adapter, from Load StoryMaker adapter."),

@@ -102,13 +102,73 @@ def test_every_number_has_a_range_with_its_default_inside(schema):
 
 
 @pytest.mark.parametrize("node_id", CATALOGUE)
-def test_the_help_page_names_every_input(schema, node_id):
+def test_the_help_page_names_every_input_and_output(schema, node_id):
     page = (PACK / "web" / "docs" / f"{node_id}.md").read_text(encoding="utf-8")
     assert page.startswith(f"# {schema.display_name}\n")
     missing = [entry.id for entry in schema.inputs if not re.search(rf"\b{entry.id}\b", page)]
     assert not missing
+    outputs = {output.display_name: output.id for output in schema.outputs}
+    assert not [names for names in outputs.items() if not any(re.search(rf"\b{name}\b", page) for name in names)]
     options = [option for entry in schema.inputs for option in getattr(entry, "options", None) or ()]
     assert not [option for option in options if not re.search(rf"\b{option}\b", page)]
+
+
+SEARCHES = {
+    "StoryDiffusion": "ConsistentSelfAttention",
+    "consistent self attention": "ConsistentSelfAttention",
+    "CSA": "ConsistentSelfAttention",
+    "same character": "ConsistentSelfAttention",
+    "consistent character": "IPCA",
+    "IPCA": "IPCA",
+    "identity preserving": "IPCA",
+    "SVR": "EncodeOnePrompt",
+    "1Prompt1Story": "EncodeOnePrompt",
+    "One-Prompt-One-Story": "EncodeOnePrompt",
+    "one prompt one story": "EncodeOnePrompt",
+    "singular value": "EncodeOnePrompt",
+    "prompt per image": "EncodePerFrame",
+    "prompt list": "EncodePerFrame",
+    "multiple prompts": "EncodePerFrame",
+    "storyboard": "Script",
+    "characters": "Script",
+    "batch size": "EmptyLatent",
+    "same noise": "EmptyLatent",
+    "FreeU": "FreeU",
+    "long story": "SplitBatches",
+    "out of memory": "SplitBatches",
+    "low VRAM": "SplitBatches",
+    "merge batches": "JoinBatches",
+    "comic": "Page",
+    "manga": "Page",
+    "image grid": "Page",
+    "StoryMaker": "ApplyStoryMaker",
+    "PPR": "ApplyStoryMaker",
+    "IPAdapter": "ApplyStoryMaker",
+    "photo of a person": "Character",
+    "face": "Character",
+    "clothes": "Character",
+    "reference image": "Character",
+    "InsightFace": "LoadFaceAnalysis",
+    "mask.bin": "LoadStoryMaker",
+    "mix faces": "BlendCharacters",
+    "export character": "SaveCharacter",
+    "load embeds": "LoadCharacter",
+    "pixel art": "DemoModel",
+    "no download": "DemoModel",
+    "test adapter": "DemoStoryMaker",
+}
+"""What somebody types -> a node that must be among those found."""
+
+
+@pytest.mark.parametrize("typed, node_id", [(typed, f"StoryLoom_{name}") for typed, name in SEARCHES.items()])
+def test_search_finds_a_node_by_paper_by_method_and_by_plain_words(schema, typed):
+    """The front end looks in the id, the name and the aliases."""
+    texts = [re.sub(r"[^a-z0-9]+", " ", text.lower()) for text in (schema.display_name, *schema.search_aliases)]
+    assert any(re.sub(r"[^a-z0-9]+", " ", typed.lower()) in text for text in texts)
+
+
+def test_every_node_is_searched_for():
+    assert {f"StoryLoom_{name}" for name in SEARCHES.values()} == set(CATALOGUE)
 
 
 def test_the_english_texts_are_those_of_the_schemas(host):
