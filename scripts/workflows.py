@@ -1,5 +1,7 @@
 """Writes the example workflows, in the format of the browser interface and in that of POST /prompt, from one text each.
 
+The subgraph blueprints, which `blueprints.py` cuts from the same graphs, are written with them.
+
 `python scripts/workflows.py` after a change here or of a node's inputs. It asks a real ComfyUI for the nodes' schemas
 (`/object_info`), so everything that is not said here has the schema's default. After a change of the demo model:
 `python scripts/workflows.py --thumbnails` draws the demos too.
@@ -8,6 +10,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import urllib.request
@@ -1082,18 +1085,28 @@ def draw_thumbnails(server: comfyui.Server) -> Iterator[Path]:
                 yield thumbnail
 
 
+@contextlib.contextmanager
+def running(name: str) -> Iterator[tuple[comfyui.Server, dict]]:
+    """A server with the pack in a scratch folder of this name, and its nodes' schemas."""
+    with (
+        comfyui.scratch(name) as base,
+        comfyui.Server(comfyui.find_comfyui(), comfyui.pack_base(base), sys.executable) as server,
+        urllib.request.urlopen(f"{server.url}/object_info") as answer,
+    ):
+        yield server, json.load(answer)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--thumbnails", action="store_true", help="also draw the demos and write their thumbnails")
     options = parser.parse_args()
     environment.enter()
-    with (
-        comfyui.scratch("workflows") as base,
-        comfyui.Server(comfyui.find_comfyui(), comfyui.pack_base(base), sys.executable) as server,
-    ):
-        with urllib.request.urlopen(f"{server.url}/object_info") as answer:
-            files = texts(json.load(answer))
+    import blueprints
+
+    with running("workflows") as (server, schemas):
+        files = {**texts(schemas), **blueprints.texts(schemas)}
         for path, text in files.items():
+            path.parent.mkdir(exist_ok=True)
             path.write_text(text, encoding="utf-8")
             environment.say(f"Written: {path}")
         for path in draw_thumbnails(server) if options.thumbnails else ():

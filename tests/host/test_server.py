@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import sys
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -123,3 +124,15 @@ def test_a_faulty_script_is_refused_before_anything_runs_and_the_server_goes_on(
         "Story script, frames, line 2: the frame is only a caption. Write what it shows before the #."
     )
     assert page(server, demo(3)).size
+
+
+def test_the_blueprints_are_served_as_they_lie_in_the_pack(server):
+    def ask(path=""):
+        with urllib.request.urlopen(f"{server.url}/global_subgraphs{path}") as answer:
+            return json.load(answer)
+
+    ours = {key: entry for key, entry in ask().items() if entry["info"]["node_pack"] == "custom_nodes.storyloom"}
+    files = {path.stem: path for path in (PACK / "subgraphs").glob("*.json")}
+    assert sorted(entry["name"] for entry in ours.values()) == sorted(files) and files
+    for key, entry in ours.items():
+        assert ask(f"/{key}")["data"] == files[entry["name"]].read_text(encoding="utf-8")

@@ -48,7 +48,7 @@ def classes(host):
     (host.base / "input").mkdir(exist_ok=True)  # Load Image lists it
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "server", SimpleNamespace(PromptServer=None))  # 0.19 imports it; none runs here
-        for name in ("nodes_preview_any", "nodes_images"):
+        for name in ("nodes_preview_any", "nodes_images", "nodes_mask"):
             path = os.path.join(os.environ["COMFYUI_PATH"], "comfy_extras", f"{name}.py")
             assert asyncio.run(nodes.load_custom_node(path, module_parent="comfy_extras"))
     return nodes.NODE_CLASS_MAPPINGS
@@ -440,30 +440,44 @@ def test_the_demo_with_and_without_draws_two_rows_from_the_same_noise_on_one_pag
     assert upper.tobytes() != lower.tobytes()
 
 
-def test_the_files_are_what_the_script_writes(classes, monkeypatch):
-    """After a change of a node's inputs: `python scripts/workflows.py`."""
-    monkeypatch.syspath_prepend(str(PACK / "scripts"))
-    script = importlib.import_module("workflows")
-    import comfyui
+class Schemas(dict):
+    """What `/object_info` says of a node, as far as the scripts ask, from its class."""
 
-    import nodes
+    def __init__(self, classes):
+        super().__init__()
+        self.classes = classes
 
-    def schema(kind):
-        node_class = classes[kind]
+    def __missing__(self, kind):
+        import nodes
+
+        node_class = self.classes[kind]
         own = kind.startswith("StoryLoom_")
+        named = node_class.GET_SCHEMA().display_name if own else nodes.NODE_DISPLAY_NAME_MAPPINGS.get(kind, kind)
         return {
             "input": node_class.INPUT_TYPES(),
             "output": list(node_class.RETURN_TYPES),
             "output_name": list(getattr(node_class, "RETURN_NAMES", None) or node_class.RETURN_TYPES),
-            "display_name": node_class.GET_SCHEMA().display_name
-            if own
-            else nodes.NODE_DISPLAY_NAME_MAPPINGS.get(kind, kind),
+            "display_name": named,
             "python_module": "custom_nodes.storyloom" if own else "nodes",
         }
 
-    kinds = {node.kind for workflow in script.workflows() for node in workflow.nodes.values()} - NOTES
+
+@pytest.fixture
+def script(monkeypatch):
+    """Imports one of scripts/."""
+    monkeypatch.syspath_prepend(str(PACK / "scripts"))
+    return importlib.import_module
+
+
+def test_the_files_are_what_the_script_writes(classes, script):
+    """After a change of a node's inputs: `python scripts/workflows.py`."""
+    comfyui, writer, boxes = (script(name) for name in ("comfyui", "workflows", "blueprints"))
+    graphs = (*writer.workflows(), *(blueprint.graph for blueprint in boxes.blueprints()))
+    schemas = Schemas(classes)
+    kinds = {node.kind for graph in graphs for node in graph.nodes.values()} - NOTES
+    schemas |= {kind: schemas[kind] for kind in kinds}
     pinned = comfyui.version_text(Path(os.environ["COMFYUI_PATH"])) == comfyui.PINNED
-    for path, text in script.texts({kind: schema(kind) for kind in kinds}).items():
+    for path, text in (*writer.texts(schemas).items(), *boxes.texts(schemas).items()):
         file, written = json.loads(path.read_text(encoding="utf-8")), json.loads(text)
         if pinned:
             assert file == written, path.name
@@ -474,3 +488,147 @@ def test_the_files_are_what_the_script_writes(classes, monkeypatch):
 def graph_of(prompt):
     """Classes and inputs of an API-format prompt, without its titles."""
     return {number: (node["class_type"], node["inputs"]) for number, node in prompt.items()}
+
+
+# ---- blueprints ------------------------------------------------------------------------------------------------------
+
+BLUEPRINTS = PACK / "subgraphs"
+PROMPT_BOX, PHOTO_BOX, LONG_BOX = BOXES = ("Story from a prompt", "Story from a photo", "Long story")
+INPUTS, OUTPUTS = -10, -20
+"""The nodes of a definition that stand for its outside."""
+
+
+def blueprint(name):
+    """(the box, its definition) of a subgraph blueprint."""
+    file = read(name, BLUEPRINTS)
+    (node,), (definition,) = file["nodes"], file["definitions"]["subgraphs"]
+    assert node["type"] == definition["id"] and file["extra"]["BlueprintSearchAliases"]
+    assert definition["name"] == name and definition["category"] == "StoryLoom" and definition["description"]
+    return node, definition
+
+
+def test_the_usual_jobs_have_a_blueprint_each():
+    assert sorted(path.stem for path in BLUEPRINTS.iterdir()) == sorted(BOXES)
+    kinds = [blueprint(name)[0]["type"] for name in BOXES]
+    assert len(set(kinds)) == len(BOXES)
+
+
+@pytest.mark.parametrize("name", BOXES)
+def test_a_blueprint_holds_nodes_as_the_front_end_saves_them(classes, checkpoints, name):
+    box, definition = blueprint(name)
+    for node in definition["nodes"]:
+        node_class = classes[node["type"]]
+        widgets = {key: (kind, options) for key, kind, options in widgets_of(node_class)}
+        widgets.pop("control_after_generate", None)
+        sockets = [key for key in inputs_of(node_class) if key not in widgets]
+        assert [slot["name"] for slot in node["inputs"]] == [*sockets, *widgets]
+        assert all(("widget" in slot) == (slot["name"] in widgets) for slot in node["inputs"])
+        for key, value in values_of(node, node_class).items():
+            kind, options = widgets.get(key, (["fixed"], {}))
+            choices = kind if isinstance(kind, list) else options.get("options")
+            assert choices is None or value in choices, f"{node['type']}.{key}"
+            if kind in ("INT", "FLOAT"):
+                assert options["min"] <= value <= options["max"]
+
+
+@pytest.mark.parametrize("name", BOXES)
+def test_a_blueprint_s_links_agree_within_and_with_the_box(classes, name):
+    box, definition = blueprint(name)
+    nodes = {node["id"]: node for node in definition["nodes"]}
+    assert len(nodes) == len(definition["nodes"]) and box["id"] not in nodes
+    for link in definition["links"]:
+        source, target = link["origin_id"], link["target_id"]
+        sender = definition["inputs"] if source == INPUTS else nodes[source]["outputs"]
+        receiver = definition["outputs"] if target == OUTPUTS else nodes[target]["inputs"]
+        left, right = sender[link["origin_slot"]], receiver[link["target_slot"]]
+        assert link["id"] in left["linkIds" if source == INPUTS else "links"]
+        assert link["id"] in right["linkIds"] if target == OUTPUTS else link["id"] == right["link"]
+        assert left["type"] == link["type"] and right["type"] in (link["type"], "*")
+    counted = [slot["linkIds"] for slot in (*definition["inputs"], *definition["outputs"])]
+    counted += [[slot["link"]] for node in nodes.values() for slot in node["inputs"] if slot["link"]]
+    counted += [output["links"] for node in nodes.values() for output in node["outputs"]]
+    assert sum(map(len, counted)) == 2 * len(definition["links"])
+    for side in ("inputs", "outputs"):
+        assert [(s["name"], s["type"]) for s in box[side]] == [(s["name"], s["type"]) for s in definition[side]]
+    for node in nodes.values():
+        required = classes[node["type"]].INPUT_TYPES().get("required", {})
+        open_ones = {slot["name"] for slot in node["inputs"] if slot["link"] is None and "widget" not in slot}
+        assert not open_ones & required.keys(), node["type"]
+    promoted = [slot["name"] for slot in box["inputs"] if "widget" in slot]
+    assert len(promoted) == len(box["properties"]["proxyWidgets"])
+    for number, widget in box["properties"]["proxyWidgets"]:
+        assert widget in values_of(nodes[int(number)], classes[nodes[int(number)]["type"]])
+
+
+def test_the_pictures_of_the_help_pages_can_be_drawn_and_are_all_there(host, classes, script):
+    """After a change of what a node does: `python scripts/help_pictures.py`."""
+    from PIL import Image
+
+    pictures, schemas = script("help_pictures"), Schemas(classes)
+    asked = pictures.Graph(schemas)
+    pictures.ask(asked)
+    host.validate(asked)
+    drawn = {name: [Image.new("RGB", (192, 192), "red")] * 12 for name in asked.shown}
+    written = pictures.pictures(drawn, schemas)
+    folder = PACK / "web" / "docs" / "images"
+    assert {f"{name}.png" for name in written} == {path.name for path in folder.iterdir()}
+    for name in pictures.EFFECTS:
+        with Image.open(folder / f"{name}.png") as image:
+            assert image.height == written[name].height, f"{name} has other rows now"
+
+
+def unpacked(name, classes, outside, **values):
+    """An API prompt of what is in a box. outside: what its sockets are connected to; values: of its widgets."""
+    _, definition = blueprint(name)
+    links, prompt = {link["id"]: link for link in definition["links"]}, {}
+    names = [slot["name"] for slot in definition["inputs"]]
+    for node in definition["nodes"]:
+        inputs = values_of(node, classes[node["type"]])
+        inputs.pop("control_after_generate", None)
+        for slot in node["inputs"]:
+            if slot["link"] is None:
+                continue
+            link = links[slot["link"]]
+            if link["origin_id"] != INPUTS:
+                inputs[slot["name"]] = [str(link["origin_id"]), link["origin_slot"]]
+            else:
+                outer = names[link["origin_slot"]]
+                if outer in outside or outer in values:
+                    inputs[slot["name"]] = outside.get(outer, values.get(outer))
+        prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
+    leaving = {link["target_slot"]: link for link in links.values() if link["target_id"] == OUTPUTS}
+    outputs = {
+        slot["name"]: [str(leaving[number]["origin_id"]), leaving[number]["origin_slot"]]
+        for number, slot in enumerate(definition["outputs"])
+    }
+    return prompt, outputs
+
+
+def test_one_widget_of_the_long_box_sets_the_anchors_in_both_places(classes):
+    prompt, _ = unpacked(LONG_BOX, classes, {}, anchors=1)
+    kinds = {node["class_type"]: node["inputs"] for node in prompt.values()}
+    assert kinds["StoryLoom_SplitBatches"]["anchors"] == 1
+    assert kinds["StoryLoom_ConsistentSelfAttention"]["anchors"] == 1
+
+
+@pytest.mark.parametrize("name", BOXES)
+def test_a_box_draws_its_story_with_the_demo_model(host, classes, name):
+    model = {key: ["demo", number] for number, key in enumerate(("model", "clip", "vae"))}
+    frames = "asleep in the snow\njumping on the beach # Hop!\nreading a book on a train"
+    small = {"width": 64, "height": 64, "steps": 1, "frames": frames, "style": "", "scheduler": "normal"}
+    if name == LONG_BOX:
+        small |= {"batch_size": 2, "anchors": 1}
+    prompt, outputs = unpacked(name, classes, {**model, "image": ["picture", 0]}, **small)
+    prompt["demo"] = {"class_type": "StoryLoom_DemoModel", "inputs": {}}
+    if name == PHOTO_BOX:
+        size = {"width": 64, "height": 64, "batch_size": 1, "color": 255}
+        prompt["picture"] = {"class_type": "EmptyImage", "inputs": size}
+        number = {node["class_type"]: key for key, node in prompt.items()}
+        prompt[number["StoryLoom_LoadStoryMaker"]] = {"class_type": "StoryLoom_DemoStoryMaker", "inputs": {}}
+        prompt[number["StoryLoom_Character"]]["inputs"]["clip_vision"] = [number["StoryLoom_LoadStoryMaker"], 1]
+        del prompt[number["CLIPVisionLoader"]]
+    for key in ("page", "frames"):
+        prompt[f"kept {key}"] = {"class_type": "TestCapture", "inputs": {"value": outputs[key], "name": key}}
+    drawn = host.run(type("Prompt", (dict,), {})(prompt))
+    assert drawn.frames.shape == (3, 64, 64, 3) and drawn.frames.std() > 0.01
+    assert drawn.page.shape[0] == 1 and drawn.page.shape[2] > 3 * 64, "three panels side by side"
