@@ -518,3 +518,41 @@ class TestPackaging:
         listed = (SCRIPTS / "requirements-host.txt").read_text().splitlines()
         names = {re.split(r"[<>=~]", line)[0] for line in listed}
         assert set(project["project"]["dependencies"]) <= names
+
+    def test_the_registry_gets_what_it_asks_for(self, project):
+        comfy, about = project["tool"]["comfy"], project["project"]
+        assert comfy["PublisherId"] and comfy["DisplayName"] and comfy["requires-comfyui"] == ">=0.19"
+        assert about["name"] == "storyloom" and re.fullmatch(r"\d+\.\d+\.\d+", about["version"])
+        assert (ROOT / about["license"]["file"]).read_text().lstrip().startswith("Apache License")
+        repository = about["urls"]["Repository"].removeprefix("https://github.com/")
+        for name, fits in (("Icon", lambda w, h: w == h <= 400), ("Banner", lambda w, h: 9 * w == 21 * h)):
+            folder = f"https://raw.githubusercontent.com/{repository}/main/"
+            with Image.open(ROOT / comfy[name].removeprefix(folder)) as image:
+                assert fits(*image.size)
+        owner = repository.split("/")[0]
+        publish = (ROOT / ".github" / "workflows" / "publish.yml").read_text(encoding="utf-8")
+        assert f"github.repository_owner == '{owner}'" in publish and "Comfy-Org/publish-node-action@" in publish
+
+    def test_the_changelog_has_the_version(self, project):
+        assert f"\n## {project['project']['version']}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+    def test_the_archive_has_what_users_need_and_no_more(self):
+        """.comfyignore is written as .gitignore is, and so git reads it here."""
+        rules = f"core.excludesFile={ROOT / '.comfyignore'}"
+        command = ["git", "-c", rules, "check-ignore", "--no-index", "-z", "--stdin"]
+        files = [
+            path.relative_to(ROOT).as_posix()
+            for path in ROOT.rglob("*")
+            if path.is_file() and path.relative_to(ROOT).parts[0] not in (".git", ".venv", "out")
+        ]
+        asked = subprocess.run(command, cwd=ROOT, input="\0".join(files), capture_output=True, text=True)
+        if asked.returncode > 1:
+            pytest.skip("no git, or no checkout")
+        kept = {file for file in files if "__pycache__" not in file} - set(asked.stdout.split("\0"))
+        folders = {file.split("/")[0] for file in kept if "/" in file}
+        assert not {"tests", "benchmarks", ".github"} & folders
+        assert {"nodes", "web", "workflows", "subgraphs", "locales", "docs", "models"} <= folders
+        assert {file for file in kept if file.startswith("scripts/")} == {"scripts/convert_storymaker.py"}
+        pages = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "web" / "docs").glob("*.md"))
+        named = re.findall(r"\b(\w+/\w+\.py)\b", pages)
+        assert set(named) <= kept, "scripts that the help pages tell artists to run"
