@@ -11,7 +11,6 @@ import json
 import math
 import os
 import unicodedata
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from .crops import SIDE
+from .files import write_whole
 
 IDENTITY = (512,)
 FEATURES = (257, 1280)
@@ -169,12 +169,7 @@ def save_character(path: Path, character: Character) -> None:
     shares = [share for _, share in character.parts]
     metadata = {"format": FORMAT, "version": VERSION, "name": character.name, "shares": json.dumps(shares)}
     content = save({key: value.contiguous() for key, value in tensors.items()}, metadata)
-    unfinished = path.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
-        unfinished.write_bytes(content)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_whole(path, content)
 
 
 def load_character(path: Path) -> Character:

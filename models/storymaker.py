@@ -9,18 +9,15 @@ cross-attention.
 from __future__ import annotations
 
 import logging
-import re
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
+from .files import read_weights
 from .ppr import PositionalPerceiverResampler
 
 log = logging.getLogger(__name__)
@@ -163,50 +160,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     it. Raises StoryMakerFileError when the file is missing, damaged, of another kind, or holds more than tensors.
     """
     path = Path(path)
-    if not path.is_file():
-        found = "is a folder" if path.is_dir() else "does not exist"
-        raise StoryMakerFileError(f'"{path}" {found}: choose StoryMaker\'s mask.bin.')
-    try:
-        state_dict = _read(path)
-    except UnpicklingError as error:
-        asked = re.search(r"GLOBAL ([\w.]+)", str(error))
-        found = f"asks for {asked[1]}, which weights do not need" if asked else "is no file of weights"
-        raise StoryMakerFileError(f'"{path}" {found}, and was not opened: {AGAIN}.') from error
-    except StoryMakerFileError:
-        raise
-    except Exception as error:  # whatever a damaged file makes the readers raise
-        reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
-        raise StoryMakerFileError(f'"{path}" is damaged or incomplete ({reason}): {AGAIN}.') from error
-    return _only_tensors(state_dict, path)
-
-
-def _read(path: Path) -> Any:
-    with path.open("rb") as file:
-        head = file.read(64)
-        file.seek(0)
-        if not head:
-            raise StoryMakerFileError(f'"{path}" is empty: {AGAIN}.')
-        if head[4:9] == b"\0\0\0\0{":  # of safetensors: eight bytes with the length of the JSON that follows
-            return load_file(path)
-        archive = head.startswith(b"PK\x03\x04")
-        if not archive and head[:1] != b"\x80":  # a bare pickle, as PyTorch wrote them before 1.6
-            begin = repr(head[:24].decode("ascii", "replace"))
-            raise StoryMakerFileError(
-                f'"{path}" is neither a PyTorch nor a safetensors file, it begins with {begin}: {AGAIN}.'
-            )
-        if archive:
-            _refuse_packed(path)
-        mapped = archive and path.suffix != ".safetensors"  # a name that torch.load believes more than the content
-        return torch.load(str(path) if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
-
-
-def _refuse_packed(path: Path) -> None:
-    """Raise StoryMakerFileError for an archive that unpacks to more than it is. PyTorch never compresses."""
-    with zipfile.ZipFile(path) as archive:
-        entries = archive.infolist()
-    compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
-    if compressed or sum(entry.file_size for entry in entries) > path.stat().st_size:
-        raise StoryMakerFileError(f'"{path}" is a compressed archive and no PyTorch file: unpack it, or {AGAIN}.')
+    return _only_tensors(read_weights(path, StoryMakerFileError, "choose StoryMaker's mask.bin", AGAIN), path)
 
 
 def _only_tensors(state_dict: Any, path: Path) -> dict[str, Any]:

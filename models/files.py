@@ -1,0 +1,73 @@
+"""Files: weights read without executing anything in them, and whatever is written, written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import re
+import uuid
+import zipfile
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all; a file or link at `path` is replaced, never written through."""
+    unfinished = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        unfinished.write_bytes(content)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def read_weights(path: Path, refuse: type[ValueError], choose: str, again: str) -> Any:
+    """What a PyTorch or safetensors file holds, told apart by content. Large files are mapped where possible.
+
+    Raises `refuse` with one sentence when the file is missing (which ends in `choose`: what the artist should do), or
+    damaged, of another kind, or asks for more than tensors and plain containers (which ends in `again`).
+    """
+    if not path.is_file():
+        found = "is a folder" if path.is_dir() else "does not exist"
+        raise refuse(f'"{path}" {found}: {choose}.')
+    try:
+        return _read(path, refuse, again)
+    except UnpicklingError as error:
+        asked = re.search(r"GLOBAL ([\w.]+)", str(error))
+        found = f"asks for {asked[1]}, which weights do not need" if asked else "is no file of weights"
+        raise refuse(f'"{path}" {found}, and was not opened: {again}.') from error
+    except refuse:
+        raise
+    except Exception as error:  # whatever a damaged file makes the readers raise
+        reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+        raise refuse(f'"{path}" is damaged or incomplete ({reason}): {again}.') from error
+
+
+def _read(path: Path, refuse: type[ValueError], again: str) -> Any:
+    with path.open("rb") as file:
+        head = file.read(64)
+        file.seek(0)
+        if not head:
+            raise refuse(f'"{path}" is empty: {again}.')
+        if head[4:9] == b"\0\0\0\0{":  # of safetensors: eight bytes with the length of the JSON that follows
+            return load_file(path)
+        archive = head.startswith(b"PK\x03\x04")
+        if not archive and head[:1] != b"\x80":  # a bare pickle, as PyTorch wrote them before 1.6
+            begin = repr(head[:24].decode("ascii", "replace"))
+            raise refuse(f'"{path}" is neither a PyTorch nor a safetensors file, it begins with {begin}: {again}.')
+        if archive:
+            _refuse_packed(path, refuse, again)
+        mapped = archive and path.suffix != ".safetensors"  # a name that torch.load believes more than the content
+        return torch.load(str(path) if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
+
+
+def _refuse_packed(path: Path, refuse: type[ValueError], again: str) -> None:
+    """Raise for an archive that unpacks to more than it is. PyTorch never compresses weights."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+    if compressed or sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise refuse(f'"{path}" is a compressed archive and no PyTorch file: unpack it, or {again}.')
