@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .characters import unit_identity
-from .crops import SIDE, choose_face, stretched
+from .crops import SIDE, choose_face, stretched, to_pixels
 
 PROVIDERS = {
     "CPU": "CPUExecutionProvider",
@@ -86,6 +86,16 @@ class FaceAnalysis:
         known = LibraryFace(bbox=face.box, kps=face.landmarks)
         self.recogniser.get(_bgr(picture), known)
         return unit_identity(known.normed_embedding)
+
+    def embeddings(self, images: Tensor) -> Tensor:
+        """The identity [N, 512] of the largest face in each of some images [N, H, W, 3] in 0..1; nan without a face."""
+        rows = []
+        for picture in map(to_pixels, images):
+            found, _ = self.find(picture)
+            chosen = choose_face(np.array([face.box for face in found]).reshape(-1, 4), None)
+            missing = torch.full((512,), float("nan"))
+            rows.append(missing if chosen is None else self.id_embed(picture, found[chosen]))
+        return torch.stack(rows)
 
     def crop(self, picture: np.ndarray, face: Face) -> np.ndarray:
         """A face [224, 224, 3], turned and scaled so that eyes, nose and mouth lie where ArcFace has them, times two.

@@ -6,9 +6,12 @@ from .attention import IPCA, ConsistentSelfAttention, StoryFreeU
 from .batches import JoinBatches, SplitBatches
 from .character_files import BlendCharacters, LoadCharacter, SaveCharacter
 from .characters import Character, LoadFaceAnalysis
+from .comparison import Compare
 from .conditioning import EncodeOnePrompt, EncodePerFrame
+from .consistency import StoryConsistency
 from .demo import DemoModel, DemoStoryMaker
 from .page import Page
+from .similarity import DemoSimilarity, LoadOpenCLIP
 from .story import EmptyLatent, Script
 from .storymaker import ApplyStoryMaker, LoadStoryMaker
 
@@ -35,4 +38,8 @@ class StoryLoomExtension(ComfyExtension):
             LoadStoryMaker,
             ApplyStoryMaker,
             DemoStoryMaker,
+            LoadOpenCLIP,
+            StoryConsistency,
+            Compare,
+            DemoSimilarity,
         ]

@@ -24,6 +24,18 @@ BUILT_IN = "built-in"
 register(FONTS, (".ttf", ".otf", ".ttc"), FONTS)
 
 
+def caption_size_input() -> io.Int.Input:
+    return io.Int.Input(
+        "caption_size",
+        default=0,
+        min=0,
+        max=200,
+        advanced=True,
+        tooltip="Height of the caption's letters in pixels. 0 chooses a twentieth of the panels' mean width, at least "
+        "10.",
+    )
+
+
 class Page(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -62,15 +74,7 @@ class Page(io.ComfyNode):
                     tooltip="Pixels of paper between panels; the margin around the page is twice as wide. "
                     "0 puts panels edge to edge.",
                 ),
-                io.Int.Input(
-                    "caption_size",
-                    default=0,
-                    min=0,
-                    max=200,
-                    advanced=True,
-                    tooltip="Height of the caption's letters in pixels. 0 chooses a twentieth of the panels' mean "
-                    "width, at least 10.",
-                ),
+                caption_size_input(),
                 io.Combo.Input(
                     "layout",
                     options=list(LAYOUTS),

@@ -10,6 +10,12 @@ Plan = io.Custom("STORYLOOM_PLAN")
 FaceAnalysis = io.Custom("STORYLOOM_FACE_ANALYSIS")
 """A `models.faces.FaceAnalysis`."""
 
+Similarity = io.Custom("STORYLOOM_SIMILARITY")
+"""A `models.similarity.Encoder`."""
+
+Measures = io.Custom("STORYLOOM_MEASURES")
+"""A `pages.consistency.Consistency`."""
+
 Character = io.Custom("STORYLOOM_CHARACTER")
 """A `models.characters.Character`."""
 

@@ -117,14 +117,14 @@ def comic_pages(
         right_to_left=style.direction == "right_to_left",
     )
     drawn = [Image.new("RGB", whole, style.paper) for _ in placed]
-    _write(drawn[0], heading, title_face, page_width / 2, margin, style.ink)
+    write(drawn[0], heading, title_face, page_width / 2, margin, style.ink)
     for page, places in zip(drawn, placed, strict=True):
         for place in places:
             picture = _draw_picture(page, _to_rgb(panels[place.panel]), place, cell)
             text = texts[place.panel]
             if below:
                 lines = wrap(text, typeface, place.width, fitting_lines(place.band, size))
-                _write(page, lines, typeface, place.left + place.width / 2, place.top + place.height, style.ink)
+                write(page, lines, typeface, place.left + place.width / 2, place.top + place.height, style.ink)
             else:
                 _write_over(page, text, typeface, picture, style)
             _draw_border(page, picture, style.ink)
@@ -204,7 +204,8 @@ def _draw_border(page: Image.Image, picture: Edges, ink: Colour) -> None:
     ImageDraw.Draw(page).rectangle((left, top, right - 1, bottom - 1), outline=ink, width=border)
 
 
-def _write(page: Image.Image, lines: Sequence[str], typeface: Typeface, centre: float, top: float, ink: Colour) -> None:
+def write(page: Image.Image, lines: Sequence[str], typeface: Typeface, centre: float, top: float, ink: Colour) -> None:
+    """Write lines into a room that begins at `top`, each with its middle at `centre`."""
     for i, line in enumerate(lines):
         typeface.draw(page, centre, top + padding(typeface.size) + i * line_height(typeface.size), line, ink)
 
@@ -222,5 +223,5 @@ def _write_over(page: Image.Image, text: str, typeface: Typeface, picture: Edges
     box = (start, bottom - height, start + width, bottom)
     veiled = page.crop(box)
     veiled = Image.blend(veiled, Image.new("RGB", veiled.size, style.paper), VEIL / 255)
-    _write(veiled, lines, typeface, width / 2, 0, style.ink)
+    write(veiled, lines, typeface, width / 2, 0, style.ink)
     page.paste(veiled, box)

@@ -82,6 +82,12 @@ class Story:
         before, _, after = self.style.partition(PLACEHOLDER)
         return before, after
 
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """What each frame says on its own: descriptions and its own words, with the style around them."""
+        before, after = self.style_around
+        return tuple(f"{before}{' '.join(part.text for part in frame.parts)}{after}" for frame in self.frames)
+
 
 def parse_story(identity: str, frames: str, style: str = "") -> Story:
     """Parse the three texts of a story script.

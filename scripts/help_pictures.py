@@ -215,6 +215,15 @@ NEXT_TO: dict[str, tuple[list[list[str]], list[Wire]]] = {
             (APPLY, 0, "KSampler", "model"),
         ],
     ),
+    "LoadOpenCLIP": (
+        [["VAEDecode", "StoryLoom_Script", "StoryLoom_LoadOpenCLIP"], ["StoryLoom_Consistency"], ["StoryLoom_Compare"]],
+        [
+            ("VAEDecode", 0, "StoryLoom_Consistency", "images"),
+            ("StoryLoom_Script", 0, "StoryLoom_Consistency", "story"),
+            ("StoryLoom_LoadOpenCLIP", 0, "StoryLoom_Consistency", "clip"),
+            ("StoryLoom_Consistency", 3, "StoryLoom_Compare", "measures_b"),
+        ],
+    ),
 }
 """Nodes that change no picture by themselves -> nodes around them, in columns, and the wires between."""
 
@@ -234,6 +243,7 @@ def ask(graph: Graph) -> None:
     studio.tell("world", WORLD, encode="EncodePerFrame")
     ask_for_batches(studio)
     ask_for_characters(studio)
+    ask_for_measures(studio)
 
 
 def ask_for_batches(studio: Studio) -> None:
@@ -279,6 +289,17 @@ def ask_for_characters(studio: Studio) -> None:
         studio.tell(label, FOX, *patches, encode="EncodePerFrame")
 
 
+def ask_for_measures(studio: Studio) -> None:
+    graph, reader, sides = studio.graph, studio.graph.add("StoryLoom_DemoSimilarity")(), {}
+    for side, (patches, encode) in {"a": ([], "EncodePerFrame"), "b": ([(IPCA, {})], "EncodeOnePrompt")}.items():
+        frames, story = studio.tell(f"measured {side}", FOX, *patches, encode=encode)
+        found = graph.add("StoryLoom_Consistency", images=frames, story=story, clip=reader)
+        graph.show(f"matrix {side}", found(1))
+        graph.show(f"plot {side}", found(2))
+        sides |= {f"images_{side}": frames, f"measures_{side}": found(3)}
+    graph.show("compared", graph.add("StoryLoom_Compare", story=story, caption_size=18, **sides)())
+
+
 WITHOUT, WITH = "without", "with, both strengths 0.8"
 TOKENS, LEFT = "lora_strength 0", "lora_strength 0, region_1: the left half"
 
@@ -307,6 +328,12 @@ def pictures(drawn: Rows, schemas: dict) -> dict[str, Image.Image]:
     made["Character"] = tiles(dict(zip(labels, fox, strict=True)), columns=2, height=FRAME)
     people = {"first: Fox": drawn["character Fox"][0], "second: Bear": drawn["character Bear"][0]}
     made["BlendCharacters"] = tiles({**people, "preview of the blend": drawn["blend"][0]}, columns=3, width=220)
+    measured = {"matrix": drawn["matrix b"][0], "plot": drawn["plot b"][0]}
+    made["Consistency"] = tiles(measured, columns=2, height=300)
+    made["DemoSimilarity"] = tiles(
+        {"frame by frame": drawn["matrix a"][0], "one prompt (SVR), with IPCA": drawn["matrix b"][0]}, 2, width=330
+    )
+    made["Compare"] = tiles({"": drawn["compared"][0]}, columns=1, width=640)
     made["DemoStoryMaker"] = rows({label: drawn[label] for label in (WITHOUT, WITH)})
     made["ApplyStoryMaker"] = rows(
         {

@@ -34,6 +34,14 @@ CSA = {
     "schedule": "steady",
 }
 FREEU = {"b1": 1.1, "b2": 1.2, "s1": 0.6, "s2": 0.4, "start_percent": 0.0, "end_percent": 1.0}
+COMPARE = {
+    "label_a": "without",
+    "label_b": "with",
+    "title": "",
+    "arrangement": "rows",
+    "columns": 0,
+    "caption_size": 0,
+}
 SAMPLER = {"seed": 7, "steps": 2, "cfg": 5.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
 IDENTITY_COLUMNS = range(0, 1 + 7)
 """Start token and the seven tokens of STORY's identity."""

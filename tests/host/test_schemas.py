@@ -6,15 +6,18 @@ import re
 from pathlib import Path
 
 import pytest
-from story_graphs import CSA, FREEU, IPCA, STORY, SVR
+from story_graphs import COMPARE, CSA, FREEU, IPCA, STORY, SVR
 
 PACK = Path(__file__).resolve().parents[2]
 CATALOGUE = [
     "StoryLoom_ApplyStoryMaker",
     "StoryLoom_BlendCharacters",
     "StoryLoom_Character",
+    "StoryLoom_Compare",
+    "StoryLoom_Consistency",
     "StoryLoom_ConsistentSelfAttention",
     "StoryLoom_DemoModel",
+    "StoryLoom_DemoSimilarity",
     "StoryLoom_DemoStoryMaker",
     "StoryLoom_EmptyLatent",
     "StoryLoom_EncodeOnePrompt",
@@ -24,12 +27,14 @@ CATALOGUE = [
     "StoryLoom_JoinBatches",
     "StoryLoom_LoadCharacter",
     "StoryLoom_LoadFaceAnalysis",
+    "StoryLoom_LoadOpenCLIP",
     "StoryLoom_LoadStoryMaker",
     "StoryLoom_Page",
     "StoryLoom_SaveCharacter",
     "StoryLoom_Script",
     "StoryLoom_SplitBatches",
 ]
+OMITTED = object()
 VALUES = {
     "StoryLoom_Script": STORY,
     "StoryLoom_EncodeOnePrompt": SVR,
@@ -38,8 +43,11 @@ VALUES = {
     "StoryLoom_IPCA": IPCA,
     "StoryLoom_ConsistentSelfAttention": CSA,
     "StoryLoom_FreeU": FREEU,
+    "StoryLoom_Page": {"columns": 0, "captions": True, "gap": 12, "caption_size": 0},
+    "StoryLoom_Consistency": {"clip": OMITTED},
+    "StoryLoom_Compare": COMPARE,
+    "StoryLoom_LoadOpenCLIP": {"architecture": "ViT-B-32", "weights": "cached: laion2b_s34b_b79k", "download": False},
 }
-OMITTED = object()
 NUMBERS = {"INT": int, "FLOAT": float}
 
 
@@ -120,6 +128,14 @@ SEARCHES = {
     "same character": "ConsistentSelfAttention",
     "consistent character": "IPCA",
     "IPCA": "IPCA",
+    "CLIP score": "Consistency",
+    "CLIP-I": "Consistency",
+    "evaluate": "Consistency",
+    "DreamSim": "Consistency",
+    "open_clip": "LoadOpenCLIP",
+    "A/B": "Compare",
+    "side by side": "Compare",
+    "attribute reader": "DemoSimilarity",
     "identity preserving": "IPCA",
     "SVR": "EncodeOnePrompt",
     "1Prompt1Story": "EncodeOnePrompt",
@@ -196,7 +212,9 @@ def refused(host, graph, node_id, **changes):
     """Errors of one node with everything around it in order, [] when it is accepted."""
     tiny = graph.add("TestTiny")
     story = graph.add("StoryLoom_Script", **STORY)
+    images = graph.add("EmptyImage", width=8, height=8, batch_size=3, color=0)
     around = {"model": tiny(0), "clip": tiny(1), "story": story()}
+    around |= {name: images() for name in ("images", "images_a", "images_b")}
     links = {entry.id: around[entry.id] for entry in node_class(node_id).GET_SCHEMA().inputs if entry.id in around}
     inputs = links | VALUES[node_id] | changes
     graph.capture(x=graph.add(node_id, **{name: value for name, value in inputs.items() if value is not OMITTED})())
@@ -240,6 +258,12 @@ def test_every_number_outside_its_range_is_refused_and_its_ends_are_not(host, gr
         ("StoryLoom_EncodeOnePrompt", {"reweighting": "svd"}),
         ("StoryLoom_EncodeOnePrompt", {"order": "both"}),
         ("StoryLoom_EncodeOnePrompt", {"window": "sliding"}),
+        ("StoryLoom_Consistency", {"dreamsim": "vit"}),
+        ("StoryLoom_Consistency", {"background": "blue"}),
+        ("StoryLoom_Compare", {"arrangement": "diagonal"}),
+        ("StoryLoom_Compare", {"columns": 21}),
+        ("StoryLoom_LoadOpenCLIP", {"architecture": "ViT-Z-99"}),
+        ("StoryLoom_LoadOpenCLIP", {"weights": "gone.safetensors"}),
     ],
 )
 def test_a_wrong_value_is_one_error(host, graph, node_id, values):
@@ -266,7 +290,7 @@ def test_a_block_string_may_come_through_a_link(host, graph):
 
 
 def test_importing_the_nodes_needs_none_of_the_optional_modules(host):
-    assert not {"diffusers", "insightface", "open_clip", "onnxruntime"} & host.modules
+    assert not {"diffusers", "dreamsim", "insightface", "matplotlib", "open_clip", "onnxruntime"} & host.modules
 
 
 @pytest.mark.parametrize("node_id, name", [("StoryLoom_Script", "style"), ("StoryLoom_IPCA", "blocks")])

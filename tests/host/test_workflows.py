@@ -17,7 +17,7 @@ WORKFLOWS = PACK / "workflows"
 NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
 ONE, TOGETHER, TWO, LONG = REAL = ("One Prompt One Story", "Consistent Characters", "Two Characters", "Long Story")
 PHOTO, PEOPLE, OUTFIT = STORYMAKER = ("Character from a Photo", "Two People", "Change the Outfit")
-BOTH = "Demo - With and Without"
+BOTH, DID = "Demo - With and Without", "Did It Work"
 NOTES = {"MarkdownNote", "Note"}
 """Nodes that exist in the browser only."""
 WIDGETS = {"INT": int, "FLOAT": (int, float), "STRING": str, "BOOLEAN": bool}
@@ -130,7 +130,7 @@ def real_nodes(workflow):
 
 
 def test_all_workflows_are_here_in_both_formats_and_have_a_thumbnail():
-    assert NAMES == sorted([*REAL, *map(demo, REAL), BOTH, *STORYMAKER, demo(PHOTO)])
+    assert NAMES == sorted([*REAL, *map(demo, REAL), DID, BOTH, *STORYMAKER, demo(PHOTO)])
     assert NAMES == sorted(path.stem for path in (WORKFLOWS / "api").glob("*.json"))
     for name in NAMES:
         picture = WORKFLOWS / f"{name}.jpg"
@@ -240,11 +240,12 @@ def test_both_formats_describe_the_same_graph(classes, name):
 def test_comfyui_accepts_it(host, classes, checkpoints, name):
     outputs = host.validate(api(name))
     kinds = {api(name)[number]["class_type"] for number in outputs}
-    shown = {**dict.fromkeys((TWO, demo(TWO), PEOPLE), {"PreviewImage"}), BOTH: set()}
+    shown = dict.fromkeys((TWO, demo(TWO), PEOPLE), {"PreviewImage"})
+    shown |= dict.fromkeys((BOTH, DID), {"PreviewAny", "StoryLoom_Consistency"})
     assert kinds == {"SaveImage"} | shown.get(name, {"PreviewImage", "PreviewAny"})
 
 
-@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize("name", [*REAL, DID])
 def test_the_real_ones_name_their_checkpoint_and_have_the_published_settings(name):
     loader = next(node for node in read(name)["nodes"] if node["type"] == "CheckpointLoaderSimple")
     (model,) = loader["properties"]["models"]
@@ -264,6 +265,18 @@ def test_a_demo_is_the_same_graph_with_the_demo_model(name):
     real, played = (sorted(node["class_type"] for node in api(file).values()) for file in (name, demo(name)))
     exchanged = {"CheckpointLoaderSimple": "StoryLoom_DemoModel"}
     assert sorted(exchanged.get(kind, kind) for kind in real if kind != "StoryLoom_FreeU") == played
+
+
+def test_did_it_work_measures_with_the_published_encoders_what_the_demo_reads():
+    real, played = ([node["class_type"] for node in api(name).values()] for name in (DID, BOTH))
+    exchanged = {"CheckpointLoaderSimple": "StoryLoom_DemoModel", "StoryLoom_LoadOpenCLIP": "StoryLoom_DemoSimilarity"}
+    assert sorted(exchanged.get(kind, kind) for kind in real) == sorted([*played, "StoryLoom_DemoSimilarity"])
+    prompt = api(DID)
+    for node in prompt.values():
+        if node["class_type"] == "StoryLoom_Consistency":
+            clips = [prompt[node["inputs"][name][0]]["inputs"] for name in ("clip", "clip_image")]
+            assert [clip["architecture"] for clip in clips] == ["ViT-B-32-quickgelu", "ViT-B-16-quickgelu"]
+            assert all((clip["weights"], clip["download"]) == ("cached: openai", False) for clip in clips)
 
 
 @pytest.mark.parametrize("name", STORYMAKER)
@@ -429,15 +442,18 @@ def test_the_demo_with_and_without_draws_two_rows_from_the_same_noise_on_one_pag
     folder = Path(folder_paths.get_output_directory()) / "StoryLoom"
     before = set(folder.glob("*"))
     host.run(type("Prompt", (dict,), {})(prompt), fresh=True)
-    new = sorted(path.name.partition("_")[0] for path in set(folder.glob("*")) - before)
-    assert new == ["page", *["with"] * 4, *["without"] * 4]
+    new = set(folder.glob("*")) - before
+    pictures = sorted(path.name.partition("_")[0] for path in new if path.suffix == ".png")
+    assert pictures == ["page", *["with"] * 4, *["without"] * 4]
+    measures = {path.name.partition("_")[0]: json.loads(path.read_text()) for path in new if path.suffix == ".json"}
+    assert {key: told["frames"] for key, told in measures.items()} == {"with": 4, "without": 4}
     (page,) = set(folder.glob("page_*")) - before
     with Image.open(page) as image:
         width, height = image.size
-        upper, lower = (image.convert("RGB").crop((0, top, width, top + height // 2)) for top in (0, height // 2))
-    assert width == 4 * 192 + 3 * 12 + 2 * 24 and height % 2 == 0, "rows of four panels, alike in height"
-    assert height > 2 * (192 + 2 * 24), "captions below both rows"
-    assert upper.tobytes() != lower.tobytes()
+        rows = [image.convert("RGB").crop((0, height - up, width, height - up + 150)) for up in (520, 230)]
+    assert width == 4 * 192 + 3 * 12 + 2 * 24, "rows of four panels"
+    assert 2 * (192 + 2 * 24) < height < 2 * 400, "labels, captions, and what changed above both rows"
+    assert rows[0].tobytes() != rows[1].tobytes()
 
 
 class Schemas(dict):

@@ -28,7 +28,8 @@ HOST = {
     "nodes",
     "server",
 }
-HEAVY = {"comfy", "cv2", "diffusers", "folder_paths", "insightface", "onnxruntime", "open_clip", "transformers"}
+HEAVY = {"comfy", "cv2", "diffusers", "dreamsim", "folder_paths", "insightface", "matplotlib", "onnxruntime"}
+HEAVY |= {"open_clip", "transformers"}
 
 
 def modules(*folders):

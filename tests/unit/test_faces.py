@@ -200,6 +200,15 @@ def test_the_identity_is_the_recogniser_s_on_the_aligned_face_with_length_one(an
 
 
 @needs_insightface
+def test_embeddings_are_those_of_the_largest_face_and_nan_without_one(analysis):
+    picture = photograph((4, 6, GREEN), (14, 12, CYAN))
+    shown = np.stack([picture, photograph()])
+    found = analysis.embeddings(torch.from_numpy(shown).float() / 255)
+    largest = max(analysis.find(picture)[0], key=lambda face: face.box[2] - face.box[0])
+    assert torch.equal(found[0], analysis.id_embed(picture, largest)) and found[1].isnan().all()
+
+
+@needs_insightface
 def test_the_crop_puts_the_landmarks_on_arcface_s_template_times_two(analysis):
     """A picture whose red is x and whose green is y tells where each pixel of the crop came from."""
     picture = np.zeros((256, 256, 3), np.uint8)

@@ -236,3 +236,14 @@ def test_a_colon_after_a_name_is_not_part_of_the_words():
     assert [character.description for character in story.characters] == ["a red fox", "a crow"]
     assert [frame.text for frame in story.frames] == ["asleep", "flies: high"]
     assert story.frames[0].caption == "Fox: asleep"
+
+
+def test_prompts_are_what_each_frame_says_alone_with_its_style():
+    frames = "[Fox] asleep # caption\n[NC] an empty beach\n[Fox] and [Owl] arguing"
+    story = parse_story(TWO, frames, "ink of {prompt}, flat")
+    assert story.prompts == (
+        "ink of a red fox in a blue coat asleep, flat",
+        "ink of an empty beach, flat",
+        "ink of a red fox in a blue coat and a grey owl arguing, flat",
+    )
+    assert parse_story(FOX, "asleep").prompts == (f"{FOX} asleep",)

@@ -1,0 +1,110 @@
+"""Compare stories (A/B): the same story without and with a method, on one page, with what it changed."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from comfy_api.latest import io
+
+from ..pages.comic import PageStyle
+from ..pages.comparison import ARRANGEMENTS, comparison_page, differences
+from .page import caption_size_input
+from .types import Measures
+from .types import Story as StoryType
+
+
+class Compare(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        def measures(side: str) -> Measures.Input:
+            return Measures.Input(
+                f"measures_{side}",
+                optional=True,
+                tooltip=f"What Story consistency measured of images_{side}, from its MEASURES. Both or neither: with "
+                "both, the page says what changed.",
+            )
+
+        return io.Schema(
+            node_id="StoryLoom_Compare",
+            display_name="Compare stories (A/B)",
+            category="StoryLoom/measure",
+            description=(
+                "Puts two versions of the same story on one page, for example without and with a method and the same "
+                "seed, and says above them what changed in numbers: CLIP-I 0.812 -> 0.874 (+0.062)."
+            ),
+            search_aliases=["A/B", "side by side", "before after", "compare images", "with and without", "difference"],
+            inputs=[
+                io.Image.Input("images_a", tooltip="The frames without the method, in story order."),
+                io.Image.Input("images_b", tooltip="The same frames with it, as many."),
+                measures("a"),
+                measures("b"),
+                StoryType.Input(
+                    "story",
+                    optional=True,
+                    tooltip="The story whose captions are printed under both. Not connected: no captions.",
+                ),
+                io.String.Input("label_a", default="without", tooltip="What stands above images_a. Empty: nothing."),
+                io.String.Input("label_b", default="with", tooltip="What stands above images_b. Empty: nothing."),
+                io.String.Input("title", default="", tooltip="What stands above the page. Empty: no title."),
+                io.Combo.Input(
+                    "arrangement",
+                    options=list(ARRANGEMENTS),
+                    default="rows",
+                    tooltip="rows: A above B. columns: A to the left of B.",
+                ),
+                io.Int.Input(
+                    "columns",
+                    default=0,
+                    min=0,
+                    max=20,
+                    tooltip="Panels in a row of A, and of B. 0: up to six with A above B, near-square side by side.",
+                ),
+                caption_size_input(),
+            ],
+            outputs=[
+                io.Image.Output("page", display_name="page", tooltip="The finished page."),
+                io.String.Output(
+                    "changes", display_name="changes", tooltip="What changed in numbers, a line for each measure."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        images_a,
+        images_b,
+        label_a,
+        label_b,
+        title,
+        arrangement,
+        columns,
+        caption_size,
+        measures_a=None,
+        measures_b=None,
+        story=None,
+    ) -> io.NodeOutput:
+        if (measures_a is None) != (measures_b is None):
+            missing = "measures_a" if measures_a is None else "measures_b"
+            raise ValueError(f"{missing} is not connected: connect what was measured of both, or of neither.")
+        for side, images, found in (("a", images_a, measures_a), ("b", images_b, measures_b)):
+            if found is not None and found.frames != len(images):
+                raise ValueError(
+                    f"measures_{side} is of {found.frames} frames and images_{side} has {len(images)}: connect what "
+                    "was measured of these images."
+                )
+        if story is not None and len(story.frames) != len(images_a):
+            raise ValueError(
+                f"The story has {len(story.frames)} frames and images_a {len(images_a)}: connect the images of this "
+                "story, all of them."
+            )
+        lines = differences(measures_a, measures_b) if measures_a is not None else []
+        page = comparison_page(
+            *(list(images.float().cpu().numpy()) for images in (images_a, images_b)),
+            [frame.caption for frame in story.frames] if story is not None else [],
+            (label_a, label_b),
+            lines,
+            arrangement,
+            PageStyle(columns=columns, caption_size=caption_size, title=title),
+        )
+        return io.NodeOutput(torch.from_numpy(np.array(page, np.float32)[None] / 255), "\n".join(lines))

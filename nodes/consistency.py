@@ -1,0 +1,212 @@
+"""Story consistency: did it work? Pictures in, numbers out."""
+
+from __future__ import annotations
+
+import json
+import os
+import unicodedata
+from pathlib import Path
+
+import comfy.utils
+import folder_paths
+import numpy as np
+import torch
+from comfy_api.latest import io, ui
+
+from ..models.files import write_whole
+from ..models.similarity import DREAMSIM_FILES
+from ..pages.consistency import BACKGROUNDS, Consistency, measure
+from ..pages.plots import alignment_picture, matrix_picture
+from ..prompts.script import Story
+from .similarity import ClipVision, dreamsim_of
+from .types import FaceAnalysis, Measures, Similarity
+from .types import Story as StoryType
+
+OFF = "off"
+
+
+class StoryConsistency(io.ComfyNode):
+    """The measures of One-Prompt-One-Story (arXiv 2501.13554)."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="StoryLoom_Consistency",
+            display_name="Story consistency",
+            category="StoryLoom/measure",
+            description=(
+                "Measures whether a story worked: how alike its frames are (CLIP-I, faces, DreamSim) and how well each "
+                "shows its text (CLIP-T). Works on any batch of images. Writes the numbers as JSON into the output "
+                "folder. Connect Load OpenCLIP, or a CLIP_VISION for CLIP-I alone."
+            ),
+            search_aliases=["CLIP score", "CLIP-I", "CLIP-T", "DreamSim", "face similarity", "evaluate", "metrics"],
+            is_output_node=True,
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            inputs=[
+                io.Image.Input("images", tooltip="The frames in story order, as VAE Decode gives them."),
+                StoryType.Input(
+                    "story",
+                    optional=True,
+                    tooltip="The story whose frames the images show, for CLIP-T: each image is compared with its "
+                    "frame's whole text, identity and style included.",
+                ),
+                Similarity.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="From Load OpenCLIP: measures CLIP-T, and CLIP-I where nothing else is connected for it. "
+                    "Published for CLIP-T: ViT-B-32-quickgelu, openai.",
+                ),
+                Similarity.Input(
+                    "clip_image",
+                    optional=True,
+                    tooltip="From a second Load OpenCLIP: measures CLIP-I in place of clip. Published: "
+                    "ViT-B-16-quickgelu, openai.",
+                ),
+                io.ClipVision.Input(
+                    "clip_vision",
+                    optional=True,
+                    tooltip="From ComfyUI's own Load CLIP Vision: measures CLIP-I in place of clip. Numbers of "
+                    "different models cannot be compared.",
+                ),
+                FaceAnalysis.Input(
+                    "face_analysis",
+                    optional=True,
+                    tooltip="From Load face analysis: how alike the largest faces of the frames are. Frames without a "
+                    "face do not count. For photographs; drawn faces are seldom found.",
+                ),
+                io.Mask.Input(
+                    "masks",
+                    optional=True,
+                    tooltip="Where the character is, white, one mask for all images or one for each. As published, "
+                    "CLIP-I and DreamSim then do not see the background. Not connected: whole pictures.",
+                ),
+                io.String.Input(
+                    "prompts",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    tooltip="Where there is no story: the text of each image for CLIP-T, one line per image. Empty: no "
+                    "CLIP-T.",
+                ),
+                io.Combo.Input(
+                    "dreamsim",
+                    options=[OFF, *DREAMSIM_FILES],
+                    default=OFF,
+                    optional=True,
+                    tooltip="off, or which DreamSim measures a perceptual distance, lower is more alike. Published: "
+                    "ensemble. Needs the package dreamsim and its weights in models/dreamsim; nothing is downloaded.",
+                ),
+                io.Combo.Input(
+                    "background",
+                    options=list(BACKGROUNDS),
+                    default="noise",
+                    optional=True,
+                    tooltip="What stands in place of the background where masks are connected. noise: random pixels, "
+                    "as published. grey, white: that colour.",
+                ),
+                io.String.Input(
+                    "filename_prefix",
+                    default="StoryLoom/consistency",
+                    optional=True,
+                    tooltip="Where in the output folder the JSON file with all numbers goes, as in Save Image.",
+                ),
+            ],
+            outputs=[
+                io.String.Output("report", display_name="report", tooltip="The numbers as a table."),
+                io.Image.Output(
+                    "matrix", display_name="matrix", tooltip="How alike each frame is to each other, as a heat map."
+                ),
+                io.Image.Output(
+                    "plot",
+                    display_name="plot",
+                    tooltip="A bar per frame: how well it fits its text, and how like the other frames it is.",
+                ),
+                Measures.Output("measures", display_name="MEASURES", tooltip="All numbers, for Compare stories (A/B)."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, filename_prefix=None):
+        try:
+            return filename_prefix is None or bool(checked_prefix(filename_prefix))
+        except ValueError as error:
+            return str(error)
+
+    @classmethod
+    def execute(
+        cls,
+        images,
+        story=None,
+        clip=None,
+        clip_image=None,
+        clip_vision=None,
+        face_analysis=None,
+        masks=None,
+        prompts="",
+        dreamsim=OFF,
+        background="noise",
+        filename_prefix="StoryLoom/consistency",
+    ) -> io.NodeOutput:
+        prefix = checked_prefix(filename_prefix)
+        if clip_image is not None and clip_vision is not None:
+            raise ValueError("clip_image and clip_vision would both measure CLIP-I: disconnect one of them.")
+        image_encoder = ClipVision(clip_vision) if clip_vision is not None else clip_image or clip
+        if image_encoder is None and face_analysis is None and dreamsim == OFF:
+            raise ValueError(
+                "Story consistency has nothing to measure with: connect Load OpenCLIP to clip (or Demo similarity for "
+                "the Demo model's pictures), a CLIP_VISION, or Load face analysis, or choose a dreamsim."
+            )
+        texts = texts_of(len(images), story, prompts)
+        bar = comfy.utils.ProgressBar(1)
+        found = measure(
+            images,
+            texts,
+            image_encoder,
+            clip,
+            face_analysis,
+            None if dreamsim == OFF else dreamsim_of(dreamsim),
+            masks.reshape(-1, *masks.shape[-2:]) if masks is not None else None,
+            background,
+            progress=bar.update_absolute,
+        )
+        report = f"{found.table()}\n\nWritten: {saved(found, prefix)}"
+        pictures = [torch.from_numpy(np.array(draw(found)))[None] for draw in (matrix_picture, alignment_picture)]
+        shown = [result for picture in pictures for result in ui.PreviewImage(picture, cls=cls).as_dict()["images"]]
+        return io.NodeOutput(report, *pictures, found, ui={"images": shown, "text": (report,)})
+
+
+def texts_of(images: int, story: Story | None, prompts: str) -> list[str] | None:
+    """The text of each image, None when there is none. Raises ValueError when they are not as many as the images."""
+    lines = [line.strip() for line in prompts.splitlines() if line.strip()]
+    if story is not None and lines:
+        raise ValueError("The images' texts come from story and from prompts: disconnect story, or empty prompts.")
+    if story is not None and len(story.frames) != images:
+        raise ValueError(
+            f"The story has {len(story.frames)} frames and there are {images} images: connect the images of this "
+            "story, all of them."
+        )
+    if lines and len(lines) != images:
+        raise ValueError(f"prompts has {len(lines)} lines and there are {images} images: write one line per image.")
+    return list(story.prompts) if story is not None else lines or None
+
+
+def checked_prefix(prefix: str) -> str:
+    """A prefix as Save Image takes it. Raises ValueError when it is empty or would leave the output folder."""
+    parts = prefix.replace("\\", "/").split("/")
+    if not parts[-1].strip() or any(unicodedata.category(c) in ("Cc", "Cs") for c in prefix):
+        raise ValueError(f'filename_prefix "{prefix}" has no file name: write one such as StoryLoom/consistency.')
+    if ".." in parts or os.path.isabs(prefix) or parts[0] == "" or ":" in prefix:
+        raise ValueError(
+            f'filename_prefix "{prefix}" leaves the output folder: write one such as StoryLoom/consistency.'
+        )
+    return "/".join(parts)
+
+
+def saved(found: Consistency, prefix: str) -> str:
+    """Write the numbers into the output folder under the next free number; returns the file's name there."""
+    output = folder_paths.get_output_directory()
+    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, output)
+    content = json.dumps(found.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    file = f"{name}_{counter:05}_.json"
+    write_whole(Path(folder, file), content.encode())
+    return os.path.join(subfolder, file)

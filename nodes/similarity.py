@@ -1,0 +1,174 @@
+"""Encoders that measure stories: CLIP through open_clip, the demo model's reader, and DreamSim."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.utils
+import folder_paths
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..models.demo_similarity import DemoReader
+from ..models.similarity import DreamSim, OpenClip, load_dreamsim, load_open_clip
+from .folders import files_in
+from .types import Similarity
+
+OPEN_CLIP, DREAMSIM = "open_clip", "dreamsim"
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+ARCHITECTURES = (
+    *("ViT-B-32-quickgelu", "ViT-B-16-quickgelu", "ViT-L-14-quickgelu", "ViT-L-14-336-quickgelu"),
+    *("ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-H-14", "ViT-g-14", "ViT-bigG-14", "ViT-H-14-quickgelu"),
+)
+"""The first is OpenAI's of the published CLIP-T, the second that of CLIP-I."""
+CACHED = "cached: "
+TAGS = (
+    *("openai", "laion2b_s34b_b79k", "laion2b_s34b_b88k", "laion2b_s32b_b82k", "laion2b_s32b_b79k"),
+    *("laion2b_s39b_b160k", "dfn5b"),
+)
+DREAMSIM_MEMORY = 2 * 1024**3
+"""Bytes that are made free on the graphics card for DreamSim's three networks and a batch."""
+
+for kind in (OPEN_CLIP, DREAMSIM):
+    folder_paths.add_model_folder_path(kind, os.path.join(folder_paths.models_dir, kind))
+folder_paths.folder_names_and_paths[OPEN_CLIP][1].update(SUFFIXES)
+
+
+@dataclass(frozen=True, eq=False)
+class Managed:
+    """An Encoder whose network ComfyUI puts on the device when it works, and takes away when memory is short."""
+
+    encoder: OpenClip
+    patcher: comfy.model_patcher.ModelPatcher
+
+    @property
+    def name(self) -> str:
+        return self.encoder.name
+
+    def images(self, pictures: Tensor) -> Tensor:
+        self._load()
+        return self.encoder.images(pictures)
+
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        self._load()
+        return self.encoder.texts(texts)
+
+    def _load(self) -> None:
+        comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)
+
+
+@dataclass(frozen=True, eq=False)
+class ClipVision:
+    """A stock CLIP_VISION as an Encoder of pictures, cut to a square in the middle as CLIP's own preparation does."""
+
+    clip_vision: object
+    name: str = "CLIP_VISION"
+
+    def images(self, pictures: Tensor) -> Tensor:
+        features = self.clip_vision.encode_image(pictures[..., :3], crop=True)["image_embeds"]
+        if features is None or features.ndim != 2:
+            raise ValueError(
+                "This CLIP_VISION gives no image_embeds to compare pictures by: load the vision model of a CLIP, such "
+                "as CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors."
+            )
+        if not features.isfinite().all():
+            raise ValueError("The CLIP_VISION gave values that are not numbers: start ComfyUI with --fp32-text-enc.")
+        return features.detach().float().cpu().clone()
+
+
+def dreamsim_of(kind: str) -> DreamSim:
+    """DreamSim from models/dreamsim, on ComfyUI's device."""
+    device = comfy.model_management.get_torch_device()
+    comfy.model_management.free_memory(DREAMSIM_MEMORY, device)
+    folders = folder_paths.get_folder_paths(DREAMSIM)
+    return load_dreamsim(kind, next((folder for folder in folders if os.path.isdir(folder)), folders[0]), device)
+
+
+def similarity_output() -> Similarity.Output:
+    return Similarity.Output(
+        "similarity", display_name="SIMILARITY", tooltip="An encoder of pictures and texts, for Story consistency."
+    )
+
+
+class LoadOpenCLIP(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="StoryLoom_LoadOpenCLIP",
+            display_name="Load OpenCLIP",
+            category="StoryLoom/measure",
+            description=(
+                "Loads a whole CLIP, pictures and texts, for Story consistency. Needs the package open_clip_torch. The "
+                "weights are a file in models/open_clip, or those of open_clip's own cache; nothing is downloaded "
+                "unless you allow it, and nothing in a file is executed."
+            ),
+            search_aliases=["CLIP score", "CLIP-T", "CLIP-I", "CLIPScore", "open_clip", "image text similarity"],
+            inputs=[
+                io.Combo.Input(
+                    "architecture",
+                    options=list(ARCHITECTURES),
+                    tooltip="The network that the weights are made for. Published for CLIP-T: ViT-B-32-quickgelu, for "
+                    "CLIP-I: ViT-B-16-quickgelu, both with OpenAI's weights. quickgelu is OpenAI's activation.",
+                ),
+                io.Combo.Input(
+                    "weights",
+                    options=[*(f"{CACHED}{tag}" for tag in TAGS), *files_in(OPEN_CLIP)],
+                    tooltip="A file of models/open_clip, or weights that open_clip knows by this tag and has in its "
+                    "cache. Not every architecture has every tag: the error names those that it has.",
+                ),
+                io.Boolean.Input(
+                    "download",
+                    default=False,
+                    tooltip="On: weights that are not in the cache are downloaded there, 0.6 GB for ViT-B-32, up to "
+                    "10 GB for ViT-bigG-14. Off: an error says where to get them.",
+                ),
+            ],
+            outputs=[similarity_output()],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, architecture, weights, download):
+        path = None if weights.startswith(CACHED) else folder_paths.get_full_path(OPEN_CLIP, weights)
+        return None if path is None else os.stat(path).st_mtime_ns
+
+    @classmethod
+    def execute(cls, architecture, weights, download) -> io.NodeOutput:
+        source = weights.removeprefix(CACHED)
+        if source == weights:
+            source = Path(folder_paths.get_full_path_or_raise(OPEN_CLIP, weights))
+        bar = comfy.utils.ProgressBar(1)
+        encoder = load_open_clip(architecture, source, download=download, progress=bar.update_absolute)
+        patcher = comfy.model_patcher.ModelPatcher(
+            encoder.network,
+            load_device=comfy.model_management.get_torch_device(),
+            offload_device=comfy.model_management.text_encoder_offload_device(),
+        )
+        return io.NodeOutput(Managed(encoder, patcher))
+
+
+class DemoSimilarity(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="StoryLoom_DemoSimilarity",
+            display_name="Demo similarity",
+            category="StoryLoom/demo",
+            description=(
+                "Stands in for Load OpenCLIP where the Demo model drew the pictures: reads its pixel-art scenes "
+                "exactly, without a download. Same figures: in how many of species, fur, shirt, trousers and hat two "
+                "frames agree. Shown as told: how much of what a frame's text says is in its picture. These are no "
+                "CLIP numbers."
+            ),
+            search_aliases=["test similarity", "attribute reader", "CLIP score", "StoryLoom demo", "measure demo"],
+            inputs=[],
+            outputs=[similarity_output()],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        return io.NodeOutput(DemoReader())
