@@ -171,16 +171,19 @@ def draw(host: Path, prompt: dict, base: Path) -> Drawn:
 def draw_standalone(prompt: dict) -> Drawn:
     """Draw the story of the demo's own workflow, with its settings, where there is no ComfyUI."""
     import numpy as np
+    import torch
 
     from storyloom.models.demo import DemoFileError
-    from storyloom.pages.grid import comic_page
+    from storyloom.models.demo_similarity import DemoReader
+    from storyloom.pages.comic import PageStyle
+    from storyloom.pages.comparison import comparison_page, differences
+    from storyloom.pages.consistency import measure
     from storyloom.prompts.script import parse_story
     from storyloom.standalone import StoryPipeline, demo_model
 
     identity, frames = texts_of(prompt)
     settings = next(iter(nodes_of(prompt, "KSampler").values()))["inputs"]
-    pages = nodes_of(prompt, "StoryLoom_Page").values()
-    scripts = [prompt[source_of(prompt, page, "story")]["inputs"] for page in pages]
+    (compare,) = nodes_of(prompt, "StoryLoom_Compare").values()
     environment.say("Loading the demo model (a few seconds)")
     try:
         pipeline = StoryPipeline(demo_model())
@@ -196,10 +199,14 @@ def draw_standalone(prompt: dict) -> Drawn:
         for number, picture in enumerate(drawn.frames, start=1):
             picture.save(OUT / f"{Path(name).name}_{number:05}_.png")
         rows[title] = [np.asarray(picture, np.float32) / 255 for picture in drawn.frames]
-    captions = [frame.caption for texts in scripts for frame in parse_story(texts["identity"], texts["frames"]).frames]
-    panels = [picture for pictures in rows.values() for picture in pictures]
-    page = comic_page(
-        panels, captions, len(panels) // len(rows), caption_size=next(iter(pages))["inputs"]["caption_size"]
+    story, reader = parse_story(identity, "\n".join(frames)), DemoReader()
+    found = [measure(torch.from_numpy(np.stack(row)), story.prompts, reader, reader) for row in rows.values()]
+    page = comparison_page(
+        *rows.values(),
+        [frame.caption for frame in story.frames],
+        (compare["inputs"]["label_a"], compare["inputs"]["label_b"]),
+        differences(*found),
+        style=PageStyle(caption_size=compare["inputs"]["caption_size"]),
     )
     page.save(OUT / "page_00001_.png")
     return Drawn([OUT / "page_00001_.png"], rows)
