@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from story_makers import weights_of
+from story_makers import remembered, weights_of
 from tiny_models import SDXL, tiny_clip, tiny_model
 
 PACK = Path(__file__).resolve().parents[2]
@@ -248,5 +248,7 @@ def weights(host):
 
 @pytest.fixture(scope="session")
 def maker(host, weights):
-    """What Load StoryMaker adapter gives for these."""
-    return host.pack("nodes.storymaker").storymaker_of(weights)
+    """What Load StoryMaker adapter gives for these; its network remembers, since its weights never change."""
+    made = host.pack("nodes.storymaker").storymaker_of(weights)
+    remembered(made.adapter.ppr)
+    return made

@@ -47,7 +47,7 @@ IDENTITY_COLUMNS = range(0, 1 + 7)
 """Start token and the seven tokens of STORY's identity."""
 
 
-def build(graph, encode="EncodeOnePrompt", size=(128, 128), shared_noise=True, loader="TestTiny", **changes):
+def build(graph, encode="EncodeOnePrompt", size=(64, 64), shared_noise=True, loader="TestTiny", **changes):
     """Model, story, conditioning and latents: links to what a sampler needs. loader: a node that gives MODEL, CLIP."""
     loaded = graph.add(loader)
     story = graph.add("StoryLoom_Script", **STORY | {k: v for k, v in changes.items() if k in STORY})

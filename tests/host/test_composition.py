@@ -19,10 +19,19 @@ from story_graphs import (
     sample,
     watched,
 )
+from tiny_models import SDXL, tiny_model
 
 from storyloom.benchmarks.common import fused_attention
 
 IPCA_WEIGHTS = [2.0, 1.5]
+SHALLOW = SDXL | {
+    "channel_mult": [1, 2],
+    "num_res_blocks": [1, 1],
+    "transformer_depth": [0, 1],
+    "transformer_depth_middle": 1,
+    "transformer_depth_output": [0, 0, 1, 1],
+}
+"""A UNet with few layers, since compiling takes its time with each."""
 
 
 def foreign(seen, gain=0.5):
@@ -238,7 +247,7 @@ def test_replacements_of_a_hook_are_kept(host, graph):
 @pytest.mark.parametrize("region", ["positive", "negative", "both"])
 def test_regions_of_the_picture(host, graph, region):
     """For a region on one side the host copies its conditioning, tag and uuid included, to the other side."""
-    parts = build(graph)
+    parts = build(graph, size=(128, 128))
     text = graph.add("CLIPTextEncode", clip=parts["clip"], text="a lighthouse")()
 
     def left(conditioning):
@@ -305,10 +314,11 @@ def test_a_model_that_was_compiled_without_the_patch_still_runs_it_and_follows_i
 
     parts = build(graph)
     late = {"start_percent": 0.4}
-    base = call(graph, host, compiled, parts["model"])
+    model = call(graph, host, lambda _: tiny_model("SDXL", SHALLOW), parts["model"])
+    base = call(graph, host, compiled, model)
     plain, eager, patched = [], [], []
     sample(graph, parts, "a", steps=3, model=watched(graph, host, base, plain))
-    sample(graph, parts, "b", steps=3, model=watched(graph, host, ipca(graph, parts["model"], **late), eager))
+    sample(graph, parts, "b", steps=3, model=watched(graph, host, ipca(graph, model, **late), eager))
     sample(graph, parts, "c", steps=3, model=watched(graph, host, ipca(graph, base, **late), patched))
     torch.compiler.reset()
     with fused_attention():  # the other kind asks for free memory, where compiling stops and begins anew

@@ -259,7 +259,7 @@ def test_another_replacement_is_called_with_the_tokens_of_the_others_among_its_k
 
 
 def test_with_hypertile(host, graph):
-    parts = build(graph)
+    parts = build(graph, size=(128, 128))
     settings = {"tile_size": 32, "swap_size": 1, "max_depth": 1, "scale_depth": False}
     tiled = graph.add("HyperTile", model=parts["model"], **settings)()
     sample(graph, parts, "tiled", **ONCE, model=tiled)

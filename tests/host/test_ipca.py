@@ -196,7 +196,7 @@ def test_a_batch_of_frames_equals_single_runs(host, graph):
 
     for number in range(3):
         one = call(graph, host, only(number), parts["positive"])
-        latent = graph.add("EmptyLatentImage", width=128, height=128, batch_size=1)()
+        latent = graph.add("EmptyLatentImage", width=64, height=64, batch_size=1)()
         negative = graph.add("ConditioningZeroOut", conditioning=one)()
         changes = {"positive": one, "negative": negative, "latent_image": latent}
         sample(graph, parts, f"frame{number}", model=ipca(graph, parts["model"]), **changes)

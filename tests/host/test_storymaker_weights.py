@@ -83,8 +83,9 @@ def test_without_tokens_the_adapter_is_neither_loaded_nor_asked(host, graph, mak
     assert "storyloom" not in calls[0]["options"], "what is in the weights costs nothing"
 
 
-def test_partly_loaded_it_gives_the_same(host, maker):
-    adapter, patcher, cpu = maker.adapter, maker.patcher.clone(), torch.device("cpu")
+def test_partly_loaded_it_gives_the_same(host, weights):
+    maker, cpu = host.pack("nodes.storymaker").storymaker_of(weights), torch.device("cpu")
+    adapter, patcher = maker.adapter, maker.patcher
     people = [someone(host, 1), someone(host, 2)]
 
     def answers():
