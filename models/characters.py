@@ -41,6 +41,8 @@ RESERVED = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$", *(f"{d}{n}" for d i
 class CharacterFileError(ValueError):
     """A file is no character, or a damaged one; the message is one sentence for the user."""
 
+    __module__ = "storyloom"  # ComfyUI shows it before the message, and would show the path of this file
+
 
 @dataclass(frozen=True, eq=False)
 class CharacterFeatures:

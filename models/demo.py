@@ -65,6 +65,8 @@ LUMA = (0.299, 0.587, 0.114)
 class DemoFileError(ValueError):
     """The demo's file is missing, damaged or of another kind; the message is one sentence for the user."""
 
+    __module__ = "storyloom"  # ComfyUI shows it before the message, and would show the path of this file
+
 
 @dataclass(frozen=True, eq=False)
 class DemoWeights:

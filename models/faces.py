@@ -35,6 +35,8 @@ PLACE = "ComfyUI/models/insightface/models/<name of the pack>/"
 class FaceAnalysisError(ValueError):
     """Face analysis is not possible; the message is one sentence for the user."""
 
+    __module__ = "storyloom"  # ComfyUI shows it before the message, and would show the path of this file
+
 
 @dataclass(frozen=True, eq=False)
 class Face:

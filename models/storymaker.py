@@ -66,6 +66,8 @@ PLACES = (
 class StoryMakerFileError(ValueError):
     """A file is missing, damaged or not StoryMaker's; the message is one sentence for the user."""
 
+    __module__ = "storyloom"  # ComfyUI shows it before the message, and would show the path of this file
+
 
 @dataclass(frozen=True, eq=False)
 class StoryMakerWeights:

@@ -11,12 +11,16 @@ from .conditioning import EncodeOnePrompt, EncodePerFrame
 from .consistency import StoryConsistency
 from .demo import DemoModel, DemoStoryMaker
 from .page import Page
+from .routes import register
 from .similarity import DemoSimilarity, LoadOpenCLIP
 from .story import EmptyLatent, Script
 from .storymaker import ApplyStoryMaker, LoadStoryMaker
 
 
 class StoryLoomExtension(ComfyExtension):
+    async def on_load(self) -> None:
+        register()
+
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
             Script,

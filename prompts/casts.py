@@ -46,12 +46,15 @@ def _cast(story: Story, shown: frozenset[str], numbers: list[int]) -> Cast:
         name=f"the identity of {names}" if names else "the identity",
         identity=f"{before}{identity}{after}",
         frames=tuple(numbers),
-        words=tuple(_own_words(story.frames[number], number) for number in numbers),
+        words=tuple(own_words(story.frames[number], number) for number in numbers),
     )
 
 
-def _own_words(frame: Frame, number: int) -> str:
-    """A frame's own words, without an "and" between two names: the identity joins them already."""
+def own_words(frame: Frame, number: int) -> str:
+    """A frame's own words, without an "and" between two names: the identity joins them already.
+
+    number: of the frame in the story, from 0. Raises ValueError for a frame that adds no words to the identity.
+    """
     parts = frame.parts
     joining = {
         i

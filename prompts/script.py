@@ -12,8 +12,9 @@ The syntax is StoryDiffusion's (arXiv 2405.01434), so its scripts can be pasted 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 NO_CHARACTER = "NC"
 PLACEHOLDER = "{prompt}"
@@ -24,11 +25,16 @@ _ESCAPED = re.compile(r"\\([#\[\]])")
 _STRAY = re.compile(r"(?<!\\)[\[\]]")
 
 
+Parsed = TypeVar("Parsed")
+
+
 class StoryScriptError(ValueError):
     """A fault in a story script. `box` is the input it is in, `line` the line there (1 is the first) or None."""
 
+    __module__ = "storyloom"  # ComfyUI shows it before the message, and would show the path of this file
+
     def __init__(self, box: str, line: int | None, message: str):
-        self.box, self.line = box, line
+        self.box, self.line, self.message = box, line, message
         place = f"Story script, {box}" if line is None else f"Story script, {box}, line {line}"
         super().__init__(f"{place}: {message}")
 
@@ -106,40 +112,49 @@ def parse_story(identity: str, frames: str, style: str = "") -> Story:
 
 def parse_identity(text: str) -> tuple[Character, ...]:
     """Characters of an identity text: named ones, or a single one without a name."""
+    return tuple(_sound(identity_lines(text)))
+
+
+def identity_lines(text: str) -> Iterator[Character | StoryScriptError]:
+    """Every line of an identity text on its own: its character, or what is wrong with it."""
     lines = [(number, _plain(_CAPTION.split(line)[0])) for number, line in _lines(text)]
     lines = [(number, line) for number, line in lines if line]
     if not lines:
-        _fail("identity", None, 'it is empty. Describe who the story is about, for example "a red fox in a blue coat".')
+        yield StoryScriptError(
+            "identity", None, 'it is empty. Describe who the story is about, for example "a red fox in a blue coat".'
+        )
+        return
     if not any(_NAME.match(line) for _, line in lines):
-        return (Character("", _unescape(" ".join(line for _, line in lines))),)
-
-    characters: dict[str, Character] = {}
+        yield Character("", _unescape(" ".join(line for _, line in lines)))
+        return
+    known: set[str] = set()
     for number, line in lines:
-        _refuse_stray_bracket("identity", number, line)
-        match = _NAME.match(line)
-        if match is None:
-            _fail(
-                "identity", number, f'"{_short(line)}" has no name. Begin the line with one, for example "[Fox] ...".'
-            )
-        name, description = match[1].strip(), _unescape(line[match.end() :].strip())
-        if not name:
-            _fail("identity", number, "the name in [ ] is empty. Give the character a name.")
-        if _key(name) == _key(NO_CHARACTER):
-            _fail("identity", number, "[NC] is reserved for frames without a character. Choose another name.")
-        if _key(name) in characters:
-            _fail("identity", number, f"[{name}] is described twice. Give every character its own name.")
-        if not description:
-            _fail("identity", number, f"[{name}] has no description. Write it after the name.")
-        characters[_key(name)] = Character(name, description)
-    return tuple(characters.values())
+        try:
+            character = _character(number, line, known)
+        except StoryScriptError as fault:
+            yield fault
+        else:
+            known.add(_key(character.name))
+            yield character
 
 
 def parse_frames(text: str, characters: tuple[Character, ...] | None) -> tuple[Frame, ...]:
     """Frames of a frames text. `characters` None: names are not known yet and stand for themselves."""
-    frames = tuple(_frame(number, line, characters) for number, line in _lines(text) if _plain(line))
-    if not frames:
-        _fail("frames", None, 'there is no frame. Write one per line, for example "asleep in the snow".')
-    return frames
+    return tuple(_sound(frame_lines(text, characters)))
+
+
+def frame_lines(text: str, characters: tuple[Character, ...] | None) -> Iterator[Frame | StoryScriptError]:
+    """Every frame line on its own: its frame, or what is wrong with it. `characters` as in `parse_frames`."""
+    lines = [(number, line) for number, line in _lines(text) if _plain(line)]
+    if not lines:
+        yield StoryScriptError(
+            "frames", None, 'there is no frame. Write one per line, for example "asleep in the snow".'
+        )
+    for number, line in lines:
+        try:
+            yield _frame(number, line, characters)
+        except StoryScriptError as fault:
+            yield fault
 
 
 def parse_style(text: str) -> str:
@@ -154,6 +169,31 @@ def parse_style(text: str) -> str:
             f'"{_short(style)}" {found}. Put {{prompt}} once where the story goes: "ink drawing of {{prompt}}".',
         )
     return style
+
+
+def _sound(lines: Iterable[Parsed | StoryScriptError]) -> Iterator[Parsed]:
+    """The lines; the first fault among them is raised."""
+    for parsed in lines:
+        if isinstance(parsed, StoryScriptError):
+            raise parsed
+        yield parsed
+
+
+def _character(number: int, line: str, known: set[str]) -> Character:
+    _refuse_stray_bracket("identity", number, line)
+    match = _NAME.match(line)
+    if match is None:
+        _fail("identity", number, f'"{_short(line)}" has no name. Begin the line with one, for example "[Fox] ...".')
+    name, description = match[1].strip(), _unescape(line[match.end() :].strip())
+    if not name:
+        _fail("identity", number, "the name in [ ] is empty. Give the character a name.")
+    if _key(name) == _key(NO_CHARACTER):
+        _fail("identity", number, "[NC] is reserved for frames without a character. Choose another name.")
+    if _key(name) in known:
+        _fail("identity", number, f"[{name}] is described twice. Give every character its own name.")
+    if not description:
+        _fail("identity", number, f"[{name}] has no description. Write it after the name.")
+    return Character(name, description)
 
 
 def _frame(number: int, line: str, characters: tuple[Character, ...] | None) -> Frame:

@@ -55,6 +55,8 @@ class FrameTokens:
 class StoryTooLongError(ValueError):
     """An identity and the frames behind it do not fit into one prompt."""
 
+    __module__ = "storyloom"  # ComfyUI shows it before the message, and would show the path of this file
+
 
 def count_tokens(tokenize: Tokenize, parts: Sequence[str], names: Sequence[str], *, weights: bool = True) -> list[int]:
     """How many tokens each of these texts takes. names: how errors call them. Raises ValueError as `locate_story`."""

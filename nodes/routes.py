@@ -1,0 +1,120 @@
+"""The route by which the editor of a story script asks for its faults and tokens: POST /storyloom/script."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from functools import cache, partial
+from typing import Any
+
+from ..prompts.measure import measure_script
+from ..prompts.tokens import ROOM, Tokenize, Tokens
+
+PATH = "/storyloom/script"
+BOXES = ("identity", "frames", "style")
+BODY = 100_000
+"""Bytes of a request: a story of a thousand frames."""
+SECONDS = 10
+"""How long one script may be measured."""
+WAITING = 8
+"""How many requests may be measured or wait for it."""
+
+
+class RequestError(Exception):
+    """A request that is not answered. `status` is HTTP's."""
+
+    def __init__(self, status: int, message: str):
+        super().__init__(message)
+        self.status = status
+
+
+def register() -> None:
+    """Add the route to ComfyUI's server, once. Without a server, as in tests, there is nothing to add it to."""
+    server = sys.modules.get("server")
+    instance = getattr(getattr(server, "PromptServer", None), "instance", None)
+    if instance is not None and not any(getattr(route, "path", None) == PATH for route in instance.routes):
+        instance.routes.post(PATH)(answer)
+
+
+async def answer(request):
+    """The measured script as JSON, or {"error": sentence}. request: an aiohttp request."""
+    from aiohttp import web
+
+    try:
+        return web.json_response(await desk().measured(await texts_of(request)))
+    except RequestError as error:
+        return web.json_response({"error": str(error)}, status=error.status)
+
+
+async def texts_of(request) -> dict[str, str | None]:
+    """The three texts of a request. Raises RequestError."""
+    if request.content_type != "application/json":
+        raise RequestError(415, f"The body has the type {request.content_type}: send application/json.")
+    body = bytearray()
+    async for chunk in request.content.iter_chunked(1 << 14):
+        body += chunk
+        if len(body) > BODY:
+            raise RequestError(413, f"The script is longer than {BODY // 1000} kB. It runs, but it is not measured.")
+    try:
+        sent = json.loads(body)
+    except (ValueError, RecursionError):
+        raise RequestError(400, "The body is not JSON.") from None
+    texts = {box: sent.get(box) for box in BOXES} if isinstance(sent, Mapping) else {box: 0 for box in BOXES}
+    if not all(text is None or isinstance(text, str) for text in texts.values()):
+        raise RequestError(400, f"The body needs {', '.join(BOXES)}: each a text, or null where it is not known.")
+    return texts
+
+
+class Desk:
+    """Measures scripts one after the other in a thread of its own: a tokenizer is used by one request at a time."""
+
+    def __init__(self):
+        self.worker = ThreadPoolExecutor(1, "storyloom")
+        self.waiting = 0
+
+    async def measured(self, texts: Mapping[str, str | None]) -> dict[str, Any]:
+        """A measured script. Raises RequestError when that takes too long or when too many wait."""
+        if self.waiting >= WAITING:
+            raise RequestError(503, "Too many scripts wait to be measured: ask again.")
+        self.waiting += 1
+        try:
+            found = await asyncio.get_running_loop().run_in_executor(self.worker, _measure, texts)
+        except TimeoutError:
+            raise RequestError(503, f"Measuring the script took more than {SECONDS} seconds. It still runs.") from None
+        finally:
+            self.waiting -= 1
+        return {"room": ROOM, **asdict(found)}
+
+
+@cache
+def desk() -> Desk:
+    return Desk()
+
+
+def _measure(texts: Mapping[str, str | None]):
+    tokenize, deadline = _tokenizer(), time.monotonic() + SECONDS
+
+    def limited(text: str) -> Tokens:
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        try:
+            return tokenize(text)
+        except IndexError:
+            raise ValueError(f'"{text}" has "embedding:" without a name. Write the name of a file after it.') from None
+
+    return measure_script(limited, **texts)
+
+
+@cache
+def _tokenizer() -> Tokenize:
+    """ComfyUI's own tokenizer of SDXL, as the encode nodes get it with a checkpoint."""
+    import folder_paths
+    from comfy.sdxl_clip import SDXLTokenizer
+
+    tokenizer = SDXLTokenizer(embedding_directory=folder_paths.get_folder_paths("embeddings"))
+    return partial(tokenizer.tokenize_with_weights, return_word_ids=True)
