@@ -1,13 +1,14 @@
 PYTHON ?= python3
 ARGS ?=
 
-.PHONY: help demo demo-model test lint clean python
+.PHONY: help demo demo-model test browser-test lint clean python
 
 help:
 	@echo "make demo        draw a four-frame story without and with StoryLoom, measure both and print where the page lies:"
 	@echo "                 with a real ComfyUI on the CPU, or without one   (make demo ARGS=\"--host standalone\" chooses)"
 	@echo "make demo-model  train the demo model again: about 80 minutes on one core, less on two"
 	@echo "make test        run every test, on each ComfyUI version found   (make test ARGS=\"-k svr\" selects tests)"
+	@echo "make browser-test  run the tests in ComfyUI's own interface alone, and install what they need"
 	@echo "make lint        ruff check and ruff format --check"
 	@echo "make clean       remove the environment (.venv) and the results (out)"
 
@@ -22,6 +23,9 @@ demo-model: python
 
 test: python
 	@"$(PYTHON)" scripts/test.py $(ARGS)
+
+browser-test: python
+	@"$(PYTHON)" scripts/test.py browser $(ARGS)
 
 lint: python
 	@"$(PYTHON)" scripts/environment.py

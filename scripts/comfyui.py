@@ -225,13 +225,23 @@ class Server:
     """A headless ComfyUI server on the CPU, as a context manager.
 
     comfyui is a ComfyUI folder, base a folder prepared by `pack_base`, python the interpreter of its environment.
-    Entering waits until the server answers and raises ComfyUIError, with the tail of its log, when it does not.
+    front: folder of the browser interface, by default an empty page. Entering waits until the server answers and raises
+    ComfyUIError, with the tail of its log, when it does not.
     """
 
-    def __init__(self, comfyui: Path, base: Path, python: str, extra_args: Sequence[str] = (), port: int = 0):
+    def __init__(
+        self,
+        comfyui: Path,
+        base: Path,
+        python: str,
+        extra_args: Sequence[str] = (),
+        port: int = 0,
+        front: Path | None = None,
+    ):
         self.comfyui = Path(comfyui).resolve()
         self.base = Path(base).resolve()
         self.python = str(python)
+        self.front = front or self.base / "front"
         self.extra_args = list(extra_args)
         self.port = port or free_port()
         self._port_tries = 1 if port else PORT_TRIES
@@ -269,7 +279,7 @@ class Server:
         """The command line that starts the server."""
         options = ["--cpu", "--listen", "127.0.0.1", "--port", str(self.port), "--disable-auto-launch"]
         options += ["--disable-api-nodes", "--base-directory", str(self.base), "--database-url", "sqlite:///:memory:"]
-        options += ["--front-end-root", str(self.base / "front")]
+        options += ["--front-end-root", str(self.front)]
         return [self.python, "-u", str(self.comfyui / "main.py"), *options, *self.extra_args]
 
     def _start(self) -> None:

@@ -13,6 +13,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import browser
+
 ROOT = Path(__file__).absolute().parent.parent
 SCRIPTS = ROOT / "scripts"
 VENV = ROOT / ".venv"
@@ -22,6 +24,7 @@ STAMP = VENV / ".storyloom-complete"
 UNFINISHED = VENV / ".storyloom-unfinished"
 INPUTS = (
     "pyproject.toml",
+    "scripts/browser.py",
     "scripts/constraints.txt",
     "scripts/environment.py",
     "scripts/requirements-host.txt",
@@ -31,8 +34,11 @@ MINIMUM = (3, 10)
 DISK_NEEDED = 4 * 1024**3
 EXTRAS = ("dev", "standalone")
 """Extras of pyproject.toml that the environment holds."""
-OPTIONAL = "faces"
-"""An extra that it holds where it can be installed; tests that need it are left out where it cannot."""
+OPTIONAL = ("faces", "browser")
+"""Extras that it holds where they can be installed; tests that need one are left out where it cannot.
+
+"browser" only where a browser is found, or when someone asks for it.
+"""
 CHECKED_IMPORTS = (
     "torch, torchvision, torchaudio, transformers, aiohttp, av, diffusers, open_clip, tqdm, "
     "pytest, hypothesis, storyloom"
@@ -94,7 +100,25 @@ def fingerprint() -> str:
     digest = hashlib.sha256(str(ROOT).encode())
     for name in INPUTS:
         digest.update((ROOT / name).read_bytes())
+    digest.update(" ".join(optional_extras()).encode())
     return digest.hexdigest()
+
+
+def optional_extras() -> list[str]:
+    return [extra for extra in OPTIONAL if extra != "browser" or browser.system_browser()]
+
+
+def add_browser() -> None:
+    """Install what browser tests need and the environment lacks. Raises SetupError with the reason."""
+    if import_problem("playwright, comfyui_frontend_package"):
+        say(f"Installing {', '.join(requirements('browser'))} (60 MB, up to a minute)")
+        pip("-c", str(SCRIPTS / "constraints.txt"), *requirements("browser"))
+    if not last_line(run([PYTHON, SCRIPTS / "browser.py"]).stdout).startswith("no Chromium"):
+        return
+    say("Downloading a Chromium for Playwright (150 MB)")
+    done = run([PYTHON, "-m", "playwright", "install", "chromium"])
+    if done.returncode:
+        raise SetupError(f"No Chromium was found, and downloading one failed: {last_line(done.stdout)}")
 
 
 def create_venv() -> None:
@@ -145,10 +169,11 @@ def install() -> None:
     constraints = ["-c", str(SCRIPTS / "constraints.txt")]
     extras = [requirement for extra in EXTRAS for requirement in requirements(extra)]
     pip(*constraints, "-r", str(SCRIPTS / "requirements-host.txt"), *extras)
-    try:
-        pip(*constraints, *requirements(OPTIONAL))
-    except SetupError as reason:
-        say(f"NOT INSTALLED: {', '.join(requirements(OPTIONAL))} ({reason})")
+    for extra in optional_extras():
+        try:
+            pip(*constraints, *requirements(extra))
+        except SetupError as reason:
+            say(f"NOT INSTALLED: {', '.join(requirements(extra))} ({reason})")
     say("Installing StoryLoom into the environment (a few seconds)")
     pip("--no-build-isolation", "--no-deps", "-e", str(ROOT))
     say("Checking that everything imports (a few seconds)")

@@ -1,6 +1,7 @@
 """Runs every test, those that need ComfyUI once on each version found: `make test`. Extra arguments go to pytest.
 
-`tests/standalone` runs on the pack's own host, which the environment always holds.
+`tests/standalone` runs on the pack's own host, which the environment always holds; `tests/browser` on the newest
+ComfyUI, where there is a browser. `browser` as the first argument runs these alone and installs what they need.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import browser
 import comfyui
 import environment
 
@@ -22,6 +24,9 @@ ROOT = Path(__file__).absolute().parent.parent
 TESTS = ROOT / "tests"
 HOST_TESTS = TESTS / "host"
 STANDALONE_TESTS = TESTS / "standalone"
+BROWSER_TESTS = TESTS / "browser"
+APART = (HOST_TESTS, STANDALONE_TESTS, BROWSER_TESTS)
+"""Folders of tests that have passes of their own."""
 NOTHING_COLLECTED = 5
 # The tests' models are tiny: more threads gain nothing, and waiting for each other costs minutes on a busy machine.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -123,7 +128,7 @@ def plain_passes() -> list[Pass]:
     if not TESTS.is_dir():
         return []
     return [
-        Pass("no host", (str(TESTS), f"--ignore={HOST_TESTS}", f"--ignore={STANDALONE_TESTS}")),
+        Pass("no host", (str(TESTS), *(f"--ignore={folder}" for folder in APART))),
         *([Pass("standalone", (str(STANDALONE_TESTS),))] if STANDALONE_TESTS.is_dir() else []),
     ]
 
@@ -138,6 +143,16 @@ def host_passes(hosts: Sequence[Path]) -> list[Pass]:
         for number, version in enumerate(versions, 1)
     ]
     return [Pass(name, (str(HOST_TESTS),), host) for name, host in zip(names, hosts, strict=True)]
+
+
+def browser_pass(hosts: Sequence[Path]) -> tuple[list[Pass], str]:
+    """The pass over the browser tests, on the newest ComfyUI, or the sentence about why there is none."""
+    reason = environment.last_line(environment.run([environment.PYTHON, environment.SCRIPTS / "browser.py"]).stdout)
+    if not hosts:
+        reason = "no ComfyUI was found"
+    if reason != browser.READY:
+        return [], f"NO BROWSER TESTS: all of them are left out ({reason}; {browser.HOW_TO_PROVIDE})"
+    return [Pass("browser", (str(BROWSER_TESTS),), max(hosts, key=comfyui.read_version))], ""
 
 
 def summary(plain: Sequence[Result], host: Sequence[Result]) -> list[str]:
@@ -163,16 +178,20 @@ def available_hosts() -> tuple[list[Path], str]:
 
 
 def main(extra: Sequence[str]) -> int:
-    """Run everything and return the exit code."""
+    """Run everything, or only the browser tests, and return the exit code."""
     environment.ensure()
-    hosts, missing = available_hosts()
+    alone = extra[:1] == ["browser"]
+    if alone:
+        environment.add_browser()
+        extra = extra[1:]
+    hosts, no_host = available_hosts()
+    browsers, no_browser = browser_pass(hosts)
+    plain_ones, host_ones = ([], []) if alone else (plain_passes(), host_passes(hosts))
     with comfyui.scratch("test") as folder:
-        plain = plain_passes()
-        results = run_passes([*plain, *host_passes(hosts)], folder, extra)
-    plain, host = results[: len(plain)], results[len(plain) :]
-    if not results:
-        missing = f"No test was found: {TESTS} does not exist."
-    print("\n" + "\n".join([*filter(None, [missing]), *summary(plain, host)]), flush=True)
+        results = run_passes([*plain_ones, *browsers, *host_ones], folder, extra)
+    plain, host = results[: len(results) - len(host_ones)], results[len(results) - len(host_ones) :]
+    missing = [no_host, no_browser] if results else [no_host, no_browser, f"No test was run: {TESTS}."]
+    print("\n" + "\n".join([*filter(None, missing), *summary(plain, host)]), flush=True)
     return 1 if not results or any(one.failed or one.problem for one in results) else 0
 
 

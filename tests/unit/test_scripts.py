@@ -22,9 +22,13 @@ SCRIPTS = ROOT / "scripts"
 WORKFLOWS = ROOT / "workflows" / "api"
 
 
+IMPORTED = ("browser", "environment", "comfyui")
+"""Scripts that others import."""
+
+
 def load(name):
     """A script as a module, under its own name as far as the scripts import each other."""
-    alias = name if name in ("environment", "comfyui") else f"storyloom_script_{name}"
+    alias = name if name in IMPORTED else f"storyloom_script_{name}"
     spec = importlib.util.spec_from_file_location(alias, SCRIPTS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[alias] = module
@@ -34,11 +38,11 @@ def load(name):
 
 @pytest.fixture(scope="module")
 def scripts():
-    names = ("environment", "comfyui", "demo", "test")
+    names = (*IMPORTED, "demo", "test")
     before = {name: module for name, module in sys.modules.items() if name in names}
     loaded = {name: load(name) for name in names}
     yield loaded
-    for name in ("environment", "comfyui", "storyloom_script_demo", "storyloom_script_test"):
+    for name in (*IMPORTED, "storyloom_script_demo", "storyloom_script_test"):
         sys.modules.pop(name, None)
     sys.modules.update(before)
 
@@ -250,7 +254,53 @@ class TestCounting:
     def test_the_host_without_comfyui_has_a_pass_of_its_own_and_no_test_runs_twice(self, runner):
         rest, standalone = runner.plain_passes()
         assert standalone.arguments == (str(runner.STANDALONE_TESTS),) and standalone.comfyui is None
-        assert {f"--ignore={runner.STANDALONE_TESTS}", f"--ignore={runner.HOST_TESTS}"} < set(rest.arguments)
+        apart = ("standalone", "host", "browser")
+        assert {f"--ignore={runner.TESTS / folder}" for folder in apart} < set(rest.arguments)
+
+    def test_the_browser_pass_takes_the_newest_comfyui_or_says_loudly_why_there_is_none(
+        self, runner, environment, tmp_path, monkeypatch
+    ):
+        hosts = [make_comfyui(tmp_path / version, version) for version in ("0.19.3", "0.100.0", "0.33.0")]
+
+        def answers(text):
+            monkeypatch.setattr(environment, "run", lambda command: SimpleNamespace(stdout=text))
+
+        answers("ready\n")
+        (only,), sentence = runner.browser_pass(hosts)
+        assert (only.comfyui, only.arguments, sentence) == (hosts[1], (str(runner.BROWSER_TESTS),), "")
+        assert runner.browser_pass([])[0] == [] and "no ComfyUI was found" in runner.browser_pass([])[1]
+        answers("Playwright is not installed\n")
+        none, sentence = runner.browser_pass(hosts)
+        assert none == [] and "\n" not in sentence
+        assert (
+            sentence.startswith("NO BROWSER TESTS")
+            and "Playwright is not installed; run 'make browser-test'" in sentence
+        )
+
+    @pytest.mark.parametrize(
+        "arguments, ran, passed_on",
+        [(["browser", "-x"], ["browser"], ["-x"]), (["-x"], ["no host", "standalone", "browser", "ComfyUI 9"], ["-x"])],
+    )
+    def test_browser_as_first_argument_runs_these_tests_alone(
+        self, runner, environment, monkeypatch, capsys, arguments, ran, passed_on
+    ):
+        calls = []
+        browsers = [runner.Pass("browser", ()), runner.Pass("ComfyUI 9", ())]
+        monkeypatch.setattr(environment, "ensure", lambda: None)
+        monkeypatch.setattr(environment, "add_browser", lambda: calls.append("install"))
+        monkeypatch.setattr(runner, "available_hosts", lambda: ([], ""))
+        monkeypatch.setattr(runner, "browser_pass", lambda hosts: (browsers[:1], "loud"))
+        monkeypatch.setattr(runner, "host_passes", lambda hosts: browsers[1:])
+        monkeypatch.setattr(
+            runner,
+            "run_passes",
+            lambda passes, folder, extra: calls.append(extra) or [runner.Result(one.name, 1) for one in passes],
+        )
+        assert runner.main(arguments) == 0
+        assert calls == [*(["install"] if len(ran) == 1 else []), passed_on]
+        printed = capsys.readouterr().out.splitlines()
+        assert "loud" in printed and [line.split("  ")[0] for line in printed[3:-2]] == ran
+        assert printed[-2] == f"host tests run: {int('ComfyUI 9' in ran)}"
 
     def test_without_comfyui_there_is_one_loud_line(self, runner, comfyui, home, monkeypatch):
         refuse_to_clone(monkeypatch, comfyui)
@@ -281,6 +331,15 @@ class TestEnvironment:
         assert before == environment.fingerprint()
         (tmp_path / environment.INPUTS[-1]).write_text("b")
         assert before != environment.fingerprint()
+
+    def test_what_browser_tests_need_is_installed_where_a_browser_is_found(self, environment, monkeypatch):
+        browser = environment.browser
+        monkeypatch.setenv("CHROMIUM", sys.executable)
+        assert browser.system_browser() == sys.executable and environment.optional_extras() == ["faces", "browser"]
+        found = environment.fingerprint()
+        monkeypatch.setenv("CHROMIUM", "no-such-program-here")
+        assert browser.system_browser() is None and environment.optional_extras() == ["faces"]
+        assert environment.fingerprint() != found
 
 
 FOX = Figure("fox", "red", "blue", "green", "none")

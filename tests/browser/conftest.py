@@ -1,0 +1,122 @@
+"""ComfyUI's own interface in a real browser: one server with the pack, one browser and one page for all tests.
+
+SCREENSHOTS=folder also saves a picture of every template and of the editor there, for people to look at. After a
+failure there is one in out/browser/.
+"""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from desk import NAMES, Desk, saved
+from PIL import Image
+
+PACK = Path(__file__).resolve().parents[2]
+COMFYUI = os.environ.get("COMFYUI_PATH")
+FAILURES = PACK / "out" / "browser"
+
+
+def script(name):
+    """A script of the project as a module."""
+    spec = importlib.util.spec_from_file_location(f"storyloom_scripts_{name}", PACK / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+browser_script = script("browser")
+
+
+def pytest_collection_modifyitems(items):
+    missing = browser_script.missing() if COMFYUI else "no ComfyUI: set COMFYUI_PATH or run make test"
+    for item in items:
+        if missing and Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.skip(reason=f"NO BROWSER TESTS: {missing}; {browser_script.HOW_TO_PROVIDE}"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    report = yield
+    if report.when == "call" and report.failed and "desk" in getattr(item, "funcargs", ()):
+        FAILURES.mkdir(parents=True, exist_ok=True)
+        picture = FAILURES / f"{''.join(sign if sign.isalnum() else '_' for sign in item.name)}.png"
+        item.funcargs["desk"].page.screenshot(path=picture)
+        report.sections.append(("screenshot", str(picture)))
+    return report
+
+
+def named_files():
+    """What the templates ask for, as paths in ComfyUI's base folder."""
+    for node in (node for name in NAMES for node in saved(name)["nodes"]):
+        first = next(iter(node.get("widgets_values", ())), None)
+        yield from (f"models/{model['directory']}/{model['name']}" for model in node["properties"].get("models", ()))
+        if node["type"] == "LoadImage":
+            yield f"input/{first}"
+        if node["type"] == "StoryLoom_LoadCharacter":
+            yield f"models/storyloom_characters/{first}"
+        if node["type"] == "StoryLoom_LoadFaceAnalysis":
+            yield f"models/insightface/models/{first}/det.onnx"
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """A real ComfyUI with its own interface. The model files that templates name are empty: they are only listed."""
+    comfyui = script("comfyui")
+    base = comfyui.pack_base(tmp_path_factory.mktemp("browser"), PACK)
+    for path in {base / name for name in named_files()}:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (96, 96), "grey").save(path) if path.suffix == ".png" else path.touch()
+    user = base / "user" / "default"
+    user.mkdir()
+    (user / "comfy.settings.json").write_text('{"Comfy.TutorialCompleted": true}', encoding="utf-8")
+    with comfyui.Server(Path(COMFYUI), base, sys.executable, front=browser_script.front_end()) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        program = browser_script.find_browser()
+        running = playwright.chromium.launch(executable_path=program, args=list(browser_script.FLAGS))
+        yield running
+        running.close()
+
+
+@pytest.fixture(scope="session")
+def new_desk(server, browser):
+    """Opens ComfyUI's page. newcomer: as for someone without any setting; blocked: addresses that get no answer."""
+
+    def new_desk(newcomer=False, blocked=()):
+        page = browser.new_page(viewport={"width": 1600, "height": 900})
+        for pattern in blocked:
+            page.route(pattern, lambda route: route.abort())
+        if newcomer:
+            page.route("**/api/settings", lambda asked: asked.fulfill(json={}))
+        return Desk(page, server)
+
+    return new_desk
+
+
+@pytest.fixture(scope="session")
+def only_desk(new_desk):
+    return new_desk()
+
+
+@pytest.fixture
+def desk(only_desk):
+    """The page, with the classic nodes. No test leaves an error of JavaScript in it."""
+    only_desk.renderer("classic")
+    only_desk.faults.clear()
+    yield only_desk
+    assert not only_desk.faults
+
+
+@pytest.fixture(params=["classic", "new"])
+def renderer(request, desk):
+    """The page with each of the two kinds of nodes."""
+    desk.renderer(request.param)
+    return request.param

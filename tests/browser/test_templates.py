@@ -1,0 +1,52 @@
+"""Every template opens whole from the list of templates, and the demos draw their picture at the press of Run."""
+
+from itertools import combinations
+
+import pytest
+from desk import NAMES, saved
+
+DEMOS = [name for name in NAMES if name.startswith("Demo - ")]
+STATE = """() => ({
+  nodes: app.graph.nodes.map((node) => [
+    Number(node.id), node.type, !!LiteGraph.registered_node_types[node.type], !!node.has_errors,
+    Array.from(node.pos), node.mode,
+  ]),
+  links: [...app.graph.links.values()].map(
+    (link) => [Number(link.origin_id), link.origin_slot, Number(link.target_id),
+      app.graph.getNodeById(link.target_id).inputs[link.target_slot].name],
+  ),
+  groups: app.graph.groups.map((group) => group.title),
+  boxes: app.graph.nodes.map((node) => [node.type, ...node.boundingRect]),
+})"""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_opens_whole(desk, name):
+    desk.open_template(name)
+    workflow, state = saved(name), desk.page.evaluate(STATE)
+    nodes = [[n["id"], n["type"], True, False, n["pos"], n["mode"]] for n in workflow["nodes"]]
+    assert sorted(state["nodes"]) == sorted(nodes), "known, not red, and where it was"
+    inputs = {node["id"]: node["inputs"] for node in workflow["nodes"]}
+    assert sorted(state["links"]) == sorted(
+        [a, out, b, inputs[b][slot]["name"]] for _, a, out, b, slot, _ in workflow["links"]
+    )
+    assert state["groups"] == [group["title"] for group in workflow["groups"]]
+    assert not desk.page.get_by_test_id("error-overlay").is_visible()
+    for (one, *a), (other, *b) in combinations(state["boxes"], 2):
+        apart = any(a[i] + a[i + 2] <= b[i] or b[i] + b[i + 2] <= a[i] for i in (0, 1))
+        assert apart, f"{one} and {other} overlap as they are drawn"
+    desk.page.keyboard.press(".")
+    desk.look(name)
+
+
+@pytest.mark.parametrize("name", DEMOS)
+def test_a_demo_draws_its_picture(desk, name):
+    """With two steps, so that the suite is quick; `test_first_story.py` runs one as it is."""
+    desk.open_template(name)
+    for node in saved(name)["nodes"]:
+        if node["type"] == "KSampler":
+            desk.set(node["id"], steps=2)
+    event = desk.run()
+    assert event and event["kind"] == "execution_success", event
+    shown = [node["id"] for node in saved(name)["nodes"] if node["type"] in ("SaveImage", "PreviewImage")]
+    assert shown and all(desk.pictures(number) for number in shown)
