@@ -446,7 +446,7 @@ def one_prompt_one_story(
     """One-Prompt-One-Story at its published settings: SVR on the words, IPCA on the model, a zero negative."""
     nodes = {
         "note": Node("MarkdownNote", (-460, 0), (380, 560), {"": note}, title="Read me"),
-        "script": Node("StoryLoom_Script", (0, 0), (420, 300), script),
+        "script": Node("StoryLoom_Script", (0, 0), (420, 560), script),
         "loader": loader,
         "latent": Node(
             "StoryLoom_EmptyLatent", (480, 0), (380, 130), {"width": size, "height": size}, {"story": ("script", 0)}
@@ -455,7 +455,7 @@ def one_prompt_one_story(
             "StoryLoom_EncodeOnePrompt", (480, 190), (380, 260), links={"clip": ("loader", 1), "story": ("script", 0)}
         ),
         "negative": zeros((480, 510), "words"),
-        "report": Node("PreviewAny", (0, 360), (420, 200), links={"source": ("words", 1)}, title="Report"),
+        "report": Node("PreviewAny", (980, 880), (320, 200), links={"source": ("words", 1)}, title="Report"),
         "ipca": Node("StoryLoom_IPCA", (480, 690), (380, 130), links={"model": ("loader", 0)}),
         "sampler": sampler((980, 0), steps, scheduler, model="ipca", positive="words", negative="negative"),
         "decode": Node("VAEDecode", (980, 330), (320, 50), links={"samples": ("sampler", 0), "vae": ("loader", 2)}),
@@ -466,9 +466,9 @@ def one_prompt_one_story(
         ),
     }
     groups = {
-        "Story": ("script", "latent", "words", "negative", "report"),
+        "Story": ("script", "latent", "words", "negative"),
         "Model": ("loader", "ipca"),
-        "Draw": ("sampler", "decode", "frames"),
+        "Draw": ("sampler", "decode", "frames", "report"),
         "Page": ("page", "save"),
     }
     return Workflow(name, nodes, groups)
@@ -521,8 +521,8 @@ def long_story(name: str, note: str, loader: Node, script: dict, size: int, step
     batch = {"latent_image": ("split", 0), "positive": ("split", 1), "negative": ("split", 2)}
     lower = 260
     changed = {
-        "script": replace(whole.nodes["script"], size=(420, 300 + lower)),
-        "report": moved(whole.nodes["report"], lower),
+        "script": replace(whole.nodes["script"], size=(420, 560 + lower)),
+        "report": moved(whole.nodes["report"], 140),
         "split": Node("StoryLoom_SplitBatches", (480, 630), (380, 180), {"batch_size": 4, **anchors}, split),
         "loader": moved(loader, lower),
         "ipca": moved(whole.nodes["ipca"], lower),
@@ -550,14 +550,13 @@ def two_characters(name: str, note: str, loader: Node, size: int, steps: int, sc
     script = {"identity": CAST, "frames": CAST_FRAMES}
     whole = consistent(name, note, loader, script, size, steps, scheduler)
     changed = {
-        "script": replace(whole.nodes["script"], size=(420, 560)),
         "words": Node(
             "StoryLoom_EncodePerFrame", (480, 190), (380, 110), links={"clip": ("loader", 1), "story": ("script", 0)}
         ),
     }
     nodes = {key: changed.get(key, node) for key, node in whole.nodes.items() if key != "report"}
-    story = tuple(key for key in whole.groups["Story"] if key != "report")
-    return Workflow(name, nodes, {**whole.groups, "Story": story})
+    draw = tuple(key for key in whole.groups["Draw"] if key != "report")
+    return Workflow(name, nodes, {**whole.groups, "Draw": draw})
 
 
 def with_and_without(
@@ -916,6 +915,7 @@ def change_the_outfit(loader: Node, settings: dict) -> Workflow:
         "Prompt": ("positive", "negative", "control", "latent"),
         "StoryMaker": ("apply",),
         "Draw": ("sampler", "decode"),
+        "Picture": ("save",),
     }
     return Workflow(OUTFIT, nodes, groups)
 
