@@ -11,6 +11,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from ..prompts.script import short
+
 Key = tuple[str, int]
 Blocks = Mapping[Key, tuple[int, ...] | None]
 """Chosen blocks: (part, number) -> layers inside it, or None for the whole block."""
@@ -18,8 +20,8 @@ Blocks = Mapping[Key, tuple[int, ...] | None]
 PARTS = ("input", "middle", "output")
 GRAMMAR = 'For example "all", "output", "input 4-5, middle" or "output 0-2.0-3" (blocks 0 to 2, layers 0 to 3).'
 
-_RANGE = r"(\d+)(?:\s*-\s*(\d+))?"
-_CHOICE = re.compile(rf"(input|middle|output)(?:\s+{_RANGE}(?:\s*\.\s*{_RANGE})?)?", re.IGNORECASE)
+_RANGE = r"(\d{1,4})(?:\s*-\s*(\d{1,4}))?"
+_CHOICE = re.compile(rf"(input|middle|output)(?:\s+{_RANGE}(?:\s*\.\s*{_RANGE})?)?", re.IGNORECASE | re.ASCII)
 
 
 def check_blocks(text: str) -> None:
@@ -39,13 +41,13 @@ def choose_blocks(text: str, depths: Mapping[Key, int]) -> Blocks:
         keys = [key for key in there if numbers is None or key[1] in numbers]
         if not keys:
             raise ValueError(
-                f'Blocks "{text}": "{choice}" has no attention in this model, which has {_described(depths)}.'
+                f'Blocks "{short(text)}": "{choice}" has no attention in this model, which has {_described(depths)}.'
             )
         for key in keys:
             inside = None if layers is None else tuple(j for j in layers if j < depths[key])
             if inside == ():
                 has = f"{key[0]} {key[1]} has layers 0 to {depths[key] - 1}"
-                raise ValueError(f'Blocks "{text}": "{choice}" names layers that are not there, {has}.')
+                raise ValueError(f'Blocks "{short(text)}": "{choice}" names layers that are not there, {has}.')
             chosen[key] = _union(chosen[key], inside) if key in chosen else inside
     return chosen
 
@@ -63,12 +65,12 @@ def _choices(text: str) -> list[tuple[str, str | None, range | None, range | Non
             continue
         match = _CHOICE.fullmatch(choice)
         if match is None:
-            raise ValueError(f'Blocks "{text}": "{choice}" is not a block. {GRAMMAR}')
+            raise ValueError(f'Blocks "{short(text)}": "{short(choice)}" is not a block. {GRAMMAR}')
         part, first, last, low, high = match.groups()
         choices.append((choice, part.lower(), _range(first, last), _range(low, high)))
         for span in choices[-1][2:]:
             if span is not None and not span:
-                raise ValueError(f'Blocks "{text}": "{choice}" counts backwards. {GRAMMAR}')
+                raise ValueError(f'Blocks "{short(text)}": "{choice}" counts backwards. {GRAMMAR}')
     return choices
 
 

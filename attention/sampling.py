@@ -11,6 +11,7 @@ Written for ComfyUI's wrapper interface, with everything of the host passed in.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -75,7 +76,12 @@ class OutputPatch(Patch, Protocol):
 
 
 def check_window(start_percent: float, end_percent: float) -> None:
-    """Raise ValueError when a patch's window ends before it starts."""
+    """Raise ValueError when a patch's window ends before it starts, or nobody knows where."""
+    if math.isnan(start_percent) or math.isnan(end_percent):
+        raise ValueError(
+            f"start_percent {start_percent:g} and end_percent {end_percent:g} are not both numbers: type or connect "
+            "numbers from 0 to 1."
+        )
     if start_percent > end_percent:
         raise ValueError(
             f"start_percent {start_percent:g} lies after end_percent {end_percent:g}, so the patch would never act. "
@@ -270,8 +276,12 @@ class StorySampling:
 def with_patch(model, patch: Patch, attend: HostAttend):
     """A clone of `model` that carries `patch` to its sampling runs, beside the patches that it carries already.
 
-    model: a ModelPatcher of ComfyUI, or what has its wrappers; attend: that host's attention.
+    model: a ModelPatcher of ComfyUI, or what has its wrappers; attend: that host's attention. Raises ValueError for a
+    setting that is NaN or infinite.
     """
+    for name, value in vars(patch).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{patch.name}: {name} is {value:g}, which is no number to work with: connect another.")
     patched = model.clone()
     carried = patched.get_wrappers(SAMPLER_SAMPLE, TAG)
     sampling = carried[0] if carried else StorySampling((), attend)

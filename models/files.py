@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import uuid
 import zipfile
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors.torch import load_file
+
+from .pickles import MOST, things_in
+
+LEGACY_PICKLES = 5
+"""How many pickles a file of PyTorch before 1.6 begins with."""
+LONGEST = 300
+"""Characters of a reader's own words that an error tells."""
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -42,7 +50,7 @@ def read_weights(path: Path, refuse: type[ValueError], choose: str, again: str) 
     except refuse:
         raise
     except Exception as error:  # whatever a damaged file makes the readers raise
-        reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+        reason = str(error).strip().partition("\n")[0][:LONGEST].rstrip(".") or type(error).__name__
         raise refuse(f'"{path}" is damaged or incomplete ({reason}): {again}.') from error
 
 
@@ -60,6 +68,10 @@ def _read(path: Path, refuse: type[ValueError], again: str) -> Any:
             raise refuse(f'"{path}" is neither a PyTorch nor a safetensors file, it begins with {begin}: {again}.')
         if archive:
             _refuse_packed(path, refuse, again)
+        else:
+            for _ in range(LEGACY_PICKLES):
+                _refuse_knots(file, path, refuse, again)
+            file.seek(0)
         mapped = archive and path.suffix != ".safetensors"  # a name that torch.load believes more than the content
         return torch.load(str(path) if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
 
@@ -71,3 +83,13 @@ def _refuse_packed(path: Path, refuse: type[ValueError], again: str) -> None:
     compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
     if compressed or sum(entry.file_size for entry in entries) > path.stat().st_size:
         raise refuse(f'"{path}" is a compressed archive and no PyTorch file: unpack it, or {again}.')
+    with zipfile.ZipFile(path) as archive:
+        for entry in entries:
+            if entry.filename.endswith(".pkl"):
+                _refuse_knots(io.BytesIO(archive.read(entry)), path, refuse, again)
+
+
+def _refuse_knots(file: IO[bytes], path: Path, refuse: type[ValueError], again: str) -> None:
+    """Raise for a pickle that is endless when it is read."""
+    if things_in(file) > MOST:
+        raise refuse(f'"{path}" holds a knot of endless names and no weights: {again}.')

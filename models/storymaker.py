@@ -29,6 +29,8 @@ CONTEXT = 2048
 CHANNELS = 320
 """Channels of SDXL's UNet, of which its layers' widths are multiples."""
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+LONGEST = 300
+"""Characters of a name that an error tells."""
 NAMED = 3
 """Names of each kind that an error tells."""
 
@@ -171,7 +173,7 @@ def _only_tensors(state_dict: Any, path: Path) -> dict[str, Any]:
     for name, value in values.items():
         dense = isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
         if not name or not dense:
-            found = f"{type(value).__name__} {name}".strip()
+            found = f"{type(value).__name__} {name[:LONGEST]}".strip()
             raise StoryMakerFileError(f'"{path}" holds more or other things than weights ({found}): {AGAIN}.')
     return state_dict
 
@@ -203,14 +205,17 @@ def _projection_shapes() -> dict[str, tuple[int, ...]]:
 
 
 def _adapter_shapes(adapter: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Shapes of the adapter's tensors; the rank of each pair is that of the half that is there."""
+    """Shapes of the adapter's tensors; the rank of each pair is that of the half that is there, as far as it can be.
+
+    A tensor in a file may be one number that claims to be billions, so a rank without bounds would be one of memory.
+    """
     shapes = {}
     for number, layer in enumerate(layers()):
         for target, source in layer.inputs.items():
             down, up = (f"{number}.to_{target}_lora.{half}.weight" for half in ("down", "up"))
             halves = ((adapter.get(down), 0), (adapter.get(up), 1))
             ranks = [half.shape[axis] for half, axis in halves if half is not None and half.ndim == 2]
-            rank = max(1, ranks[0]) if ranks else 1
+            rank = min(max(1, ranks[0]), layer.width, source) if ranks else 1
             shapes |= {f"{ADAPTER}.{down}": (rank, source), f"{ADAPTER}.{up}": (layer.width, rank)}
         if layer.cross:
             shapes |= {f"{ADAPTER}.{number}.to_{which}_ip.weight": (layer.width, CONTEXT) for which in "kv"}
@@ -244,4 +249,4 @@ def _refuse_faults(found: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, 
 def listed(names: Sequence[str]) -> str:
     """The first names, and how many more there are."""
     rest = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + rest
+    return ", ".join(name[:LONGEST] for name in names[:NAMED]) + rest

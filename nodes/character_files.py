@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 
@@ -133,7 +132,8 @@ class LoadCharacter(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, file):
-        return hashlib.sha256(Path(folder_paths.get_full_path_or_raise(FOLDER, file)).read_bytes()).hexdigest()
+        found = os.stat(folder_paths.get_full_path_or_raise(FOLDER, file))
+        return found.st_mtime_ns, found.st_size, found.st_ino
 
     @classmethod
     def execute(cls, file) -> io.NodeOutput:

@@ -11,7 +11,7 @@ from comfy_api.latest import io
 
 from ..pages.comic import CAPTION_PLACES, DIRECTIONS, PageStyle, comic_pages, parse_colour
 from ..pages.layout import LAYOUTS, parse_rows
-from ..prompts.script import Story
+from ..prompts.script import Story, short
 from .folders import files_in, register
 from .types import Story as StoryType
 
@@ -213,6 +213,8 @@ class Page(io.ComfyNode):
                 len(texts),
             )
         fonts = {name: folder_paths.get_full_path(FONTS, name) for name in files_in(FONTS)}
+        if font != BUILT_IN and not fonts.get(font):
+            raise ValueError(f'There is no font "{short(font)}": put it into models/storyloom_fonts and press R.')
         style = PageStyle(
             layout=layout,
             columns=columns,
@@ -225,7 +227,7 @@ class Page(io.ComfyNode):
             caption_size=caption_size,
             title=title,
             direction=direction,
-            font=None if font == BUILT_IN else fonts.get(font, font),
+            font=None if font == BUILT_IN else fonts[font],
             fonts=tuple(path for path in fonts.values() if path),
             paper=parse_colour(paper),
             ink=parse_colour(ink),

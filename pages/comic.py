@@ -12,6 +12,7 @@ from typing import Literal, get_args
 import numpy as np
 from PIL import Image, ImageDraw
 
+from ..prompts.script import short
 from .fonts import REPLACEMENT, Typeface
 from .geometry import Place, Sheet, arrange
 from .layout import Layout, pages_of
@@ -34,6 +35,10 @@ VEIL = 200
 """Opacity of the box behind a caption over its picture, of 255; as published."""
 MIN_CAPTION_SIZE = 10
 TITLE_LINES = 2
+MAX_CHARACTERS = 20_000
+"""Of a caption, more than its lines hold on the widest page."""
+MAX_PIXELS = 1 << 29
+"""Of all pages together: 6 GB as ComfyUI holds images."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ def comic_pages(
     `arrange` tells the sizes: the room of a caption below is `band` high, and so is that of a title, which has at most
     TITLE_LINES lines. What no font has is named in one warning in the log.
     Raises ValueError when there is no panel, a panel's shape is none of the above, the rows or the font cannot be read,
-    or the page has no room for its panels.
+    the page has no room for its panels, or the pages have more than MAX_PIXELS.
     """
     style = style or PageStyle()
     if not panels:
@@ -96,7 +101,8 @@ def comic_pages(
 
     widths = [place.width for places in bare for place in places]
     size = style.caption_size or auto_caption_size(sum(widths) / len(widths))
-    texts, title = [clean(text) for text in captions[: len(panels)]], clean(style.title)
+    texts = [clean(text[:MAX_CHARACTERS]) for text in captions[: len(panels)]]
+    title = clean(style.title[:MAX_CHARACTERS])
     typeface = Typeface(texts, size, style.font, style.fonts)
     title_face = Typeface([title], 2 * size, style.font, style.fonts)
     texts = [typeface.printable(text) for text in texts] + [""] * (len(panels) - len(texts))
@@ -116,6 +122,11 @@ def comic_pages(
         band(len(heading), 2 * size),
         right_to_left=style.direction == "right_to_left",
     )
+    if len(placed) * whole[0] * whole[1] > MAX_PIXELS:
+        raise ValueError(
+            f"The story would fill {len(placed)} page{'s' * (len(placed) > 1)} of {whole[0]} x {whole[1]} pixels, "
+            f"together more than {MAX_PIXELS // 10**6} million: lower page_width, or lay out fewer images at once."
+        )
     drawn = [Image.new("RGB", whole, style.paper) for _ in placed]
     write(drawn[0], heading, title_face, page_width / 2, margin, style.ink)
     for page, places in zip(drawn, placed, strict=True):
@@ -140,7 +151,9 @@ def parse_colour(text: str) -> Colour:
     """A colour from "#rrggbb" or "#rgb", the # may be missing. Raises ValueError that shows the text."""
     digits = text.strip().removeprefix("#")
     if not re.fullmatch(r"[0-9a-fA-F]{3}|[0-9a-fA-F]{6}", digits):
-        raise ValueError(f'The colour "{text}" is not understood: write it as # and six digits, for example "#fcfbf8".')
+        raise ValueError(
+            f'The colour "{short(text)}" is not understood: write it as # and six digits, for example "#fcfbf8".'
+        )
     if len(digits) == 3:
         digits = "".join(digit * 2 for digit in digits)
     return tuple(bytes.fromhex(digits))
@@ -151,7 +164,7 @@ def _warn_of(missing: dict[str, None]) -> None:
         log.warning(
             'No font here has %s: the page has "%s" instead. Install a font that has them, for example Noto Sans CJK '
             "or Noto Emoji.",
-            " ".join(missing),
+            short(" ".join(missing), 200),
             REPLACEMENT,
         )
 

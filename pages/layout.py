@@ -8,6 +8,8 @@ import re
 from itertools import cycle, islice
 from typing import Literal, NamedTuple, get_args
 
+from ..prompts.script import short
+
 Layout = Literal["grid", "four_panel", "classic", "strip", "column", "rows"]
 LAYOUTS: tuple[str, ...] = get_args(Layout)
 MAX_ROW = 20
@@ -71,12 +73,12 @@ def parse_rows(text: str) -> tuple[int, ...]:
     numbers = [part for part in re.split(r"[\s,]+", text) if part]
     if not numbers or not all(re.fullmatch(r"[0-9]{1,4}", number) for number in numbers):
         raise ValueError(
-            f'Rows "{text}" is not understood: write how many panels stand in each row, for example "2,1,3".'
+            f'Rows "{short(text)}" is not understood: write how many panels stand in each row, for example "2,1,3".'
         )
     pattern = tuple(map(int, numbers))
     for number in pattern:
         if not 1 <= number <= MAX_ROW:
-            raise ValueError(f'Rows "{text}" has a row of {number} panels: a row has 1 to {MAX_ROW}.')
+            raise ValueError(f'Rows "{short(text)}" has a row of {number} panels: a row has 1 to {MAX_ROW}.')
     return pattern
 
 

@@ -107,6 +107,8 @@ def split_latent(latent: Mapping[str, Any], frames: Sequence[int]) -> dict[str, 
     samples = latent["samples"]
     count = samples.shape[0]
     numbers = latent.get("batch_index") or range(count)
+    if len(numbers) != count:
+        raise ValueError(f"has {count} images, but {len(numbers)} numbers of their noise (batch_index). Make it anew.")
     cut = {**latent, "samples": samples[list(frames)], "batch_index": [numbers[frame] for frame in frames]}
     if "noise_mask" in latent:
         cut["noise_mask"] = split_rows(_masks(latent), frames, count, "noise masks")
@@ -144,6 +146,8 @@ def join_rows(batches: Sequence[Tensor], plan: BatchPlan) -> Tensor:
 def _masks(latent: Mapping[str, Any]) -> Tensor:
     """A latent's noise masks, [masks, 1, h, w]."""
     mask = latent["noise_mask"]
+    if not mask.numel():
+        raise ValueError("has a noise mask without any pixel. Connect another mask to the node that sets it.")
     return mask.reshape(-1, 1, *mask.shape[-2:])
 
 

@@ -19,9 +19,18 @@ from typing import NoReturn, TypeVar
 NO_CHARACTER = "NC"
 PLACEHOLDER = "{prompt}"
 
+MAX_TEXT = 1_000_000
+"""Most characters of a box."""
+MAX_FRAMES = 10_000
+MAX_TOLD = 10_000_000
+"""Most characters of all prompts of a story, in which descriptions stand wherever their names do."""
+NAMED = 8
+"""Names that an error lists."""
+
 _NAME = re.compile(r"(?<!\\)\[([^\[\]]*)\]:?")
 _CAPTION = re.compile(r"(?<!\\)#")
 _ESCAPED = re.compile(r"\\([#\[\]])")
+_HALF = re.compile("[\ud800-\udfff]")
 _STRAY = re.compile(r"(?<!\\)[\[\]]")
 
 
@@ -99,7 +108,7 @@ def parse_story(identity: str, frames: str, style: str = "") -> Story:
     """Parse the three texts of a story script.
 
     Raises StoryScriptError naming box, line and remedy: no frame, empty identity, unknown, reserved or duplicate name,
-    `{prompt}` missing from the style, a frame that is only a caption.
+    `{prompt}` missing from the style, a frame that is only a caption, more text than any computer could draw.
     """
     characters = parse_identity(identity)
     return Story(
@@ -117,7 +126,11 @@ def parse_identity(text: str) -> tuple[Character, ...]:
 
 def identity_lines(text: str) -> Iterator[Character | StoryScriptError]:
     """Every line of an identity text on its own: its character, or what is wrong with it."""
-    lines = [(number, _plain(_CAPTION.split(line)[0])) for number, line in _lines(text)]
+    try:
+        lines = [(number, _plain(_CAPTION.split(line)[0])) for number, line in _lines("identity", text)]
+    except StoryScriptError as fault:
+        yield fault
+        return
     lines = [(number, line) for number, line in lines if line]
     if not lines:
         yield StoryScriptError(
@@ -145,28 +158,45 @@ def parse_frames(text: str, characters: tuple[Character, ...] | None) -> tuple[F
 
 def frame_lines(text: str, characters: tuple[Character, ...] | None) -> Iterator[Frame | StoryScriptError]:
     """Every frame line on its own: its frame, or what is wrong with it. `characters` as in `parse_frames`."""
-    lines = [(number, line) for number, line in _lines(text) if _plain(line)]
+    try:
+        lines = [(number, line) for number, line in _lines("frames", text) if _plain(line)]
+    except StoryScriptError as fault:
+        yield fault
+        return
     if not lines:
         yield StoryScriptError(
             "frames", None, 'there is no frame. Write one per line, for example "asleep in the snow".'
         )
+    if len(lines) > MAX_FRAMES:
+        found = f"there are {len(lines)} frames, at most {MAX_FRAMES} are possible. Make several stories."
+        yield StoryScriptError("frames", None, found)
+        return
+    known = None if characters is None else {_key(c.name): c for c in characters}
+    told = 0
     for number, line in lines:
         try:
-            yield _frame(number, line, characters)
+            frame = _frame(number, line, known)
         except StoryScriptError as fault:
             yield fault
+            continue
+        told += sum(len(part.text) for part in frame.parts)
+        if told > MAX_TOLD:
+            found = f"with the descriptions of its characters the story is longer than {MAX_TOLD} characters here."
+            yield StoryScriptError("frames", number, f"{found} Shorten them, or make several stories.")
+            return
+        yield frame
 
 
 def parse_style(text: str) -> str:
     """A style text: empty, or with `{prompt}` in it exactly once."""
-    style = " ".join(_plain(line) for _, line in _lines(text)).strip()
+    style = " ".join(_plain(line) for _, line in _lines("style", text)).strip()
     count = style.count(PLACEHOLDER)
     if style and count != 1:
         found = "has no {prompt}" if count == 0 else f"has {{prompt}} {count} times"
         _fail(
             "style",
             None,
-            f'"{_short(style)}" {found}. Put {{prompt}} once where the story goes: "ink drawing of {{prompt}}".',
+            f'"{short(style)}" {found}. Put {{prompt}} once where the story goes: "ink drawing of {{prompt}}".',
         )
     return style
 
@@ -183,26 +213,26 @@ def _character(number: int, line: str, known: set[str]) -> Character:
     _refuse_stray_bracket("identity", number, line)
     match = _NAME.match(line)
     if match is None:
-        _fail("identity", number, f'"{_short(line)}" has no name. Begin the line with one, for example "[Fox] ...".')
+        _fail("identity", number, f'"{short(line)}" has no name. Begin the line with one, for example "[Fox] ...".')
     name, description = match[1].strip(), _unescape(line[match.end() :].strip())
     if not name:
         _fail("identity", number, "the name in [ ] is empty. Give the character a name.")
     if _key(name) == _key(NO_CHARACTER):
         _fail("identity", number, "[NC] is reserved for frames without a character. Choose another name.")
     if _key(name) in known:
-        _fail("identity", number, f"[{name}] is described twice. Give every character its own name.")
+        _fail("identity", number, f"[{short(name)}] is described twice. Give every character its own name.")
     if not description:
-        _fail("identity", number, f"[{name}] has no description. Write it after the name.")
+        _fail("identity", number, f"[{short(name)}] has no description. Write it after the name.")
     return Character(name, description)
 
 
-def _frame(number: int, line: str, characters: tuple[Character, ...] | None) -> Frame:
+def _frame(number: int, line: str, known: dict[str, Character] | None) -> Frame:
+    """known: the characters by `_key` of their names, None while names stand for themselves."""
     prompt, *caption = _CAPTION.split(line, maxsplit=1)
     prompt = _plain(prompt)
     if not prompt:
         _fail("frames", number, "the frame is only a caption. Write what it shows before the #.")
     _refuse_stray_bracket("frames", number, prompt)
-    known = None if characters is None else {_key(c.name): c for c in characters}
     parts: list[Part] = []
     cast: list[str] = []
     without = False
@@ -218,9 +248,9 @@ def _frame(number: int, line: str, characters: tuple[Character, ...] | None) -> 
         cast.append(character.name)
     parts.append(Part(prompt[position:]))
     if without and cast:
-        _fail("frames", number, f"[NC] means no character, but [{cast[0]}] is named too. Remove one of them.")
-    if not cast and not without and characters is not None and len(characters) == 1:
-        only = characters[0]
+        _fail("frames", number, f"[NC] means no character, but [{short(cast[0])}] is named too. Remove one of them.")
+    if not cast and not without and known is not None and len(known) == 1:
+        (only,) = known.values()
         parts.insert(0, Part(only.description, only.name))
         cast.append(only.name)
 
@@ -244,11 +274,13 @@ def _named(name: str, known: dict[str, Character] | None, line: int) -> Characte
         return Character(name, name)
     if _key(name) in known:
         return known[_key(name)]
-    names = ", ".join(f"[{c.name}]" for c in known.values() if c.name)
-    if not names:
+    name = short(name)
+    named = [f"[{short(c.name)}]" for c in known.values() if c.name]
+    if not named:
         _fail(
             "frames", line, f'[{name}] is not known: the identity names nobody. Begin an identity line with "[{name}]".'
         )
+    names = ", ".join(named[:NAMED]) + (f", {len(named) - NAMED} more" if len(named) > NAMED else "")
     _fail(
         "frames",
         line,
@@ -259,7 +291,7 @@ def _named(name: str, known: dict[str, Character] | None, line: int) -> Characte
 def _refuse_stray_bracket(box: str, line: int, text: str) -> None:
     if _STRAY.search(_NAME.sub("", text)):
         _fail(
-            box, line, f'a bracket in "{_short(text)}" has no partner. Add it, or write \\[ or \\] for a plain bracket.'
+            box, line, f'a bracket in "{short(text)}" has no partner. Add it, or write \\[ or \\] for a plain bracket.'
         )
 
 
@@ -272,9 +304,16 @@ def _spoken(prompt: str) -> str:
     return _unescape(_plain(_NAME.sub(said, prompt)))
 
 
-def _lines(text: str) -> list[tuple[int, str]]:
+def _lines(box: str, text: str) -> list[tuple[int, str]]:
+    if len(text) > MAX_TEXT:
+        _fail(box, None, f"it has {len(text)} characters, at most {MAX_TEXT} are possible. Shorten it.")
     lines = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    return list(enumerate(lines, start=1))
+    numbered = list(enumerate(lines, start=1))
+    for number, line in numbered if _HALF.search(text) else ():
+        if half := _HALF.search(line):
+            place = f"at its character {half.start() + 1}"
+            _fail(box, number, f"half of a character stands {place}, which no text encoder reads. Delete it.")
+    return numbered
 
 
 def _plain(text: str) -> str:
@@ -289,8 +328,10 @@ def _key(name: str) -> str:
     return _plain(name).casefold()
 
 
-def _short(text: str, limit: int = 60) -> str:
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+def short(text: str, limit: int = 60) -> str:
+    """The beginning of a text on one line, as errors show it."""
+    shown = "".join(sign if sign.isprintable() else " " for sign in text[: limit + 1])
+    return shown if len(shown) <= limit else shown[: limit - 3] + "..."
 
 
 def _fail(box: str, line: int | None, message: str) -> NoReturn:

@@ -15,7 +15,7 @@ from itertools import accumulate
 
 from torch import Tensor
 
-from .script import Frame
+from .script import Frame, short
 
 Chunk = list[tuple]
 Tokens = dict[str, list[Chunk]]
@@ -134,8 +134,8 @@ def _measure(
     for key, chunks in joined.items():
         if not _same(_words(chunks), [token for words in separate for token in words[key]]):
             raise _MergedError(
-                f'"{text}" is tokenized differently as a whole than its parts (style, identity, frames) one by one. '
-                "Remove unusual characters where they meet."
+                f'"{short(text)}" is tokenized differently as a whole than its parts (style, identity, frames) one by '
+                "one. Remove unusual characters where they meet."
             )
     return joined, [len(words["l"]) for words in separate]
 
@@ -149,11 +149,12 @@ def _separate(tokenize: Tokenize, parts: Sequence[str], names: Sequence[str], we
     for words, part, name in zip(separate, parts, names, strict=True):
         if len(words["l"]) != len(words["g"]):
             raise ValueError(
-                f'{first_upper(name)} ("{part}") takes {len(words["l"])} tokens in CLIP-L but {len(words["g"])} in '
-                "CLIP-G. An embedding in it has different lengths for the two encoders: use one made for SDXL."
+                f'{first_upper(name)} ("{short(part)}") takes {len(words["l"])} tokens in CLIP-L but '
+                f"{len(words['g'])} in CLIP-G. An embedding in it has different lengths for the two encoders: use one "
+                "made for SDXL."
             )
         if not words["l"]:
-            raise ValueError(f'{first_upper(name)} ("{part}") has no words that the text encoders know.')
+            raise ValueError(f'{first_upper(name)} ("{short(part)}") has no words that the text encoders know.')
     return separate
 
 
@@ -187,9 +188,9 @@ def _check_parentheses(text: str, name: str) -> None:
             break
     if depth:
         raise ValueError(
-            f'The parentheses of {name} ("{text}") do not close in it. A weight such as (words:1.2) must begin and end '
-            "within the identity or within a frame's own words, and cannot enclose [Name]: put the weight into the "
-            "identity. Write \\( and \\) for plain parentheses."
+            f'The parentheses of {name} ("{short(text)}") do not close in it. A weight such as (words:1.2) must begin '
+            "and end within the identity or within a frame's own words, and cannot enclose [Name]: put the weight into "
+            "the identity. Write \\( and \\) for plain parentheses."
         )
 
 
