@@ -69,15 +69,18 @@ def fill_(module, seed):
     return module
 
 
-def tiny_model(family, layout):
-    """A MODEL of one of comfy.supported_models' families with the layout of its blocks and little else."""
+def tiny_model(family, layout, dtype=torch.float32, computed=None):
+    """A MODEL of one of comfy.supported_models' families with the layout of its blocks and little else.
+
+    dtype: of the weights; computed: of the arithmetic, if it is another.
+    """
     import comfy.model_management
     import comfy.model_patcher
     import comfy.supported_models
 
-    config = getattr(comfy.supported_models, family)({**layout, "dtype": torch.float32})
+    config = getattr(comfy.supported_models, family)({**layout, "dtype": dtype})
     config.unet_config |= layout
-    config.set_inference_dtype(torch.float32, None)
+    config.set_inference_dtype(dtype, computed)
     cpu = torch.device("cpu")
     model = config.get_model({}, "", device=cpu)
     fill_(model.diffusion_model, 0)

@@ -445,7 +445,7 @@ REFUSED = {
     a_tensor: "Tensor",
     numbers: "int step",
     deeper: "dict model.image_proj_model",
-    endless: "dict again.again",
+    endless: "a knot of endless names",
     sparse: "Tensor x",
     without_data: "Tensor x",
 }

@@ -1,0 +1,214 @@
+"""Names that lead elsewhere and texts that nobody types, through the real executor: refused, and nothing is left."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import ImageFont
+from story_graphs import build, call, csa, ipca, sample
+from story_makers import someone
+from tiny_models import tiny_clip
+
+NAMES = [
+    "../../secret{}",
+    "../secret{}",
+    "{outside}/secret{}",
+    "//{outside}/secret{}",
+    "..\\..\\secret{}",
+    "C:\\secret{}",
+    "file://{outside}/secret{}",
+    "~/secret{}",
+    "a\0b{}",
+    "\ud800{}",
+    "x" * 5000 + "{}",
+    "..",
+    ".",
+    "",
+    "/dev/zero",
+    "there{}/../../../secret{}",
+]
+LOADERS = {
+    "StoryLoom_LoadCharacter": ("file", "storyloom_characters", ".safetensors"),
+    "StoryLoom_LoadStoryMaker": ("file", "storymaker", ".bin"),
+    "StoryLoom_LoadFaceAnalysis": ("pack", "insightface/models", ""),
+    "StoryLoom_Page": ("font", "storyloom_fonts", ".ttf"),
+}
+
+
+def everything(folder):
+    """Every file under a folder with its size and time."""
+    return {path: (path.lstat().st_size, path.lstat().st_mtime_ns) for path in folder.rglob("*") if not path.is_dir()}
+
+
+@pytest.fixture
+def places(host, tmp_path):
+    """The models folder with one good file of every kind in it, and the same files outside of every folder."""
+    import folder_paths
+
+    models = Path(folder_paths.models_dir)
+    characters = host.pack("models.characters")
+    part = characters.features_of(None, torch.zeros(characters.FEATURES))
+    good = characters.Character("Fox", ((part, 1.0),), torch.zeros(8, 8, 3))
+    made = []
+    for _, folder, suffix in LOADERS.values():
+        place = models / folder
+        if not place.exists():
+            made.append(models / folder.partition("/")[0])
+            place.mkdir(parents=True)
+        for target in (place / f"there{suffix}", tmp_path / f"secret{suffix}", models.parent / f"secret{suffix}"):
+            if not suffix:
+                target.mkdir()
+                (target / "det.onnx").write_bytes(b"no model")
+            elif suffix == ".safetensors":
+                characters.save_character(target, good)
+            elif suffix == ".ttf":
+                target.write_bytes(ImageFont.load_default(20).font_bytes)
+            else:
+                torch.save({"image_proj_model": {"x": torch.zeros(1)}}, target)
+    yield models, tmp_path
+    for folder in made:
+        shutil.rmtree(folder)
+    for path in models.parent.glob("secret*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def inputs_of(graph, host, node):
+    """What a node needs beside its name."""
+    if node == "StoryLoom_LoadFaceAnalysis":
+        return {"provider": "CPU"}
+    if node != "StoryLoom_Page":
+        return {}
+    images = call(graph, host, lambda _: torch.zeros(1, 16, 16, 3), "")
+    return {"images": images, "columns": 0, "captions": True, "gap": 0, "caption_size": 0, "title": "A title"}
+
+
+def message(graph, host, node, name, linked):
+    """What is said of a name, typed or through a link, or None when it is taken."""
+    widget, graph = LOADERS[node][0], type(graph)()
+    settings = inputs_of(graph, host, node)
+    settings[widget] = call(graph, host, lambda _: name, "") if linked else name
+    graph.capture(x=graph.add(node, **settings)())
+    try:
+        host.run(graph)
+    except Exception as refused:
+        return str(refused)
+    return None
+
+
+@pytest.mark.parametrize("node", LOADERS)
+def test_no_name_leads_out_of_its_folder(host, graph, places, node):
+    models, outside = places
+    _, folder, suffix = LOADERS[node]
+    before = {place: everything(place) for place in (models.parent, outside)}
+    assert message(graph, host, node, f"there{suffix}", linked=False) is None or node in (
+        "StoryLoom_LoadStoryMaker",
+        "StoryLoom_LoadFaceAnalysis",
+    )
+    for pattern in NAMES:
+        name = pattern.replace("{outside}", str(outside)).replace("{}", suffix)
+        for linked in (False, True):
+            told = message(graph, host, node, name, linked)
+            assert told, f"{name!r} is taken"
+            known = ("not_in_list", "not in list", "not found", "There is no ", "failed validation")
+            assert any(words in told for words in known), (name, told)
+    assert {place: everything(place) for place in before} == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights")
+def test_links_in_a_models_folder_are_followed_as_comfyui_does_and_never_written_through(host, graph, places):
+    """Artists keep models on other disks and link them. What a link leads to is read as any file: safely."""
+    models, outside = places
+    folder = models / "storyloom_characters"
+    (folder / "linked.safetensors").symlink_to(outside / "secret.safetensors")
+    (folder / "passwd.safetensors").symlink_to("/etc/passwd")
+    (folder / "nowhere.safetensors").symlink_to(outside / "nowhere")
+    (folder / "round.safetensors").symlink_to(folder / "round.safetensors")
+    assert message(graph, host, "StoryLoom_LoadCharacter", "linked.safetensors", linked=True) is None
+    for name in ("passwd", "nowhere", "round"):
+        told = message(graph, host, "StoryLoom_LoadCharacter", f"{name}.safetensors", linked=True)
+        assert "cannot be read as a character" in told or "not found" in told, told
+        assert "root:" not in told
+    import folder_paths
+
+    output = Path(folder_paths.get_output_directory(), "storyloom_characters")
+    output.mkdir(parents=True, exist_ok=True)
+    victim = outside / "secret.safetensors"
+    before = victim.read_bytes()
+    (output / "victim.safetensors").symlink_to(victim)
+    fox = call(graph, host, lambda _: someone(host, 1, "Fox"), "")
+    graph.add("StoryLoom_SaveCharacter", character=fox, file_name="victim", overwrite=True)
+    host.run(graph)
+    assert victim.read_bytes() == before and not (output / "victim.safetensors").is_symlink()
+    shutil.rmtree(output)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "node, setting", [(ipca, "identity_weight"), (csa, "sampling_rate"), (csa, "end_percent"), (ipca, "start_percent")]
+)
+def test_a_setting_that_is_no_number_is_refused_where_it_is_set(host, graph, node, setting, value):
+    """Through a link, where ComfyUI does not look at what arrives."""
+    parts = build(graph, size=(64, 64))
+    graph.capture(x=node(graph, parts["model"], **{setting: call(graph, host, lambda _: value, "")}))
+    with pytest.raises(Exception, match=f"{setting.removeprefix('identity_')} .*(is|are|lies)") as refused:
+        host.run(graph)
+    assert refused.value.node.startswith("StoryLoom_")
+
+
+def test_a_folder_of_fonts_that_is_deleted_is_an_empty_list(host, graph):
+    import folder_paths
+
+    folder = Path(folder_paths.models_dir, "storyloom_fonts")
+    folder.mkdir()
+    assert message(graph, host, "StoryLoom_Page", "built-in", linked=False) is None
+    folder.rmdir()
+    assert message(graph, host, "StoryLoom_Page", "built-in", linked=False) is None
+
+
+TEXTS = [
+    "a fox \ud800 asleep",
+    "a\0b",
+    "\u202eesrever",
+    "x" * 3000,
+    "漢字" * 200,
+    "e\u0301" * 300,
+    "🦊👩‍👩‍👧" * 50,
+    "\x1b[31m red",
+    "((((a))))",
+    "embedding:../../../etc/passwd",
+    "embedding:/etc/passwd",
+    "embedding:" + "x" * 5000,
+    "<|endoftext|><|startoftext|>",
+    "\u0000\u0001\u0002 z",
+    "İıſK",
+]
+
+
+@pytest.fixture(scope="module")
+def clip(host):
+    """A CLIP that knows embeddings, from an empty folder."""
+    return tiny_clip(str(host.base / "models" / "embeddings"))
+
+
+@pytest.mark.parametrize("encode", ["EncodeOnePrompt", "EncodePerFrame"])
+def test_texts_that_nobody_types_are_encoded_or_refused_in_words(host, graph, clip, encode):
+    for place, text in enumerate(TEXTS):
+        graph = type(graph)()
+        changes = {"identity": text, "frames": "asleep"} if place % 2 else {"identity": "a fox", "frames": f"is {text}"}
+        parts = build(graph, encode, size=(64, 64), **changes)
+        graph[parts["positive"][0]]["inputs"]["clip"] = call(graph, host, lambda _: clip, "")
+        graph.capture(encoded=parts["positive"])
+        try:
+            ((context, _),) = host.run(graph).encoded
+        except Exception as refused:
+            errors = [error["details"] for each in getattr(refused, "errors", {}).values() for error in each]
+            told = " ".join(errors) or str(refused)
+            known = ("Shorten", "no words", "do not close", "tokenized differently", "half of a character")
+            assert any(words in told for words in known) and len(told) < 1000, (text[:40], told[:300])
+        else:
+            assert context.isfinite().all(), text[:40]
+    parts = build(graph, "EncodePerFrame", size=(64, 64))
+    sample(graph, parts, "x", steps=1)
+    assert host.run(graph).x["samples"].isfinite().all(), "the server goes on"
