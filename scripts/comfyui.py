@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
 import json
 import os
 import re
@@ -14,9 +15,11 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -221,12 +224,88 @@ def pack_base(base: Path, pack: Path = ROOT) -> Path:
     return base
 
 
-class Server:
-    """A headless ComfyUI server on the CPU, as a context manager.
+class Client:
+    """A running ComfyUI server at an address, over HTTP.
+
+    Methods raise OSError when the server cannot be reached, ComfyUIError when it answers with an error, and ValueError
+    when what answers is no ComfyUI.
+    """
+
+    def __init__(self, url: str):
+        self.url = url.rstrip("/")
+        self.client_id = uuid.uuid4().hex
+
+    def fetch(self, path: str, body: dict | None = None, seconds: float = REQUEST_SECONDS) -> bytes:
+        """GET, or POST of a JSON body. Raises PromptRefused for a 400 that explains itself."""
+        request = urllib.request.Request(
+            self.url + path,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with opener.open(request, timeout=seconds) as answer:
+                return answer.read()
+        except urllib.error.HTTPError as error:
+            text = error.read().decode(errors="replace")
+            answer = parse_json_object(text)
+            if error.code == 400 and "error" in answer:
+                raise PromptRefused(answer) from None
+            raise ComfyUIError(f"ComfyUI answered {path} with {error.code}: {text.strip()[:300]}") from None
+        except http.client.HTTPException as error:  # the connection ended in the middle of an answer
+            raise ConnectionError(f"{type(error).__name__}: {error}") from None
+
+    def request(self, path: str, body: dict | None = None, seconds: float = REQUEST_SECONDS) -> dict:
+        """As `fetch`, of a JSON answer."""
+        return json.loads(self.fetch(path, body, seconds))
+
+    def submit(self, prompt: dict, extra_data: dict | None = None) -> str:
+        """Queue an API-format workflow and return its prompt id. Raises PromptRefused when it is not valid.
+
+        extra_data: said beside the workflow in the server's queue and history.
+        """
+        asked = {"prompt": prompt, "client_id": self.client_id, "extra_data": extra_data or {}}
+        return self.request("/prompt", asked)["prompt_id"]
+
+    def queue(self) -> tuple[dict[str, dict], dict[str, dict]]:
+        """Prompt id -> extra_data of what runs, and of what waits."""
+        told = self.request("/queue")
+        running, waiting = ({item[1]: item[3] for item in told[f"queue_{kind}"]} for kind in ("running", "pending"))
+        return running, waiting
+
+    def drop(self, prompt_ids: Sequence[str]) -> None:
+        """Take workflows out of the queue, and stop the one that runs if it is among them."""
+        if not prompt_ids:
+            return
+        self.fetch("/queue", {"delete": list(prompt_ids)})
+        running, _ = self.queue()
+        for prompt_id in running.keys() & set(prompt_ids):
+            self.fetch("/interrupt", {"prompt_id": prompt_id})
+
+    def history(self, prompt_id: str) -> dict | None:
+        """The history entry of a finished prompt, or None while it waits or runs."""
+        return self.request(f"/history/{prompt_id}").get(prompt_id)
+
+    def finished(self, prompt_id: str) -> dict | None:
+        """As `history`. Raises PromptFailed with one sentence when the prompt did not succeed."""
+        entry = self.history(prompt_id)
+        if entry is not None and entry["status"]["status_str"] != "success":
+            raise PromptFailed(describe_failure(entry["status"].get("messages", [])))
+        return entry
+
+    def view(self, image: dict) -> bytes:
+        """The file of a picture that a history entry names."""
+        asked = urllib.parse.urlencode({name: image[name] for name in ("filename", "subfolder", "type")})
+        return self.fetch(f"/view?{asked}")
+
+
+class Server(Client):
+    """A headless ComfyUI server, as a context manager.
 
     comfyui is a ComfyUI folder, base a folder prepared by `pack_base`, python the interpreter of its environment.
-    front: folder of the browser interface, by default an empty page. Entering waits until the server answers and raises
-    ComfyUIError, with the tail of its log, when it does not.
+    front: folder of the browser interface, by default an empty page; cpu: use no graphics card; dies_with_us: end it
+    even when this process is killed (Linux only). Entering waits until the server answers and raises ComfyUIError, with
+    the tail of its log, when it does not.
     """
 
     def __init__(
@@ -237,21 +316,23 @@ class Server:
         extra_args: Sequence[str] = (),
         port: int = 0,
         front: Path | None = None,
+        cpu: bool = True,
+        dies_with_us: bool = False,
     ):
         self.comfyui = Path(comfyui).resolve()
         self.base = Path(base).resolve()
         self.python = str(python)
         self.front = front or self.base / "front"
         self.extra_args = list(extra_args)
-        self.port = port or free_port()
+        self.cpu, self.dies_with_us = cpu, dies_with_us
         self._port_tries = 1 if port else PORT_TRIES
         self.log = self.base / "server.log"
-        self.client_id = uuid.uuid4().hex
         self._process: subprocess.Popen | None = None
+        self._use(port or free_port())
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+    def _use(self, port: int) -> None:
+        self.port = port
+        super().__init__(f"http://127.0.0.1:{port}")
 
     @property
     def pid(self) -> int:
@@ -269,7 +350,7 @@ class Server:
                 taken = isinstance(error, ComfyUIError) and "already in use" in self._log_text()
                 if not (taken and tries_left):
                     raise
-                self.port = free_port()  # someone took the port between the choice and the start
+                self._use(free_port())  # someone took the port between the choice and the start
         return self
 
     def __exit__(self, *error) -> None:
@@ -277,7 +358,8 @@ class Server:
 
     def command(self) -> list[str]:
         """The command line that starts the server."""
-        options = ["--cpu", "--listen", "127.0.0.1", "--port", str(self.port), "--disable-auto-launch"]
+        options = ["--cpu"] if self.cpu else []
+        options += ["--listen", "127.0.0.1", "--port", str(self.port), "--disable-auto-launch"]
         options += ["--disable-api-nodes", "--base-directory", str(self.base), "--database-url", "sqlite:///:memory:"]
         options += ["--front-end-root", str(self.front)]
         return [self.python, "-u", str(self.comfyui / "main.py"), *options, *self.extra_args]
@@ -295,6 +377,7 @@ class Server:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C comes to us, and we stop the server
+                preexec_fn=end_with_parent if self.dies_with_us and sys.platform == "linux" else None,
             )
 
     def _wait_ready(self) -> None:
@@ -302,7 +385,7 @@ class Server:
         while time.monotonic() < deadline:
             self._require_alive("while it started")
             with contextlib.suppress(OSError, ValueError, ComfyUIError):
-                stats = self._request("/system_stats", seconds=5)
+                stats = self.request("/system_stats", seconds=5)
                 if str(self.base) in stats["system"]["argv"]:
                     return
             time.sleep(0.2)
@@ -321,35 +404,13 @@ class Server:
         text = self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
         return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
-    def _request(self, path: str, body: dict | None = None, seconds: float = REQUEST_SECONDS) -> dict:
-        """GET, or POST of a JSON body. Raises PromptRefused for a 400 that explains itself, ComfyUIError otherwise."""
-        request = urllib.request.Request(
-            self.url + path,
-            data=None if body is None else json.dumps(body).encode(),
-            headers={"Content-Type": "application/json"},
-        )
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    def submit(self, prompt: dict, extra_data: dict | None = None) -> str:
+        """As the client's; says what the log does when the server has ended."""
         try:
-            with opener.open(request, timeout=seconds) as answer:
-                return json.loads(answer.read())
-        except urllib.error.HTTPError as error:
-            text = error.read().decode(errors="replace")
-            answer = parse_json_object(text)
-            if error.code == 400 and "error" in answer:
-                raise PromptRefused(answer) from None
-            raise ComfyUIError(f"ComfyUI answered {path} with {error.code}: {text.strip()[:300]}") from None
-
-    def submit(self, prompt: dict) -> str:
-        """Queue an API-format workflow and return its prompt id. Raises PromptRefused when it is not valid."""
-        try:
-            return self._request("/prompt", {"prompt": prompt, "client_id": self.client_id})["prompt_id"]
+            return super().submit(prompt, extra_data)
         except OSError as error:
             self._require_alive("before it took the workflow")
             raise ComfyUIError(f"ComfyUI could not be reached at {self.url}: {error}") from None
-
-    def history(self, prompt_id: str) -> dict | None:
-        """The history entry of a finished prompt, or None while it waits or runs."""
-        return self._request(f"/history/{prompt_id}").get(prompt_id)
 
     def wait(
         self, prompt_id: str, on_progress: Callable[[str, int, int], None] | None = None, timeout: float = 1800
@@ -371,13 +432,10 @@ class Server:
 
     def _finished_entry(self, prompt_id: str) -> dict | None:
         try:
-            entry = self.history(prompt_id)
+            return self.finished(prompt_id)
         except OSError as error:
             self._require_alive("while the workflow ran")
             raise ComfyUIError(f"ComfyUI could not be reached at {self.url}: {error}") from None
-        if entry is not None and entry["status"]["status_str"] != "success":
-            raise PromptFailed(describe_failure(entry["status"].get("messages", [])))
-        return entry
 
     async def _listen(self, prompt_id: str, on_progress: Callable[[str, int, int], None], deadline: float) -> None:
         """Pass on the progress messages of a prompt until it is finished, the server ends or the time is over."""
@@ -423,6 +481,14 @@ class Server:
         """End the server and everything it started."""
         if self._process is not None:
             end_process(self._process)
+
+
+def end_with_parent() -> None:
+    """Have Linux kill this process when the thread that started it ends, however it does."""
+    import ctypes
+
+    PR_SET_PDEATHSIG = 1
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 STARTING = ("execution_start", "execution_cached")
