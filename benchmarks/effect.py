@@ -130,12 +130,13 @@ class Results:
             known.append([asdict(reading.scene) for reading in self.reader.read_all(pictures)])
         cache.write_text(json.dumps(known))
         return [
-            StoryPictures(random_story(FIRST_STORY + number), tuple(_scene(scene) for scene in scenes))
+            StoryPictures(random_story(FIRST_STORY + number), tuple(scene_of(scene) for scene in scenes))
             for number, scenes in enumerate(known[:count])
         ]
 
 
-def _scene(fields: dict) -> Scene:
+def scene_of(fields: dict) -> Scene:
+    """A scene from its fields, as `asdict` writes them."""
     return Scene(**{**fields, "figures": tuple(Figure(**figure) for figure in fields["figures"])})
 
 
@@ -154,11 +155,18 @@ def paint_all(results: Results, methods: Sequence[str], noises: Sequence[bool], 
             results.save(done.result(), *running[done])
 
 
+def title(method: str) -> str:
+    """What tables call a method; one that is not in METHODS goes by its own name."""
+    return METHODS.get(method, method)
+
+
 def percent(share: float, digits: int = 0) -> str:
-    return f"{100 * share:.{digits}f} %"
+    return "none" if np.isnan(share) else f"{100 * share:.{digits}f} %"
 
 
 def interval(estimate: Estimate) -> str:
+    if np.isnan(estimate.mean):
+        return "none"
     return f"{percent(estimate.mean)} [{estimate.low * 100:.0f}, {estimate.high * 100:.0f}]"
 
 
@@ -170,7 +178,7 @@ def table(rows: Sequence[tuple[str, ...]], head: Sequence[str]) -> str:
 
 def effect_table(effects: dict[tuple[str, bool], Effect]) -> str:
     rows = [
-        (METHODS[m], NOISE[n], *map(interval, (e.alignment, e.consistency, e.chance, e.gain)))
+        (title(m), NOISE[n], *map(interval, (e.alignment, e.consistency, e.chance, e.gain)))
         for (m, n), e in effects.items()
     ]
     return table(rows, ("method", "noise", "aligned frames", "same looks", "chance", "gain"))
@@ -178,9 +186,7 @@ def effect_table(effects: dict[tuple[str, bool], Effect]) -> str:
 
 def rates_table(effects: dict[tuple[str, bool], Effect]) -> str:
     names = ("place", "action", "prop", "species", "looks")
-    rows = [
-        (METHODS[m], NOISE[n], *(percent(e.rates[name].mean, 1) for name in names)) for (m, n), e in effects.items()
-    ]
+    rows = [(title(m), NOISE[n], *(percent(e.rates[name].mean, 1) for name in names)) for (m, n), e in effects.items()]
     return table(rows, ("method", "noise", *names[:-1], "named looks"))
 
 
@@ -189,7 +195,7 @@ def difference_table(stories: dict[tuple[str, bool], list[StoryPictures]]) -> st
     for (ours, theirs), noise in ((pair, noise) for pair in COMPARED for noise in NOISE):
         if (ours, noise) in stories and (theirs, noise) in stories:
             by = paired_difference(stories[ours, noise], stories[theirs, noise])
-            name = f"{METHODS[ours]} over {METHODS[theirs]}"
+            name = f"{title(ours)} over {title(theirs)}"
             rows.append((name, NOISE[noise], *map(interval, (by.alignment, by.consistency, by.gain))))
     return table(rows, ("difference, story by story", "noise", "aligned frames", "same looks", "gain"))
 
