@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..models.demo_similarity import DemoReader
 from ..models.similarity import DreamSim, OpenClip, load_dreamsim, load_open_clip
-from .folders import files_in
+from .folders import files_in, register
 from .types import Similarity
 
 OPEN_CLIP, DREAMSIM = "open_clip", "dreamsim"
@@ -34,9 +34,8 @@ TAGS = (
 DREAMSIM_MEMORY = 2 * 1024**3
 """Bytes that are made free on the graphics card for DreamSim's three networks and a batch."""
 
-for kind in (OPEN_CLIP, DREAMSIM):
-    folder_paths.add_model_folder_path(kind, os.path.join(folder_paths.models_dir, kind))
-folder_paths.folder_names_and_paths[OPEN_CLIP][1].update(SUFFIXES)
+register(OPEN_CLIP, SUFFIXES, OPEN_CLIP)
+register(DREAMSIM, (), DREAMSIM)
 
 
 @dataclass(frozen=True, eq=False)
