@@ -39,6 +39,8 @@ class Pass:
     name: str
     arguments: tuple[str, ...]
     comfyui: Path | None = None
+    newer_too: bool = False
+    """Whether the same tests run on a newer ComfyUI as well; some are left to that one."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ def run_pass(one: Pass, folder: Path, extra: Sequence[str], capture: bool) -> tu
     variables = {**ONE_THREAD, **os.environ}
     if one.comfyui:
         variables["COMFYUI_PATH"] = str(one.comfyui)
+        variables["STORYLOOM_NEWER_COMFYUI_TOO"] = str(int(one.newer_too))
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True} if capture else {}
     began = time.monotonic()
     done = subprocess.run([*command, *extra], cwd=ROOT, env=variables, stdin=subprocess.DEVNULL, **streams)
@@ -104,12 +107,16 @@ def run_pass(one: Pass, folder: Path, extra: Sequence[str], capture: bool) -> tu
 
 
 def run_passes(passes: Sequence[Pass], folder: Path, extra: Sequence[str]) -> list[Result]:
-    """Run the passes, on several cores all at once, and show each one's output when it is done."""
+    """Run the passes, some at once, and show each one's output when it is done.
+
+    On several cores one more than there are cores, for a pass waits for a server or a browser now and then.
+    """
+    at_once = min(len(passes), (os.cpu_count() or 1) + 1)
     if len(passes) < 2 or os.cpu_count() == 1:
         return [_run_and_show(one, folder, extra, capture=False) for one in passes]
     names = ", ".join(one.name for one in passes)
-    environment.say(f"\nTests run at the same time, each with its output when it is done: {names}.")
-    with ThreadPoolExecutor(len(passes)) as pool:
+    environment.say(f"\nTests run, {at_once} passes at a time, each with its output when it is done: {names}.")
+    with ThreadPoolExecutor(at_once) as pool:
         return list(pool.map(lambda one: _run_and_show(one, folder, extra, capture=True), passes))
 
 
@@ -142,7 +149,11 @@ def host_passes(hosts: Sequence[Path]) -> list[Pass]:
         f"ComfyUI {version}" + (f" #{number}" if versions.count(version) > 1 else "")
         for number, version in enumerate(versions, 1)
     ]
-    return [Pass(name, (str(HOST_TESTS),), host) for name, host in zip(names, hosts, strict=True)]
+    newest = max(map(comfyui.read_version, hosts), default=None)
+    return [
+        Pass(name, (str(HOST_TESTS),), host, newer_too=comfyui.read_version(host) < newest)
+        for name, host in zip(names, hosts, strict=True)
+    ]
 
 
 def browser_pass(hosts: Sequence[Path]) -> tuple[list[Pass], str]:
@@ -188,8 +199,8 @@ def main(extra: Sequence[str]) -> int:
     browsers, no_browser = browser_pass(hosts)
     plain_ones, host_ones = ([], []) if alone else (plain_passes(), host_passes(hosts))
     with comfyui.scratch("test") as folder:
-        results = run_passes([*plain_ones, *browsers, *host_ones], folder, extra)
-    plain, host = results[: len(results) - len(host_ones)], results[len(results) - len(host_ones) :]
+        results = run_passes([*host_ones, *plain_ones, *browsers], folder, extra)  # those that take longest first
+    host, plain = results[: len(host_ones)], results[len(host_ones) :]
     missing = [no_host, no_browser] if results else [no_host, no_browser, f"No test was run: {TESTS}."]
     print("\n" + "\n".join([*filter(None, missing), *summary(plain, host)]), flush=True)
     return 1 if not results or any(one.failed or one.problem for one in results) else 0
