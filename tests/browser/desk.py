@@ -1,5 +1,6 @@
 """Drives ComfyUI's page as an artist does: opens templates, types, presses Run, looks."""
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -54,11 +55,19 @@ class Desk:
         self.choose_template(name)
 
     def choose_template(self, name):
-        """Two clicks in the list of templates: the pack, and the template."""
+        """Two clicks in the list of templates: the pack, and the template.
+
+        Thumbnails that arrive late move the list, so that a click may miss: then once more.
+        """
+        from playwright.sync_api import TimeoutError  # what has no browser reads this file too
+
         self.page.get_by_role("dialog").get_by_text("storyloom", exact=True).click()
-        self.page.get_by_test_id(f"template-workflow-{name}").click()
+        for patience in (SECONDS // 4, SECONDS):
+            self.page.get_by_test_id(f"template-workflow-{name}").click()
+            with contextlib.suppress(TimeoutError if patience < SECONDS else ()):
+                self.page.get_by_test_id("template-workflows-content").wait_for(state="hidden", timeout=patience)
+                break
         self._wait_for(saved(name))
-        self.page.get_by_test_id("template-workflows-content").wait_for(state="hidden")
 
     def _wait_for(self, workflow):
         kinds = [node["type"] for node in workflow["nodes"]]

@@ -422,7 +422,7 @@ def a_job(method="vanilla", one=SET):
     return Job(f"{method}/{one.name}", f"{method}/{one.name} {digest(graph)}", graph, len(one.settings))
 
 
-def wait_until(true, seconds=20):
+def wait_until(true, seconds=120):
     until = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < until, "it did not happen"
@@ -543,8 +543,10 @@ def whole(prompt_file, start, tmp_path):
 
 
 def popen(arguments):
+    """The command as typed into a terminal: Ctrl-C reaches it, also where the tests run in the background."""
     line = [sys.executable, "-m", "storyloom.benchmarks.consistory", *arguments]
-    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    heard = None if os.name == "nt" else lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=heard)
 
 
 class TestRuns:
@@ -572,7 +574,7 @@ class TestRuns:
         fake.hold.clear()
         wait_until(lambda: fake.running)
         process.send_signal(end)
-        said, _ = process.communicate(timeout=20)
+        said, _ = process.communicate(timeout=120)
         half = tree(out)
         assert "run.json" in half and len(half) < len(whole)
         if end == signal.SIGINT:
