@@ -7,6 +7,7 @@ ComfyUI, where there is a browser. `browser` as the first argument runs these al
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -39,6 +40,8 @@ class Pass:
     name: str
     arguments: tuple[str, ...]
     comfyui: Path | None = None
+    patient: bool = False
+    """Whether others go first on a busy machine: those that take longest have no time to lose."""
     newer_too: bool = False
     """Whether the same tests run on a newer ComfyUI as well; some are left to that one."""
 
@@ -94,6 +97,8 @@ def run_pass(one: Pass, folder: Path, extra: Sequence[str], capture: bool) -> tu
     if one.comfyui:
         variables["COMFYUI_PATH"] = str(one.comfyui)
         variables["STORYLOOM_NEWER_COMFYUI_TOO"] = str(int(one.newer_too))
+    if one.patient and shutil.which("nice"):
+        command = ["nice", "-n", "5", *command]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True} if capture else {}
     began = time.monotonic()
     done = subprocess.run([*command, *extra], cwd=ROOT, env=variables, stdin=subprocess.DEVNULL, **streams)
@@ -135,8 +140,8 @@ def plain_passes() -> list[Pass]:
     if not TESTS.is_dir():
         return []
     return [
-        Pass("no host", (str(TESTS), *(f"--ignore={folder}" for folder in APART))),
-        *([Pass("standalone", (str(STANDALONE_TESTS),))] if STANDALONE_TESTS.is_dir() else []),
+        Pass("no host", (str(TESTS), *(f"--ignore={folder}" for folder in APART)), patient=True),
+        *([Pass("standalone", (str(STANDALONE_TESTS),), patient=True)] if STANDALONE_TESTS.is_dir() else []),
     ]
 
 
@@ -163,7 +168,8 @@ def browser_pass(hosts: Sequence[Path]) -> tuple[list[Pass], str]:
         reason = "no ComfyUI was found"
     if reason != browser.READY:
         return [], f"NO BROWSER TESTS: all of them are left out ({reason}; {browser.HOW_TO_PROVIDE})"
-    return [Pass("browser", (str(BROWSER_TESTS),), max(hosts, key=comfyui.read_version))], ""
+    newest = max(hosts, key=comfyui.read_version)
+    return [Pass("browser", (str(BROWSER_TESTS),), newest, patient=True)], ""
 
 
 def summary(plain: Sequence[Result], host: Sequence[Result]) -> list[str]:

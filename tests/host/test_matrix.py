@@ -33,8 +33,8 @@ ROWS = {
     "all": (None, {}, {}),
 }
 """Patch: what adds its node to a graph, its settings, and those that change nothing."""
-DRAWN = [row for row in ROWS if row in (SPLIT, "all") or not NEWER_TOO]
-"""Rows that are drawn: on a second version of ComfyUI all patches together, and batches."""
+DRAWN = ["all"] if NEWER_TOO else list(ROWS)
+"""Rows that are drawn: on a second version of ComfyUI all patches together alone."""
 
 
 def texts(graph, parts, words="a lighthouse"):
