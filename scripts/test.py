@@ -24,6 +24,8 @@ import environment
 ROOT = Path(__file__).absolute().parent.parent
 TESTS = ROOT / "tests"
 HOST_TESTS = TESTS / "host"
+MATRIX = HOST_TESTS / "test_matrix.py"
+"""A pass of its own on the newest ComfyUI, so that the passes take about equally long."""
 STANDALONE_TESTS = TESTS / "standalone"
 BROWSER_TESTS = TESTS / "browser"
 APART = (HOST_TESTS, STANDALONE_TESTS, BROWSER_TESTS)
@@ -146,7 +148,7 @@ def plain_passes() -> list[Pass]:
 
 
 def host_passes(hosts: Sequence[Path]) -> list[Pass]:
-    """A pass over the host tests for each ComfyUI."""
+    """The passes over the host tests for each ComfyUI."""
     if not HOST_TESTS.is_dir():
         return []
     versions = [comfyui.version_text(host) for host in hosts]
@@ -155,10 +157,13 @@ def host_passes(hosts: Sequence[Path]) -> list[Pass]:
         for number, version in enumerate(versions, 1)
     ]
     newest = max(map(comfyui.read_version, hosts), default=None)
-    return [
-        Pass(name, (str(HOST_TESTS),), host, newer_too=comfyui.read_version(host) < newest)
-        for name, host in zip(names, hosts, strict=True)
-    ]
+    passes = []
+    for name, host in zip(names, hosts, strict=True):
+        older = comfyui.read_version(host) < newest
+        apart = [] if older or not MATRIX.is_file() else [f"--ignore={MATRIX}"]
+        passes.append(Pass(name, (str(HOST_TESTS), *apart), host, newer_too=older))
+        passes += [Pass(f"{name} matrix", (str(MATRIX),), host)] if apart else []
+    return passes
 
 
 def browser_pass(hosts: Sequence[Path]) -> tuple[list[Pass], str]:
