@@ -45,7 +45,7 @@ class Pass:
     patient: bool = False
     """Whether others go first on a busy machine: those that take longest have no time to lose."""
     newer_too: bool = False
-    """Whether the same tests run on a newer ComfyUI as well; some are left to that one."""
+    """Whether the same tests run on a newer ComfyUI as well, which draws the whole matrix."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from tiny_models import tiny_controlnet, tiny_lora
 
 NEWER_TOO = os.environ.get("STORYLOOM_NEWER_COMFYUI_TOO") == "1"
-"""These tests run on a newer ComfyUI as well: what costs much and hardly depends on the version is left to that one."""
+"""These tests run on a newer ComfyUI as well, which draws the whole matrix of strange graphs."""
 
 STORY = {
     "identity": "a red fox in a blue coat",

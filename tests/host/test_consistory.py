@@ -11,16 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from story_graphs import NEWER_TOO
 
 from storyloom.benchmarks.consistory import __main__ as command
 from storyloom.benchmarks.consistory.graph import DEMO_SETTINGS, Settings, graph_of, parse_method
 from storyloom.benchmarks.consistory.prompts import PromptSet
 from storyloom.benchmarks.consistory.store import STATE, Store
-from storyloom.scripts.comfyui import Server, pack_base, version_text
+from storyloom.scripts.comfyui import Server, pack_base
 
 yaml = pytest.importorskip("yaml")
-pytestmark = pytest.mark.skipif(NEWER_TOO, reason="the benchmark runs through the newer one")
 COMFYUI = Path(os.environ.get("COMFYUI_PATH", "."))
 SETS = {
     "animals": [
@@ -139,10 +137,6 @@ def test_a_run_killed_in_the_middle_ends_with_the_same_files(whole, server, prom
     assert len(times) == 4 and set(times.values()) == {1}, "nothing is drawn twice"
 
 
-@pytest.mark.skipif(
-    os.environ.get("COMFYUI_PATH") is not None and not version_text(COMFYUI).startswith("0.33"),
-    reason="one version is enough for a second server",
-)
 def test_when_one_of_two_servers_is_killed_half_way_the_files_are_the_same(whole, server, start, prompts, tmp_path):
     out = tmp_path / "two"
     with start() as second:
