@@ -29,31 +29,21 @@ from PIL import Image
 from ..scripts import comfyui
 from ..world.stories import random_cast, random_story
 from .common import resident_mib, table
+from .consistory.graph import TEXT_ENCODE, WHOLE
 
 METHODS = ("frames", "svr", "ipca", "csa", "freeu", "svr+ipca", "csa+svr+ipca", "storymaker", "long", "all")
 WARM_UP = 4
 """Rounds of the methods before memory and time count: the allocator and ComfyUI's caches fill slowly."""
 FIRST_STORY = 40_000
-WINDOW = {"start_percent": 0.0, "end_percent": 1.0}
-SVR = {
-    "pooled": "full",
-    "literal": False,
-    "order": "weaken_first",
-    "weaken_alpha": 0.01,
-    "weaken_beta": 0.05,
-    "enhance_alpha": -0.01,
-    "enhance_beta": 1.0,
-    "window": "circular",
-}
-IPCA = {"identity_weight": 2.0, "blocks": "all", **WINDOW}
-CSA = {"sampling_rate": 0.5, "skip_first_steps": 1, "blocks": "output", "seed": 0, "schedule": "steady", **WINDOW}
-FREEU = {"b1": 1.1, "b2": 1.2, "s1": 0.6, "s2": 0.4, **WINDOW}
+IPCA = {"identity_weight": 2.0, "blocks": "all", **WHOLE}
+CSA = {"sampling_rate": 0.5, "skip_first_steps": 1, "blocks": "output", "seed": 0, "schedule": "steady", **WHOLE}
+FREEU = {"b1": 1.1, "b2": 1.2, "s1": 0.6, "s2": 0.4, **WHOLE}
 STORYMAKER = {
     "token_strength": 0.8,
     "lora_strength": 0.8,
     "face_strength": 1.0,
     "appearance_strength": 1.0,
-    **WINDOW,
+    **WHOLE,
 }
 SAMPLER = {"sampler_name": "euler", "scheduler": "normal", "cfg": 5.0, "denoise": 1.0}
 PAGE = {"columns": 0, "captions": True, "gap": 12, "caption_size": 0}
@@ -78,7 +68,9 @@ def story_graph(number: int, size: int, steps: int) -> dict:
     demo = graph.add("StoryLoom_DemoModel")
     story = graph.add("StoryLoom_Script", identity=told.identity_text(), frames=told.frames_text(), style="")()
     if "svr" in parts:
-        positive = graph.add("StoryLoom_EncodeOnePrompt", clip=demo(1), story=story, reweighting="svr", **SVR)()
+        positive = graph.add(
+            "StoryLoom_EncodeOnePrompt", clip=demo(1), story=story, reweighting="svr", literal=False, **TEXT_ENCODE
+        )()
     else:
         positive = graph.add("StoryLoom_EncodePerFrame", clip=demo(1), story=story, literal=False)()
     negative = graph.add("ConditioningZeroOut", conditioning=positive)()

@@ -66,6 +66,10 @@ class PromptFailed(Exception):
     """A workflow was accepted and did not finish."""
 
 
+FAILURES = (ComfyUIError, PromptRefused, PromptFailed)
+"""What may go wrong between here and a drawn workflow; all of them are sentences for the user."""
+
+
 # ---- finding ---------------------------------------------------------------------------------------------------------
 
 

@@ -528,7 +528,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (environment.SetupError, comfyui.ComfyUIError, comfyui.PromptRefused) as reason:
-        environment.exit_with(reason)
-    except (comfyui.PromptFailed, KeyboardInterrupt) as reason:
+    except (environment.SetupError, *comfyui.FAILURES, KeyboardInterrupt) as reason:
         environment.exit_with(reason)
