@@ -113,12 +113,26 @@ def add_browser() -> None:
     if import_problem("playwright, comfyui_frontend_package"):
         say(f"Installing {', '.join(requirements('browser'))} (60 MB, up to a minute)")
         pip("-c", str(SCRIPTS / "constraints.txt"), *requirements("browser"))
-    if not last_line(run([PYTHON, SCRIPTS / "browser.py"]).stdout).startswith("no Chromium"):
+    if not lacks_chromium():
         return
     say("Downloading a Chromium for Playwright (150 MB)")
-    done = run([PYTHON, "-m", "playwright", "install", "chromium"])
-    if done.returncode:
-        raise SetupError(f"No Chromium was found, and downloading one failed: {last_line(done.stdout)}")
+    run([PYTHON, "-m", "playwright", "install", "chromium"])
+    if not lacks_chromium():
+        return
+    apt = shutil.which("apt-get")
+    if apt and os.geteuid() == 0:
+        say("That failed: installing the system's package chromium instead (100 MB)")
+        run([apt, "update"])
+        run([apt, "install", "--yes", "--no-install-recommends", "chromium"])
+    if lacks_chromium():
+        raise SetupError(
+            "No Chromium was found, and Playwright could not download one: install your system's package of it "
+            "(on Debian 'apt-get install chromium') or name one with $CHROMIUM, and try again."
+        )
+
+
+def lacks_chromium() -> bool:
+    return last_line(run([PYTHON, SCRIPTS / "browser.py"]).stdout).startswith("no Chromium")
 
 
 def create_venv() -> None:

@@ -53,10 +53,14 @@ def wait_for_frames(desk, script, text):
     )
 
 
+def wait_for_rows(desk, number):
+    desk.page.wait_for_function(f"() => document.querySelectorAll('{PANEL} li').length === {number}")
+
+
 def test_typing_shows_what_the_encode_node_reports(desk, script, area):
     write(desk, FRAMES)
     rows(desk).nth(2).wait_for()
-    desk.page.wait_for_function("() => document.querySelectorAll('.storyloom-check li').length === 3")
+    wait_for_rows(desk, 3)
     for node in saved(DEMO)["nodes"]:
         if node["type"] == "KSampler":
             desk.set(node["id"], steps=1)
@@ -82,7 +86,7 @@ def test_faults_stand_at_their_lines(desk, renderer, script, area):
     write(desk, "asleep\n[Fox runs")
     rows(desk).nth(1).get_by_text("has no partner").wait_for()
     write(desk, "asleep")
-    desk.page.wait_for_function("() => document.querySelectorAll('.storyloom-check li').length === 1")
+    wait_for_rows(desk, 1)
     assert not desk.page.locator(f"{PANEL} b").count()
 
 
@@ -122,9 +126,21 @@ def test_lines_are_moved_and_added_with_the_keyboard_and_undone(desk, script, ar
     wait_for_frames(desk, script, changed)
 
 
+def test_the_undo_of_the_graph_takes_an_edit_back_and_the_panel_follows(desk, script, area):
+    """ComfyUI's own undo, which works while the keyboard is on the canvas and not in a box."""
+    before = frames_of(desk, script)
+    write(desk, FRAMES)
+    wait_for_rows(desk, 3)
+    desk.page.mouse.click(1500, 800)
+    for key, text, lines in (("Control+z", before, 4), ("Control+y", FRAMES, 3)):
+        desk.page.keyboard.press(key)
+        wait_for_frames(desk, script, text)
+        wait_for_rows(desk, lines)
+
+
 def test_a_row_goes_to_its_line_and_moves_it(desk, script, area):
     write(desk, FRAMES)
-    desk.page.wait_for_function("() => document.querySelectorAll('.storyloom-check li').length === 3")
+    wait_for_rows(desk, 3)
     rows(desk).nth(1).click()
     chosen = "(area) => [document.activeElement === area, area.value.slice(area.selectionStart, area.selectionEnd)]"
     assert area.evaluate(chosen) == [True, "reading a book on a train"]
@@ -142,7 +158,7 @@ def test_without_an_answer_the_box_goes_on(desk, script, area):
     finally:
         desk.page.unroute("**/storyloom/script")
     desk.page.keyboard.type(" home")
-    desk.page.wait_for_function("() => document.querySelectorAll('.storyloom-check li').length === 1")
+    wait_for_rows(desk, 1)
 
 
 def test_a_linked_box_is_not_measured(desk, script):

@@ -341,6 +341,31 @@ class TestEnvironment:
         assert browser.system_browser() is None and environment.optional_extras() == ["faces"]
         assert environment.fingerprint() != found
 
+    @pytest.mark.parametrize(
+        "works, root, tried",
+        [("playwright", True, 1), ("apt-get", True, 3), ("", True, 3), ("apt-get", False, 1), ("", False, 1)],
+    )
+    def test_a_browser_comes_from_playwright_or_the_system(self, environment, monkeypatch, works, root, tried):
+        commands = []
+
+        def run(command):
+            text = " ".join(map(str, command))
+            if not text.endswith("browser.py"):
+                commands.append(text)
+            there = any(works and works in one and one.endswith("chromium") for one in commands)
+            return subprocess.CompletedProcess(command, 0, "ready\n" if there else "no Chromium was found\n")
+
+        monkeypatch.setattr(environment, "run", run)
+        monkeypatch.setattr(environment, "import_problem", lambda modules: "")
+        monkeypatch.setattr(environment.shutil, "which", lambda name: f"/usr/bin/{name}")
+        monkeypatch.setattr(environment.os, "geteuid", lambda: 0 if root else 1000, raising=False)
+        if works and (root or works == "playwright"):
+            environment.add_browser()
+        else:
+            with pytest.raises(environment.SetupError, match="apt-get install chromium.*CHROMIUM"):
+                environment.add_browser()
+        assert len(commands) == tried and "playwright install chromium" in commands[0]
+
 
 FOX = Figure("fox", "red", "blue", "green", "none")
 FOXES = [
