@@ -131,8 +131,8 @@ def test_the_undo_of_the_graph_takes_an_edit_back_and_the_panel_follows(desk, sc
     before = frames_of(desk, script)
     write(desk, FRAMES)
     wait_for_rows(desk, 3)
-    desk.page.mouse.click(1500, 800)
     for key, text, lines in (("Control+z", before, 4), ("Control+y", FRAMES, 3)):
+        desk.page.mouse.click(290, 400)  # beside the node
         desk.page.keyboard.press(key)
         wait_for_frames(desk, script, text)
         wait_for_rows(desk, lines)

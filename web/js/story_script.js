@@ -175,6 +175,12 @@ function sumRows(answer, linked) {
   ];
 }
 
+/** Put a panel where that of the node's predecessor is left: the new node renderer keeps it when ComfyUI undoes. */
+function takePlace(node, root) {
+  if (root.isConnected || node.graph !== app.canvas?.graph) return;
+  document.querySelector(`[data-node-id="${node.id}"] .storyloom-check`)?.replaceWith(root);
+}
+
 /** What the server says about one node's texts, in its panel. */
 function panelOf(node) {
   const root = element("div", "storyloom-check");
@@ -214,6 +220,7 @@ function panelOf(node) {
   const say = (text) => sum.replaceChildren(element("div", "", text));
 
   const ask = async () => {
+    takePlace(node, root);
     const mine = ++asked;
     const texts = BOXES.map((name) => [name, isLinked(node, name) ? null : String(widgetOf(node, name)?.value ?? "")]);
     let answer;
