@@ -11,15 +11,29 @@ ONE = "Demo - One Prompt One Story"
 PHOTO = "Demo - Character from a Photo"
 
 
+TEXT, UNET = "cond_stage_model.transformer.text_model", "model.diffusion_model"
+ATTENTION = {"1.proj_in.weight": (320, 320, 1, 1), "1.transformer_blocks.0.attn2.to_k.weight": (320, 768)}
+OUTPUT = {"0.in_layers.0.weight": (640,), **ATTENTION}
+SD15 = {
+    f"{TEXT}.encoder.layers.1.mlp.fc1.weight": (3072, 768),
+    f"{UNET}.input_blocks.0.0.weight": (320, 4, 3, 3),
+    f"{UNET}.input_blocks.1.0.in_layers.0.weight": (320,),
+    f"{UNET}.input_blocks.1.0.out_layers.3.weight": (320, 320, 3, 3),
+    **{f"{UNET}.input_blocks.1.{name}": shape for name, shape in ATTENTION.items()},
+    **{f"{UNET}.output_blocks.{block}.{name}": shape for block in (0, 1) for name, shape in OUTPUT.items()},
+    f"{UNET}.out.2.weight": (4, 320, 3, 3),
+}
+"""Name -> shape of the weights by which ComfyUI takes a checkpoint for one of Stable Diffusion 1.5, with one block."""
+
+
 @pytest.fixture(scope="module", autouse=True)
 def files(server, only_desk):
-    """A text encoder of SD1.5 (a name and a shape are enough to be taken for one) and, if possible, a face pack."""
+    """A checkpoint of SD 1.5 and, if possible, a face pack."""
     import torch
     from safetensors.torch import save_file
 
-    folder = server.base / "models" / "text_encoders"
-    folder.mkdir(exist_ok=True)
-    save_file({"text_model.encoder.layers.1.mlp.fc1.weight": torch.zeros(3072, 768)}, folder / "sd15.safetensors")
+    folder = server.base / "models" / "checkpoints"
+    save_file({name: torch.zeros(shape) for name, shape in SD15.items()}, folder / "sd15.safetensors")
     if importlib.util.find_spec("insightface"):
         path = Path(__file__).parents[1] / "unit" / "test_faces.py"
         spec = importlib.util.spec_from_file_location("storyloom_tests_faces", path)
@@ -75,10 +89,9 @@ def test_a_missing_adapter_file(desk):
     told(desk, "Load StoryMaker adapter - file")
 
 
-def test_a_text_encoder_of_another_family(desk):
-    desk.load(saved(ONE))
-    loader = desk.add("CLIPLoader", clip_name="sd15.safetensors")
-    desk.connect(loader, 0, desk.node("StoryLoom_EncodeOnePrompt"), "clip")
+def test_a_checkpoint_of_another_family(desk):
+    desk.load(saved("One Prompt One Story"))
+    desk.set(desk.node("CheckpointLoaderSimple"), ckpt_name="sd15.safetensors")
     assert refused(desk) == ["StoryLoom_EncodeOnePrompt"]
     told(desk, "Connect the CLIP of an SDXL checkpoint.")
     desk.look("Error, another family")
