@@ -16,7 +16,7 @@ const STYLE = `
   color: var(--input-text, #ddd); font: 11px/1.4 sans-serif; }
 .storyloom-check ol { list-style: none; margin: 0; padding: 0; }
 .storyloom-check button { display: grid; grid-template-columns: 1.6em 4.5em 5.5em 1fr; gap: 0 6px; align-items: center;
-  width: 100%; padding: 2px 4px; border: 0; border-radius: 3px; background: none; color: inherit; font: inherit;
+  width: 100%; padding: 1px 4px; border: 0; border-radius: 3px; background: none; color: inherit; font: inherit;
   text-align: left; cursor: pointer; }
 .storyloom-check button:hover { background: var(--comfy-menu-bg, #353535); }
 .storyloom-check button:focus-visible { outline: 2px solid var(--p-primary-color, #4a9eff); outline-offset: -2px; }
@@ -28,8 +28,8 @@ const STYLE = `
   border-radius: 8px; }
 .storyloom-check .said { grid-column: 2 / -1; white-space: normal; }
 .storyloom-check .said b { color: var(--error-text, #ff6666); }
-.storyloom-check .sum { position: sticky; top: 0; padding: 4px 4px 2px; background: inherit; }
-.storyloom-check .keys { padding: 2px 4px; opacity: 0.75; }
+.storyloom-check .sum { position: sticky; top: 0; padding: 2px 4px 1px; background: inherit; }
+.storyloom-check .keys { padding: 1px 4px; opacity: 0.75; }
 `;
 
 function element(tag, className, text) {
