@@ -12,6 +12,7 @@ from .consistency import StoryConsistency
 from .demo import DemoModel, DemoStoryMaker
 from .page import Page
 from .routes import register
+from .save_page import SavePage
 from .similarity import DemoSimilarity, LoadOpenCLIP
 from .story import EmptyLatent, Script
 from .storymaker import ApplyStoryMaker, LoadStoryMaker
@@ -33,6 +34,7 @@ class StoryLoomExtension(ComfyExtension):
             SplitBatches,
             JoinBatches,
             Page,
+            SavePage,
             DemoModel,
             LoadFaceAnalysis,
             Character,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import unicodedata
 from pathlib import Path
 
 import comfy.utils
@@ -18,6 +17,7 @@ from ..models.similarity import DREAMSIM_FILES
 from ..pages.consistency import BACKGROUNDS, Consistency, measure
 from ..pages.plots import alignment_picture, matrix_picture
 from ..prompts.script import Story
+from .folders import checked_prefix
 from .similarity import ClipVision, dreamsim_of
 from .types import FaceAnalysis, Measures, Similarity
 from .types import Story as StoryType
@@ -188,18 +188,6 @@ def texts_of(images: int, story: Story | None, prompts: str) -> list[str] | None
     if lines and len(lines) != images:
         raise ValueError(f"prompts has {len(lines)} lines and there are {images} images: write one line per image.")
     return list(story.prompts) if story is not None else lines or None
-
-
-def checked_prefix(prefix: str) -> str:
-    """A prefix as Save Image takes it. Raises ValueError when it is empty or would leave the output folder."""
-    parts = prefix.replace("\\", "/").split("/")
-    if not parts[-1].strip() or any(unicodedata.category(c) in ("Cc", "Cs") for c in prefix):
-        raise ValueError(f'filename_prefix "{prefix}" has no file name: write one such as StoryLoom/consistency.')
-    if ".." in parts or os.path.isabs(prefix) or parts[0] == "" or ":" in prefix:
-        raise ValueError(
-            f'filename_prefix "{prefix}" leaves the output folder: write one such as StoryLoom/consistency.'
-        )
-    return "/".join(parts)
 
 
 def saved(found: Consistency, prefix: str) -> str:

@@ -131,7 +131,7 @@ def comic_pages(
     write(drawn[0], heading, title_face, page_width / 2, margin, style.ink)
     for page, places in zip(drawn, placed, strict=True):
         for place in places:
-            picture = _draw_picture(page, _to_rgb(panels[place.panel]), place, cell)
+            picture = _draw_picture(page, to_rgb(panels[place.panel]), place, cell)
             text = texts[place.panel]
             if below:
                 lines = wrap(text, typeface, place.width, fitting_lines(place.band, size))
@@ -179,16 +179,17 @@ def _size(panel: Panel) -> tuple[int, int]:
     return shape[1], shape[0]
 
 
-def _to_rgb(panel: Panel) -> Image.Image:
-    image = panel if isinstance(panel, Image.Image) else _from_array(np.asarray(panel))
+def to_rgb(panel: Panel) -> Image.Image:
+    """A panel as 8-bit RGB. What is transparent shows white."""
+    image = panel if isinstance(panel, Image.Image) else from_array(np.asarray(panel))
     if not image.has_transparency_data:
         return image.convert("RGB")
     image = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
-def _from_array(array: np.ndarray) -> Image.Image:
-    """Values are clipped to 0..1; what is not a number is black."""
+def from_array(array: np.ndarray) -> Image.Image:
+    """An 8-bit picture of [H, W] or [H, W, 1, 3 or 4]. Values are clipped to 0..1; what is not a number is black."""
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if array.dtype != np.uint8:

@@ -157,7 +157,9 @@ def draw(host: Path, prompt: dict, base: Path) -> Drawn:
         images = server.images(history)
         saved = server.outputs(history)
     if not saved:
-        raise DemoError("The workflow finished and saved no image: its last node has to be Save Image.")
+        raise DemoError(
+            "The workflow finished and saved no image: its last node has to be Save Image or Save story page."
+        )
     OUT.mkdir(exist_ok=True)
     copies = {path: Path(shutil.copy(path, OUT / path.name)) for path in saved}
     titles = rows_of(prompt)
@@ -175,9 +177,11 @@ def draw_standalone(prompt: dict) -> Drawn:
 
     from storyloom.models.demo import DemoFileError
     from storyloom.models.demo_similarity import DemoReader
+    from storyloom.models.files import write_whole
     from storyloom.pages.comic import PageStyle
     from storyloom.pages.comparison import comparison_page, differences
     from storyloom.pages.consistency import measure
+    from storyloom.pages.encoding import encoded
     from storyloom.prompts.script import parse_story
     from storyloom.standalone import StoryPipeline, demo_model
 
@@ -197,7 +201,7 @@ def draw_standalone(prompt: dict) -> Drawn:
         chosen = {key: settings[key] for key in ("seed", "steps", "cfg")}
         drawn = pipeline(identity, frames, method=METHODS[name], **chosen)
         for number, picture in enumerate(drawn.frames, start=1):
-            picture.save(OUT / f"{Path(name).name}_{number:05}_.png")
+            write_whole(OUT / f"{Path(name).name}_{number:05}_.png", encoded([picture], "png"))
         rows[title] = [np.asarray(picture, np.float32) / 255 for picture in drawn.frames]
     story, reader = parse_story(identity, "\n".join(frames)), DemoReader()
     found = [measure(torch.from_numpy(np.stack(row)), story.prompts, reader, reader) for row in rows.values()]
@@ -208,7 +212,7 @@ def draw_standalone(prompt: dict) -> Drawn:
         differences(*found),
         style=PageStyle(caption_size=compare["inputs"]["caption_size"]),
     )
-    page.save(OUT / "page_00001_.png")
+    write_whole(OUT / "page_00001_.png", encoded([page], "png"))
     return Drawn([OUT / "page_00001_.png"], rows)
 
 

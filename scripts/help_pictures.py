@@ -165,10 +165,11 @@ EFFECTS = {
 }
 """Page -> label of a row -> (script, patches on the model, settings of `Studio.tell`)."""
 
+TITLED = "grid, title, caption_place over"
 PAGES = {
     "classic": {"layout": "classic"},
     "rows 3,2,3": {"layout": "rows", "rows": "3,2,3"},
-    "grid, title, caption_place over": {"columns": 4, "title": "The long way home", "caption_place": "over"},
+    TITLED: {"columns": 4, "title": "The long way home", "caption_place": "over"},
     "rows 4,4, right_to_left, dark paper": {
         "layout": "rows",
         "rows": "4,4",
@@ -321,6 +322,7 @@ def pictures(drawn: Rows, schemas: dict) -> dict[str, Image.Image]:
     made["SplitBatches"] = rows({f"batch {number}": batch for number, batch in enumerate(batches, start=1)})
     made["JoinBatches"] = rows({"joined": drawn["joined"][:4], "": drawn["joined"][4:]})
     made["Page"] = tiles({label: drawn[f"page {label}"][0] for label in PAGES}, columns=2, width=240)
+    made["SavePage"] = tiles(saved_as(drawn[f"page {TITLED}"][0]), columns=2, width=300)
     made["Script"] = beside(script_text(CAST), drawn["script"][0])
     made["DemoModel"] = rows({"": drawn["world"][:5], " ": drawn["world"][5:]})
     fox = [drawn[f"{name} Fox"][0] for name in ("drawing", "mask", "whole", "character")]
@@ -344,6 +346,30 @@ def pictures(drawn: Rows, schemas: dict) -> dict[str, Image.Image]:
         }
     )
     return made | {node: neighbours(f"StoryLoom_{node}", *around, schemas) for node, around in NEXT_TO.items()}
+
+
+SAVED = {
+    "png": ("png", 1),
+    "jpg, quality 90": ("jpg", 90),
+    "jpg, quality 15": ("jpg", 15),
+    "webp, quality 15": ("webp", 15),
+}
+"""What a file is called in a picture -> its format and quality."""
+
+
+def saved_as(page: Image.Image) -> dict[str, Image.Image]:
+    """The same piece of a page out of its file in several formats."""
+    from io import BytesIO
+
+    from PIL import Image
+
+    from storyloom.pages.encoding import encoded
+
+    pieces = {}
+    for label, settings in SAVED.items():
+        kept = Image.open(BytesIO(encoded([page], *settings))).convert("RGB")
+        pieces[label] = kept.crop((24, 210, 224, 330)).resize((600, 360), Image.NEAREST)
+    return pieces
 
 
 def changes(before: Sequence[Image.Image], after: Sequence[Image.Image]) -> list[Image.Image]:

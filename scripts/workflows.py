@@ -461,9 +461,7 @@ def one_prompt_one_story(
         "decode": Node("VAEDecode", (980, 330), (320, 50), links={"samples": ("sampler", 0), "vae": ("loader", 2)}),
         "frames": Node("PreviewImage", (980, 440), (320, 380), links={"images": ("decode", 0)}, title="Frames"),
         "page": Node("StoryLoom_Page", (1420, 0), (480, 440), links={"images": ("decode", 0), "story": ("script", 0)}),
-        "save": Node(
-            "SaveImage", (1420, 500), (480, 480), {"filename_prefix": "StoryLoom/page"}, {"images": ("page", 0)}
-        ),
+        "save": Node("StoryLoom_SavePage", (1420, 500), (480, 480), links={"images": ("page", 0)}),
     }
     groups = {
         "Story": ("script", "latent", "words", "negative"),
@@ -635,9 +633,7 @@ def with_and_without(
     nodes["compare"] = Node(
         "StoryLoom_Compare", (3000, 0), (480, 300), {"caption_size": caption_size}, {**both, **story}
     )
-    nodes["save"] = Node(
-        "SaveImage", (3000, 360), (480, 640), {"filename_prefix": "StoryLoom/page"}, {"images": ("compare", 0)}
-    )
+    nodes["save"] = Node("StoryLoom_SavePage", (3000, 360), (480, 640), links={"images": ("compare", 0)})
     groups["Measure"] = (*encoders, *(f"{key} {part}" for key in branches for part in ("measures", "report")))
     groups["Page"] = ("compare", "save")
     return Workflow(name, nodes, groups)
@@ -721,9 +717,7 @@ def drawn_story(script: dict, size: tuple[int, int], negative: Node, settings: d
         "decode": Node("VAEDecode", (1400, 330), (320, 50), links={"samples": ("sampler", 0), "vae": ("loader", 2)}),
         "frames": Node("PreviewImage", (1400, 440), (320, 380), links={"images": ("decode", 0)}, title="Frames"),
         "page": Node("StoryLoom_Page", (1800, 0), (480, 440), links={"images": ("decode", 0), **story}),
-        "save": Node(
-            "SaveImage", (1800, 500), (480, 480), {"filename_prefix": "StoryLoom/page"}, {"images": ("page", 0)}
-        ),
+        "save": Node("StoryLoom_SavePage", (1800, 500), (480, 480), links={"images": ("page", 0)}),
     }
 
 

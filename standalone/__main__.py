@@ -11,10 +11,12 @@ from pathlib import Path
 from PIL import Image
 
 from ..pages.comic import CAPTION_PLACES, DIRECTIONS, PageStyle
+from ..pages.encoding import check_size, encoded
 from ..pages.layout import LAYOUTS
 from . import check_packages
 
-FORMATS = (".png", ".jpg", ".jpeg", ".webp")
+FORMATS = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
+"""What a page's file may end in -> its format."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -140,10 +142,15 @@ def _load(checkpoint: Path | None):
 
 
 def save_pages(pages: Sequence[Image.Image], path: Path) -> list[Path]:
-    """Save the first page at `path`, further ones beside it with a number. Returns where they lie."""
+    """Save the first page at `path`, further ones beside it with a number, each whole. Returns where they lie."""
+    from ..models.files import write_whole
+
+    kind = FORMATS[path.suffix.lower()]
+    for page in pages:
+        check_size(*page.size, kind)
     paths = [path, *(path.with_stem(f"{path.stem}_{number}") for number in range(2, len(pages) + 1))]
     for page, place in zip(pages, paths, strict=True):
-        page.save(place)
+        write_whole(place, encoded([page], kind))
     return paths
 
 
@@ -154,7 +161,7 @@ def check_output(path: Path) -> None:
         raise ValueError(f'The page "{path}" must end in {", ".join(FORMATS)}.')
     if not folder.is_dir():
         raise ValueError(f'There is no folder "{folder}" to save the page in. Create it, or choose another with -o.')
-    if path.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
+    if path.is_dir() or not all(os.access(place, os.W_OK) for place in (folder, path) if place.exists()):
         raise ValueError(f'The page cannot be written to "{path}". Choose another place with -o.')
 
 

@@ -13,7 +13,7 @@ def test_three_clicks_from_the_first_page_to_a_drawn_story(new_desk):
     desk.choose_template(DEMO)
     event = desk.run()
     assert event and event["kind"] == "execution_success", event
-    assert desk.pictures(desk.node("SaveImage")) == 1 and desk.pictures(desk.node("PreviewImage")) == 4
+    assert desk.pictures(desk.node("StoryLoom_SavePage")) == 1 and desk.pictures(desk.node("PreviewImage")) == 4
     assert desk.page.evaluate("() => clicks") == 3
     desk.look("First story")
     assert not desk.faults

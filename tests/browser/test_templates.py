@@ -48,5 +48,6 @@ def test_a_demo_draws_its_picture(desk, name):
             desk.set(node["id"], steps=2)
     event = desk.run()
     assert event and event["kind"] == "execution_success", event
-    shown = [node["id"] for node in saved(name)["nodes"] if node["type"] in ("SaveImage", "PreviewImage")]
+    showing = ("SaveImage", "StoryLoom_SavePage", "PreviewImage")
+    shown = [node["id"] for node in saved(name)["nodes"] if node["type"] in showing]
     assert shown and all(desk.pictures(number) for number in shown)

@@ -60,9 +60,9 @@ def page(server, prompt):
 
 
 def page_here(host, prompt):
-    """The page as the ComfyUI of this process draws it, in the pixels that SaveImage writes."""
+    """The page as the ComfyUI of this process draws it, in the pixels that are saved."""
     prompt = {key: node for key, node in prompt.items() if node["class_type"] != "PreviewAny"}
-    (save,) = (node for node in prompt.values() if node["class_type"] == "SaveImage")
+    (save,) = (node for node in prompt.values() if node["class_type"] == "StoryLoom_SavePage")
     seen = {"class_type": "TestCapture", "inputs": {"value": save["inputs"]["images"], "name": "page"}}
     images = host.run(prompt | {save["inputs"]["images"][0] + " seen": seen}, fresh=True).page
     return (255 * images[0].numpy()).clip(0, 255).astype(np.uint8)

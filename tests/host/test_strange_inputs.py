@@ -34,6 +34,7 @@ LOADERS = {
     "StoryLoom_LoadStoryMaker": ("file", "storymaker", ".bin"),
     "StoryLoom_LoadFaceAnalysis": ("pack", "insightface/models", ""),
     "StoryLoom_Page": ("font", "storyloom_fonts", ".ttf"),
+    "StoryLoom_LoadOpenCLIP": ("weights", "open_clip", ".pt"),
 }
 
 
@@ -78,6 +79,8 @@ def inputs_of(graph, host, node):
     """What a node needs beside its name."""
     if node == "StoryLoom_LoadFaceAnalysis":
         return {"provider": "CPU"}
+    if node == "StoryLoom_LoadOpenCLIP":
+        return {"architecture": "ViT-B-32", "download": False}
     if node != "StoryLoom_Page":
         return {}
     images = call(graph, host, lambda _: torch.zeros(1, 16, 16, 3), "")
@@ -105,6 +108,7 @@ def test_no_name_leads_out_of_its_folder(host, graph, places, node):
     assert message(graph, host, node, f"there{suffix}", linked=False) is None or node in (
         "StoryLoom_LoadStoryMaker",
         "StoryLoom_LoadFaceAnalysis",
+        "StoryLoom_LoadOpenCLIP",
     )
     for pattern in NAMES:
         name = pattern.replace("{outside}", str(outside)).replace("{}", suffix)
@@ -114,6 +118,42 @@ def test_no_name_leads_out_of_its_folder(host, graph, places, node):
             known = ("not_in_list", "not in list", "not found", "There is no ", "failed validation")
             assert any(words in told for words in known), (name, told)
     assert {place: everything(place) for place in before} == before
+
+
+@pytest.mark.parametrize("node", ["StoryLoom_SavePage", "StoryLoom_Consistency"])
+def test_no_prefix_leads_out_of_the_output_folder(host, graph, tmp_path, node):
+    """Refused in one sentence, or taken as Save Image does: "~" is a folder's name there."""
+    import folder_paths
+
+    output = Path(folder_paths.get_output_directory())
+    before = {place: everything(place) for place in (host.base, tmp_path)}
+    taken = set()
+    for pattern in [*NAMES, "C:secret", "a/./../../secret", "there/", "...", "x" * 250, "a/" * 3000 + "b"]:
+        name = pattern.replace("{outside}", str(tmp_path)).replace("{}", "")
+        for linked in (False, True):
+            graph = type(graph)()
+            inputs = {"images": call(graph, host, lambda _: torch.zeros(1, 48, 48, 3), "")}
+            if node == "StoryLoom_Consistency":
+                inputs["clip"] = graph.add("StoryLoom_DemoSimilarity")()
+            else:
+                inputs |= {"format": "png", "quality": 90}
+            inputs["filename_prefix"] = call(graph, host, lambda _, name=name: name, "") if linked else name
+            graph.add(node, **inputs)
+            try:
+                host.run(graph)
+                taken.add(pattern)
+            except Exception as refused:
+                errors = [error["details"] for each in getattr(refused, "errors", {}).values() for error in each]
+                told = " ".join(errors) or str(refused)
+                known = ("has no file name", "leaves the output folder", "too long for a file")
+                assert "filename_prefix" in told and any(words in told for words in known), (name[:40], told[:300])
+                assert len(told) < 300
+    assert taken == {"~/secret{}"}
+    shown = Path(folder_paths.get_temp_directory())
+    written = {path for path in everything(host.base) if path not in before[host.base] and path.parent != shown}
+    assert len(written) == 2 and {path.parent for path in written} == {output / "~"}
+    assert everything(tmp_path) == before[tmp_path]
+    shutil.rmtree(output / "~")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need rights")

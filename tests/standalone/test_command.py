@@ -1,7 +1,10 @@
 """The command line: a page with a progress bar, and faults in one sentence."""
 
+import errno
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -51,6 +54,31 @@ def test_every_setting_of_the_page_reaches_it(tmp_path, monkeypatch, small):
         assert command.main([*STORY, "--steps", "1", "-o", str(page), *settings.split()]) == 0
         sizes.add(Image.open(page).size)
     assert len(sizes) == 3
+
+
+@pytest.mark.parametrize("ending, kind", [("png", "PNG"), ("jpg", "JPEG"), ("JPEG", "JPEG"), ("webp", "WEBP")])
+def test_a_page_is_written_whole_or_not_at_all(tmp_path, monkeypatch, ending, kind):
+    path = tmp_path / f"page.{ending}"
+    assert command.save_pages([Image.new("RGB", (9, 6), "red")], path) == [path]
+    with Image.open(path) as page:
+        page.load()
+        assert page.format == kind and page.size == (9, 6)
+    before, write = path.read_bytes(), Path.write_bytes
+
+    def full(path, content):
+        write(path, content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space"):
+        command.save_pages([Image.new("RGB", (9, 6), "blue")], path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_page_that_its_format_cannot_hold_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="16384 x 1 pixels and webp holds at most 16383 on a side"):
+        command.save_pages([Image.new("L", (16_384, 1))], tmp_path / "page.webp")
+    assert not list(tmp_path.iterdir())
 
 
 def test_further_pages_get_a_number(tmp_path, monkeypatch, capsys, small):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from storyloom.models import files
 from storyloom.world.draw import draw
 from storyloom.world.hearing import unheard
 from storyloom.world.scene import Figure, Scene
@@ -499,7 +500,7 @@ class TestDemo:
         self, demo, comfyui, prompt, tmp_path, monkeypatch
     ):
         save, rows = {}, list(demo.rows_of(prompt))
-        for node in demo.nodes_of(prompt, "SaveImage"):
+        for node in (*demo.nodes_of(prompt, "SaveImage"), *demo.nodes_of(prompt, "StoryLoom_SavePage")):
             name = Path(prompt[node]["inputs"]["filename_prefix"]).name
             save[node] = [f"{name}_{i}.png" for i in range(4 if node in rows else 1)]
         folder = tmp_path / "base" / "output" / "StoryLoom"
@@ -539,7 +540,10 @@ class TestDemo:
 
         fake = SimpleNamespace(StoryPipeline=lambda model: pipeline, demo_model=lambda: None)
         monkeypatch.setitem(sys.modules, "storyloom.standalone", fake)
+        whole, write = [], files.write_whole
+        monkeypatch.setattr(files, "write_whole", lambda path, content: (whole.append(path), write(path, content)))
         drawn = demo.draw_standalone(prompt)
+        assert sorted(whole) == sorted(demo.OUT.iterdir()), "nothing is written in place"
         settings = {"seed": 7, "steps": 16, "cfg": 5.0}
         expected = [("a fox in a blue coat", 4, {"method": method, **settings}) for method in ("frames", "svr+ipca")]
         assert asked == expected

@@ -1,0 +1,121 @@
+"""Save story page: pages as files in the output folder, each written whole."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import comfy.utils
+import folder_paths
+import numpy as np
+import torch
+from comfy.cli_args import args
+from comfy_api.latest import io, ui
+
+from ..models.files import write_whole
+from ..pages.comic import from_array, to_rgb
+from ..pages.encoding import FORMATS, QUALITY, check_size, encoded
+from ..prompts.script import short
+from .folders import checked_prefix
+
+
+class SavePage(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="StoryLoom_SavePage",
+            display_name="Save story page",
+            category="StoryLoom/page",
+            description=(
+                "Saves pages to the output folder as png, webp or jpg, or all of them as one PDF. A file is written "
+                "whole or not at all, also when the server is stopped while it saves, and none is overwritten."
+            ),
+            search_aliases=["save image", "export pdf", "save pdf", "save webp", "save jpg", "write comic", "download"],
+            is_output_node=True,
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            inputs=[
+                io.Image.Input("images", tooltip="The pages, as Story page gives them, or any other images."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="StoryLoom/page",
+                    tooltip="Folder in the output folder and beginning of the file's name, as in Save Image, with the "
+                    "same placeholders such as %year% or %date:yyyy-MM-dd%. A number that is not taken follows.",
+                ),
+                io.Combo.Input(
+                    "format",
+                    options=list(FORMATS),
+                    default="png",
+                    tooltip="png: every pixel as it is, with the workflow in it. webp: smaller files, with "
+                    "it too. jpg: opens everywhere, without it. pdf: all pages in one file, without it.",
+                ),
+                io.Int.Input(
+                    "quality",
+                    default=QUALITY,
+                    min=1,
+                    max=100,
+                    advanced=True,
+                    tooltip="Of webp, jpg and pdf: lower makes smaller files. A webp of 100 keeps every pixel as it "
+                    "is. png always does.",
+                ),
+            ],
+            outputs=[io.Image.Output("pages", display_name="pages", tooltip="The images as they came in.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, filename_prefix=None):
+        try:
+            return filename_prefix is None or bool(checked_prefix(filename_prefix))
+        except ValueError as error:
+            return str(error)
+
+    @classmethod
+    def execute(cls, images, filename_prefix, format, quality) -> io.NodeOutput:
+        prefix = checked_prefix(filename_prefix)
+        if images.ndim != 4 or 0 in images.shape or images.shape[3] not in (1, 3, 4):
+            raise ValueError(
+                f"images is {list(images.shape)} instead of [pages, height, width, 3]: connect at least one IMAGE."
+            )
+        if format not in FORMATS:
+            raise ValueError(f'format "{short(str(format))}" is not known: choose one of {", ".join(FORMATS)}.')
+        if not 1 <= quality <= 100:
+            raise ValueError(f"quality is {quality}: choose 1 to 100.")
+        size = images.shape[2], images.shape[1]
+        check_size(*size, format)
+        pictures = [from_array(image.float().cpu().numpy()) for image in images]
+        files = [pictures] if format == "pdf" else [[picture] for picture in pictures]
+        texts, bar, saved = cls.texts(), comfy.utils.ProgressBar(len(files)), []
+        try:
+            output = folder_paths.get_output_directory()
+            folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, output, *size)
+            for number, pages in enumerate(files):
+                path, counter = free_file(folder, name.replace("%batch_num%", str(number)), counter, format)
+                write_whole(path, encoded(pages, format, quality, texts))
+                saved.append(ui.SavedResult(path.name, subfolder, io.FolderType.output))
+                bar.update(1)
+        except OSError as error:
+            raise OSError(
+                f'File {len(saved) + 1} of {len(files)} could not be written to "{short(prefix)}" in the output folder '
+                f"({error.strerror or error}): make room on the disk, or choose another filename_prefix. The files "
+                "before it are saved."
+            ) from error
+        if format != "pdf":
+            return io.NodeOutput(images, ui={"images": saved})
+        seen = torch.from_numpy(np.stack([to_rgb(picture) for picture in pictures])).float() / 255
+        shown = ui.PreviewImage(seen, cls=cls).as_dict()["images"]
+        return io.NodeOutput(images, ui={"images": shown, "text": (os.path.join(subfolder, path.name),)})
+
+    @classmethod
+    def texts(cls) -> dict[str, str]:
+        """What goes into a picture's file so that ComfyUI opens the graph from it, as Save Image writes it."""
+        if args.disable_metadata:
+            return {}
+        prompt = {} if cls.hidden.prompt is None else {"prompt": cls.hidden.prompt}
+        return {name: json.dumps(value) for name, value in (prompt | (cls.hidden.extra_pnginfo or {})).items()}
+
+
+def free_file(folder: str, name: str, counter: int, ending: str) -> tuple[Path, int]:
+    """The first place from this number on at which nothing lies, and the number behind it."""
+    while os.path.lexists(path := Path(folder, f"{name}_{counter:05}_.{ending}")):
+        counter += 1
+    return path, counter + 1

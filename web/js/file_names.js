@@ -1,0 +1,16 @@
+// Placeholders in filename_prefix, as in Save Image: the front end fills in %date:yyyy-MM-dd% and %node.widget% before
+// it sends the graph, but by itself only for ComfyUI's own nodes.
+
+import { app } from "../../../scripts/app.js";
+
+const NODES = ["StoryLoom_SavePage", "StoryLoom_Consistency"];
+
+app.registerExtension({
+  name: "StoryLoom.FileNames",
+  nodeCreated(node) {
+    if (!NODES.includes(node.comfyClass)) return;
+    const fill = window.comfyAPI?.utils?.applyTextReplacements; // not public: without it they stay as they are
+    const prefix = node.widgets.find(({ name }) => name === "filename_prefix");
+    if (fill) prefix.serializeValue = () => fill(app, prefix.value);
+  },
+});
