@@ -72,7 +72,8 @@ IDENTITY_WEIGHT = """\
 leaves less room for the frame."""
 YOUR_CHECKPOINT = f"""## Checkpoint
 Any SDXL checkpoint, in `models/checkpoints`. This one is \
-[{CHECKPOINT}]({SOURCE}) (6.9 GB). LoRA, ControlNet, another sampler: put them in as usual."""
+[{CHECKPOINT}]({SOURCE}) (6.9 GB). LoRA, ControlNet, another sampler: put them in as usual. Turbo, Lightning or LCM: \
+give KSampler the steps, cfg and sampler of that checkpoint."""
 
 REAL_NOTE = f"""## Change this first
 {ONE_STORY}
