@@ -13,6 +13,7 @@ story, so that a stopped run goes on where it was; `--page` also writes the tabl
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from ..models import demo
+from ..models.files import write_whole
 from ..world.draw import draw
 from ..world.measures import Effect, Estimate, StoryPictures, effect, paired_difference
 from ..world.reader import Reader, accuracy, confusion
@@ -113,10 +115,9 @@ class Results:
         return self.folder / f"{method}-{NOISE[shared_noise]}-{number}.npy"
 
     def save(self, pictures: np.ndarray, *key) -> None:
-        unfinished = self.path(*key).with_suffix(".tmp")
-        with unfinished.open("wb") as file:
-            np.save(file, pictures)
-        os.replace(unfinished, self.path(*key))
+        written = io.BytesIO()
+        np.save(written, pictures)
+        write_whole(self.path(*key), written.getvalue())
 
     def pictures(self, *key) -> np.ndarray:
         return np.load(self.path(*key), allow_pickle=False)
@@ -128,7 +129,7 @@ class Results:
         for number in range(len(known), count):
             pictures = self.pictures(method, shared_noise, number).astype(np.float32) / 255
             known.append([asdict(reading.scene) for reading in self.reader.read_all(pictures)])
-        cache.write_text(json.dumps(known))
+        write_whole(cache, json.dumps(known).encode())
         return [
             StoryPictures(random_story(FIRST_STORY + number), tuple(scene_of(scene) for scene in scenes))
             for number, scenes in enumerate(known[:count])
@@ -246,7 +247,7 @@ def write_section(name: str, text: str) -> None:
     page = PAGE.read_text(encoding="utf-8")
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     head, rest = page.split(begin)
-    PAGE.write_text(f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}", encoding="utf-8")
+    write_whole(PAGE, f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}".encode())
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from ..attention.freeu import FreeU, Stage
 from ..attention.identity import IdentityPreserving
 from ..attention.sampling import check_window
 from .patching import blocks_of, lowest_stages, with_patch
+from .ranges import in_range
 
 
 def model_input() -> io.Input:
@@ -105,6 +106,7 @@ class IPCA(io.ComfyNode):
         return valid_blocks(blocks)
 
     @classmethod
+    @in_range
     def execute(cls, model, identity_weight, start_percent, end_percent, blocks) -> io.NodeOutput:
         check_window(start_percent, end_percent)
         patch = IdentityPreserving(identity_weight, start_percent, end_percent, blocks_of(model, blocks))
@@ -203,6 +205,7 @@ class ConsistentSelfAttention(io.ComfyNode):
         return valid_blocks(blocks)
 
     @classmethod
+    @in_range
     def execute(
         cls, model, sampling_rate, anchors, skip_first_steps, start_percent, end_percent, blocks, seed, schedule
     ) -> io.NodeOutput:
@@ -272,6 +275,7 @@ class StoryFreeU(io.ComfyNode):
         )
 
     @classmethod
+    @in_range
     def execute(cls, model, b1, b2, s1, s2, start_percent, end_percent) -> io.NodeOutput:
         check_window(start_percent, end_percent)
         lowest, upper = lowest_stages(model)

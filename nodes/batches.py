@@ -14,6 +14,7 @@ from ..prompts.batches import (
     split_latent,
     split_rows,
 )
+from .ranges import in_range
 from .types import Plan
 
 
@@ -87,6 +88,7 @@ class SplitBatches(io.ComfyNode):
         )
 
     @classmethod
+    @in_range
     def execute(cls, latent, batch_size, anchors, positive=None, negative=None, image=None, mask=None) -> io.NodeOutput:
         count = latent["samples"].shape[0]
         plan = plan_batches(count, batch_size, anchors)

@@ -10,6 +10,7 @@ from comfy_api.latest import io
 
 from ..models import characters
 from .folders import files_in, register
+from .ranges import in_range
 from .types import Character as CharacterType
 
 FOLDER = "storyloom_characters"
@@ -59,6 +60,7 @@ class BlendCharacters(io.ComfyNode):
         )
 
     @classmethod
+    @in_range
     def execute(cls, first, second, ratio, name) -> io.NodeOutput:
         character = characters.blend(first, second, ratio, name.strip())
         return io.NodeOutput(character, character.picture[None].clone())

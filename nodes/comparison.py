@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from ..pages.comic import PageStyle
 from ..pages.comparison import ARRANGEMENTS, comparison_page, differences
 from .page import caption_size_input
+from .ranges import in_range
 from .types import Measures
 from .types import Story as StoryType
 
@@ -70,6 +71,7 @@ class Compare(io.ComfyNode):
         )
 
     @classmethod
+    @in_range
     def execute(
         cls,
         images_a,

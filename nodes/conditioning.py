@@ -11,6 +11,7 @@ from ..prompts.report import one_prompt_report
 from ..prompts.svr import SVRSettings
 from ..prompts.tokens import Tokens, without_word_ids
 from ..prompts.windows import WINDOW_KINDS, frame_prompts
+from .ranges import in_range
 from .types import Story
 
 CONSTANT = {"step": 0.001, "advanced": True}
@@ -135,6 +136,7 @@ class EncodeOnePrompt(io.ComfyNode):
         )
 
     @classmethod
+    @in_range
     def execute(
         cls,
         clip,

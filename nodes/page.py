@@ -13,6 +13,7 @@ from ..pages.comic import CAPTION_PLACES, DIRECTIONS, PageStyle, comic_pages, pa
 from ..pages.layout import LAYOUTS, parse_rows
 from ..prompts.script import Story, short
 from .folders import files_in, register
+from .ranges import in_range
 from .types import Story as StoryType
 
 log = logging.getLogger(__name__)
@@ -184,6 +185,7 @@ class Page(io.ComfyNode):
         return True
 
     @classmethod
+    @in_range
     def execute(
         cls,
         images: torch.Tensor,

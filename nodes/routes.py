@@ -19,8 +19,12 @@ PATH = "/storyloom/script"
 BOXES = ("identity", "frames", "style")
 BODY = 100_000
 """Bytes of a request: a story of a thousand frames."""
+ARRIVAL = 10
+"""Seconds in which a whole body has to arrive."""
 SECONDS = 10
 """How long one script may be measured."""
+CHARACTERS = 2_000_000
+"""What one script may come to with identity and style in every frame: their tokens take up to 250 MB."""
 WAITING = 8
 """How many requests may be measured or wait for it."""
 
@@ -55,19 +59,34 @@ async def texts_of(request) -> dict[str, str | None]:
     """The three texts of a request. Raises RequestError."""
     if request.content_type != "application/json":
         raise RequestError(415, f"The body has the type {request.content_type}: send application/json.")
-    body = bytearray()
-    async for chunk in request.content.iter_chunked(1 << 14):
-        body += chunk
-        if len(body) > BODY:
-            raise RequestError(413, f"The script is longer than {BODY // 1000} kB. It runs, but it is not measured.")
+    if "Content-Encoding" in request.headers:
+        raise RequestError(415, "The body is compressed: send it as it is.")
     try:
-        sent = json.loads(body)
+        sent = json.loads(await asyncio.wait_for(body_of(request), ARRIVAL))
+    except asyncio.TimeoutError:
+        raise RequestError(408, f"The body did not arrive within {ARRIVAL} seconds: send it again.") from None
     except (ValueError, RecursionError):
         raise RequestError(400, "The body is not JSON.") from None
     texts = {box: sent.get(box) for box in BOXES} if isinstance(sent, Mapping) else {box: 0 for box in BOXES}
     if not all(text is None or isinstance(text, str) for text in texts.values()):
         raise RequestError(400, f"The body needs {', '.join(BOXES)}: each a text, or null where it is not known.")
     return texts
+
+
+async def body_of(request) -> bytearray:
+    """All bytes of a request. Raises RequestError when they are too many or break off."""
+    from aiohttp import web
+
+    body = bytearray()
+    try:
+        async for chunk in request.content.iter_chunked(1 << 14):
+            body += chunk
+            if len(body) > BODY:
+                too_long = f"The script is longer than {BODY // 1000} kB. It runs, but it is not measured."
+                raise RequestError(413, too_long)
+    except (ConnectionError, web.RequestPayloadError):
+        raise RequestError(400, "The body broke off: send it again.") from None
+    return body
 
 
 class Desk:
@@ -78,7 +97,7 @@ class Desk:
         self.waiting = 0
 
     async def measured(self, texts: Mapping[str, str | None]) -> dict[str, Any]:
-        """A measured script. Raises RequestError when that takes too long or when too many wait."""
+        """A measured script. Raises RequestError when that takes too long or too much, or when too many wait."""
         if self.waiting >= WAITING:
             raise RequestError(503, "Too many scripts wait to be measured: ask again.")
         self.waiting += 1
@@ -97,9 +116,17 @@ def desk() -> Desk:
 
 
 def _measure(texts: Mapping[str, str | None]):
-    tokenize, deadline = _tokenizer(), time.monotonic() + SECONDS
+    tokenize, deadline, left = _tokenizer(), time.monotonic() + SECONDS, CHARACTERS
 
     def limited(text: str) -> Tokens:
+        nonlocal left
+        left -= len(text)
+        if left < 0:
+            raise RequestError(
+                413,
+                f"With identity and style in every frame the script is longer than {CHARACTERS // 1000} kB. It runs, "
+                "but it is not measured.",
+            )
         if time.monotonic() > deadline:
             raise TimeoutError
         try:

@@ -5,6 +5,7 @@ import torch
 from comfy_api.latest import io
 
 from ..prompts.script import parse_frames, parse_identity, parse_story, parse_style
+from .ranges import in_range
 from .types import Story
 
 EXAMPLE_IDENTITY = "a red fox in a blue coat"
@@ -117,6 +118,7 @@ class EmptyLatent(io.ComfyNode):
         )
 
     @classmethod
+    @in_range
     def execute(cls, width, height, story, shared_noise) -> io.NodeOutput:
         count = len(story.frames)
         where = {

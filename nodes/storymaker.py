@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import comfy.lora
@@ -22,6 +22,7 @@ from ..models.storymaker_adapter import StoryMakerAdapter
 from .attention import model_input, model_output, window_inputs
 from .folders import files_in, register
 from .patching import attention_widths, blocks_of, with_patch
+from .ranges import in_range
 from .types import Character as CharacterType
 from .types import StoryMaker as StoryMakerType
 
@@ -41,7 +42,7 @@ class StoryMaker:
     """What STORYMAKER links carry: the networks under ComfyUI's memory management, and the changes of the UNet."""
 
     patcher: comfy.model_patcher.ModelPatcher
-    lora: dict[str, Tensor]
+    lora: dict[str, Tensor] = field(repr=False)  # ComfyUI writes all inputs of a node that fails
 
     @property
     def adapter(self) -> StoryMakerAdapter:
@@ -199,6 +200,7 @@ class ApplyStoryMaker(io.ComfyNode):
         )
 
     @classmethod
+    @in_range
     def execute(
         cls,
         model,

@@ -24,6 +24,8 @@ Tokenize = Callable[[str], Tokens]
 ROOM = 75
 """Tokens of text that one window of the encoders holds, between its start and its end token."""
 START, END = 49406, 49407
+NESTED = 100
+"""How deep parentheses may stand in each other: hosts read one level after the other and give up near 1,000."""
 PADDING = {"l": END, "g": 0}
 """Token ids of CLIP's vocabulary: around the text of a window, and what each of SDXL's encoders fills it up with."""
 
@@ -184,6 +186,11 @@ def _check_parentheses(text: str, name: str) -> None:
     depth = 0
     for sign in text.replace("\\(", "").replace("\\)", ""):
         depth += (sign == "(") - (sign == ")")
+        if depth > NESTED:
+            raise ValueError(
+                f'The parentheses of {name} ("{short(text)}") stand more than {NESTED} deep in each other: write a '
+                "weight as (words:1.2)."
+            )
         if depth < 0:
             break
     if depth:

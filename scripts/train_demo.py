@@ -40,6 +40,7 @@ from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 from storyloom.models import demo  # noqa: E402
+from storyloom.models.files import write_whole  # noqa: E402
 from storyloom.prompts.tokens import END, PADDING, ROOM, START  # noqa: E402
 from storyloom.standalone.layers import Remembered  # noqa: E402
 from storyloom.standalone.text import token_ids  # noqa: E402
@@ -686,10 +687,10 @@ def learn(training: Training, saved: Path, pause_after: int | None) -> None:
 
 def finish(training: Training, folder: Path) -> None:
     """Write the weights, the log and a contact sheet."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     metadata = {"format": "pt", "settings": json.dumps(training.settings), "step": str(training.step)}
-    save_file(training.weights(), folder / WEIGHTS, metadata)
+    write_whole(folder / WEIGHTS, save(training.weights(), metadata))
     with (folder / LOG).open("w", newline="") as file:
         csv.writer(file).writerows([("step", "mean squared error of v", "pictures per second"), *training.log])
     pictures, verdict = check(training)

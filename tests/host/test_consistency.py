@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from story_graphs import COMPARE, STORY
+from test_written_whole import can_be_killed, killed_at_many_moments
 
 CLIP = "storyloom-host-tiny"
 NAN = float("nan")
@@ -192,6 +193,18 @@ def test_one_image_has_no_pairs_and_says_so(host, graph, drawn):
     measured(graph, given(graph, host, drawn[0][:1]), clip=graph.add("StoryLoom_DemoSimilarity")())
     result = host.run(graph)
     assert "One picture has no pair" in result.report and result.matrix.std() > 0
+
+
+@can_be_killed
+def test_numbers_that_are_written_while_the_server_is_killed_are_whole(host, drawn):
+    module, reader = host.pack("nodes.consistency"), host.pack("models.demo_similarity").DemoReader()
+    found = host.pack("pages.consistency").measure(drawn[0].repeat(8, 1, 1, 1), None, reader)
+    folder = Path(host.base, "output", "killed")
+    for _ in killed_at_many_moments(lambda _: module.saved(found, "killed/numbers")):
+        written = list(folder.glob("*.json"))
+        assert written and all(json.loads(file.read_bytes()) == found.to_json() for file in written)
+        for file in written:
+            file.unlink()
 
 
 def failure(host, graph):

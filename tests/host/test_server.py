@@ -1,20 +1,26 @@
 """The real server: a story through POST /prompt, and the same pixels whenever the same seed is asked for again."""
 
+import gzip
 import importlib.util
 import json
 import os
+import socket
 import sys
+import time
 import urllib.request
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
-from story_graphs import CSA
+from safetensors.torch import load_file, save_file
+from story_graphs import CSA, FREEU, IPCA, SAMPLER, SVR, distance
 from story_makers import APPLY
 from test_storymaker_files import hostile, not_finite
+from tiny_models import tiny_lora
 
 PACK = Path(__file__).resolve().parents[2]
 WORKFLOW = PACK / "workflows" / "api" / "Demo - One Prompt One Story.json"
@@ -77,6 +83,93 @@ def test_a_story_has_the_same_pixels_again_and_in_another_process(server, host):
     assert np.array_equal(first, fresh)
 
 
+EVERY_PATCH = {
+    "csa": ("StoryLoom_ConsistentSelfAttention", CSA),
+    "ipca": ("StoryLoom_IPCA", IPCA),
+    "freeu": ("StoryLoom_FreeU", FREEU),
+    "apply": ("StoryLoom_ApplyStoryMaker", APPLY | {"storymaker": ["adapter", 0], "character_1": ["who", 0]}),
+}
+NODES = {
+    "loaded": ("StoryLoom_DemoModel", {}),
+    "adapter": ("StoryLoom_DemoStoryMaker", {}),
+    "picture": ("EmptyImage", {"width": 64, "height": 64, "batch_size": 1, "color": 0x3366CC}),
+    "encoded": ("StoryLoom_EncodeOnePrompt", SVR | {"clip": ["loaded", 1], "story": ["script", 0]}),
+    "nothing": ("ConditioningZeroOut", {"conditioning": ["encoded", 0]}),
+    "latent": ("StoryLoom_EmptyLatent", {"width": 64, "height": 64, "story": ["script", 0], "shared_noise": True}),
+    "saved": ("SaveLatent", {"samples": ["drawn", 0], "filename_prefix": "isolation"}),
+}
+STORIES = {
+    "fox": {"seed": 1, "frames": "asleep\nreading", "lora": 0.0, "patches": list(EVERY_PATCH)},
+    "another model": {"seed": 2, "frames": "jumping\nasleep\nreading", "lora": 1.0, "patches": list(EVERY_PATCH)},
+    "bypassed": {"seed": 1, "frames": "asleep\nreading", "lora": 0.0, "patches": []},
+}
+
+
+def story(name, turn):
+    """A story's prompt, which saves latents. turn: another one each time, so that no node's result is used again."""
+    told, model = STORIES[name], ["loaded", 0]
+    who = {"name": "", "clip_vision": ["adapter", 1], "image": ["picture", 0], "mode": "appearance only"}
+    nodes = NODES | {
+        "script": ("StoryLoom_Script", {"identity": "a fox", "frames": told["frames"] + "\n" * turn, "style": ""}),
+        "who": ("StoryLoom_Character", who),
+    }
+    if told["lora"]:
+        settings = {"lora_name": "test.safetensors", "strength_model": told["lora"], "model": model}
+        nodes["lora"], model = ("LoraLoaderModelOnly", settings), ["lora", 0]
+    for patch in told["patches"]:
+        kind, settings = EVERY_PATCH[patch]
+        nodes[patch], model = (kind, settings | {"model": model}), [patch, 0]
+    ends = {"model": model, "positive": ["encoded", 0], "negative": ["nothing", 0], "latent_image": ["latent", 0]}
+    nodes["drawn"] = ("KSampler", SAMPLER | {"seed": told["seed"]} | ends)
+    return {key: {"class_type": kind, "inputs": inputs} for key, (kind, inputs) in nodes.items()}
+
+
+def latents(server, prompts):
+    """Queue all prompts, and return what each saved once all are drawn."""
+    found = []
+    for prompt_id in [server.submit(prompt) for prompt in prompts]:
+        entry = server.wait(prompt_id, timeout=300)
+        cached = [data["nodes"] for kind, data in entry["status"]["messages"] if kind == "execution_cached"]
+        assert "drawn" not in sum(cached, [])
+        (saved,) = entry["outputs"]["saved"]["latents"]
+        found.append(load_file(server.base / "output" / saved["subfolder"] / saved["filename"])["latent_tensor"])
+    return found
+
+
+def with_lora(base):
+    (base / "models" / "loras").mkdir(exist_ok=True)
+    save_file(tiny_lora(width=128), base / "models" / "loras" / "test.safetensors")
+    return base
+
+
+@pytest.fixture(scope="module")
+def alone(server, server_module, tmp_path_factory, host):
+    """Each story with patches as a server draws it that has drawn nothing else, and the one without as this process."""
+
+    def draw(name):
+        base = with_lora(server_module.pack_base(tmp_path_factory.mktemp("alone"), PACK))
+        with server_module.Server(Path(os.environ["COMFYUI_PATH"]), base, sys.executable) as fresh:
+            return latents(fresh, [story(name, 0)])[0]
+
+    patched = [name for name, told in STORIES.items() if told["patches"]]
+    with ThreadPoolExecutor(len(patched)) as pool:
+        drawn = dict(zip(patched, pool.map(draw, patched), strict=True))
+    seen = {"class_type": "TestCapture", "inputs": {"value": ["drawn", 0], "name": "latent"}}
+    here = host.run(story("bypassed", 0) | {"saved": seen}, fresh=True).latent["samples"]
+    return drawn | {"bypassed": here}
+
+
+def test_stories_in_turns_are_as_each_alone_in_a_server_of_its_own(server, alone):
+    """Two models, two seeds, all patches; and without them: what is bypassed in a graph is not in its prompt."""
+    with_lora(server.base)
+    order = ["fox", "another model", "fox", "another model", "bypassed", "fox"]
+    found = latents(server, [story(name, turn) for turn, name in enumerate(order)])
+    for name, latent in zip(order, found, strict=True):
+        assert latent.isfinite().all() and torch.equal(latent, alone[name]), name
+    fox, other, bypassed = (alone[name] for name in STORIES)
+    assert distance(fox, bypassed) > 0.02 and distance(other[:2], fox) > 0.02
+
+
 def test_hostile_files_are_refused_and_the_server_goes_on(server, server_module, host):
     """Of StoryMaker, and then of a character."""
     characters, models = host.pack("models.characters"), server.base / "models"
@@ -126,6 +219,48 @@ def test_a_faulty_script_is_refused_before_anything_runs_and_the_server_goes_on(
         "Story script, frames, line 2: the frame is only a caption. Write what it shows before the #."
     )
     assert page(server, demo(3)).size
+
+
+def asked(server, body, *headers):
+    """Send a body to the route of the script's editor as it is; returns the connection."""
+    connection = socket.create_connection(("127.0.0.1", server.port), timeout=60)
+    lines = ["POST /storyloom/script HTTP/1.1", f"Host: 127.0.0.1:{server.port}", "Connection: close", *headers]
+    connection.sendall("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
+    return connection
+
+
+def status(connection):
+    with connection, connection.makefile("rb") as answer:
+        return int(answer.readline().split()[1])
+
+
+def test_the_route_refuses_what_is_no_script_and_the_server_goes_on(server):
+    typed, cut = "Content-Type: application/json", "Transfer-Encoding: chunked"
+
+    def length(body):
+        return body, f"Content-Length: {len(body)}"
+
+    good = json.dumps({"identity": "a fox", "frames": "asleep", "style": ""}).encode()
+    begun = time.monotonic()
+    slow = asked(server, good[:9], typed, f"Content-Length: {len(good)}")
+    for expected, sent in (
+        (200, asked(server, *length(good), typed)),
+        (400, asked(server, *length(b"[" * 90_000), typed)),
+        (400, asked(server, *length(b"\xff"), typed)),
+        (413, asked(server, b"%x\r\n" % (1 << 20) + b" " * (1 << 20), typed, cut)),
+        (415, asked(server, *length(gzip.compress(b" " * (64 << 20))), typed, "Content-Encoding: gzip")),
+        (415, asked(server, *length(good), "Content-Type: text/plain", "Origin: http://127.0.0.1")),
+        (403, asked(server, *length(good), typed, "Origin: http://example.com")),
+    ):
+        assert status(sent) == expected
+    many = [asked(server, *length(good), typed) for _ in range(100)]
+    found = Counter(map(status, many))
+    assert found.keys() <= {200, 503} and found[200] >= 8
+    assert page(server, demo(3)).size
+    assert status(slow) == 408 and time.monotonic() - begun < 60
+    assert status(asked(server, *length(good), typed)) == 200
+    log = server.log.read_text(encoding="utf-8", errors="replace")
+    assert "routes.py" not in log
 
 
 def test_the_blueprints_are_served_as_they_lie_in_the_pack(server):

@@ -1,14 +1,18 @@
 """Names that lead elsewhere and texts that nobody types, through the real executor: refused, and nothing is left."""
 
+import re
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import ImageFont
-from story_graphs import build, call, csa, ipca, sample
+from story_graphs import STORY, build, call, sample
 from story_makers import someone
+from test_schemas import CATALOGUE, NUMBERS, node_class
 from tiny_models import tiny_clip
 
 NAMES = [
@@ -184,17 +188,61 @@ def test_links_in_a_models_folder_are_followed_as_comfyui_does_and_never_written
     shutil.rmtree(output)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize(
-    "node, setting", [(ipca, "identity_weight"), (csa, "sampling_rate"), (csa, "end_percent"), (ipca, "start_percent")]
-)
-def test_a_setting_that_is_no_number_is_refused_where_it_is_set(host, graph, node, setting, value):
-    """Through a link, where ComfyUI does not look at what arrives."""
-    parts = build(graph, size=(64, 64))
-    graph.capture(x=node(graph, parts["model"], **{setting: call(graph, host, lambda _: value, "")}))
-    with pytest.raises(Exception, match=f"{setting.removeprefix('identity_')} .*(is|are|lies)") as refused:
+def numbers_of(node_id):
+    """A node's widgets that hold a number."""
+    return [entry for entry in node_class(node_id).GET_SCHEMA().inputs if entry.get_io_type() in NUMBERS]
+
+
+def set_to(host, new_graph, maker, models, node_id, linked, **values):
+    """What is said of a node with values in some widgets and ordinary things around them; None: it is taken."""
+    around = {
+        "MODEL": models[0],
+        "CLIP": models[1],
+        "STORYLOOM_STORY": host.pack("prompts.script").parse_story(**STORY),
+        "LATENT": {"samples": torch.zeros(3, 4, 8, 8)},
+        "IMAGE": torch.zeros(3, 16, 16, 3),
+        "STORYLOOM_CHARACTER": someone(host, 1),
+        "STORYLOOM_STORYMAKER": maker,
+    }
+    entries = node_class(node_id).GET_SCHEMA().inputs
+    carried = {each.id: around[each.get_io_type()] for each in entries if each.get_io_type() in around}
+    inputs = {each.id: each.default or each.options[0] for each in entries if getattr(each, "options", None)}
+    inputs |= {each.id: each.default for each in entries if getattr(each, "default", None) is not None} | values
+    graph = new_graph()
+    for name, value in (carried | values if linked else carried).items():
+        inputs[name] = call(graph, host, lambda _, value=value: value, "")
+    graph.capture(x=graph.add(node_id, **inputs)())
+    try:
         host.run(graph)
-    assert refused.value.node.startswith("StoryLoom_")
+    except Exception as refused:
+        errors = [error["details"] for each in getattr(refused, "errors", {}).values() for error in each]
+        return " ".join(errors) or str(refused)
+    return None
+
+
+@pytest.mark.parametrize("node_id", CATALOGUE)
+def test_a_number_outside_its_range_is_refused_where_it_is_set(host, new_graph, models, maker, node_id):
+    """Through a link, where ComfyUI does not look at what arrives, and typed, where it takes NaN."""
+    nan, endless = float("nan"), float("inf")
+    say = partial(set_to, host, new_graph, maker, models, node_id)
+    widgets = numbers_of(node_id)
+    for widget in widgets:
+        whole = widget.get_io_type() == "INT"
+        beyond = [widget.min - 1, widget.max + 1, 10**5000] + [widget.min + 0.5] * whole
+        for value in (nan, endless, -endless, np.float32("nan"), *beyond, "1" * 1000, None, [1], 1j):
+            told = say(linked=True, **{widget.id: value})
+            kind = "a whole number" if whole else "a number"
+            assert told and re.fullmatch(f"{widget.id} is .+: type or connect {kind} from .+ to .+\\.", told), value
+            assert len(told) < 200
+        for value in (nan, endless, -endless):
+            told = say(linked=False, **{widget.id: value})
+            assert told and re.search(rf"\b{widget.id}\b", told), value
+    assert not widgets or say(linked=True, **{each.id: np.float64(each.default) for each in widgets}) is None
+
+
+def test_an_adapter_is_written_in_a_line(maker):
+    """ComfyUI writes out the inputs of every node that fails, for the browser: here hundreds of matrices."""
+    assert len(str(maker)) < 1000
 
 
 def test_a_folder_of_fonts_that_is_deleted_is_an_empty_list(host, graph):

@@ -99,14 +99,17 @@ def tiny_controlnet():
     return comfy.controlnet.ControlNet(network, load_device=torch.device("cpu"), manual_cast_dtype=None)
 
 
-def tiny_lora():
-    """State dict of a LoRA for the keys of one layer of the tiny SDXL, in self- and in cross-attention."""
+def tiny_lora(width=64):
+    """State dict of a LoRA for the keys of one layer of the tiny SDXL, in self- and in cross-attention.
+
+    width: channels of the layer; the demo model has 128.
+    """
     generator = torch.Generator().manual_seed(3)
     state = {}
-    for slot, width in (("attn1", 64), ("attn2", 2048)):
+    for slot, source in (("attn1", width), ("attn2", 2048)):
         name = f"diffusion_model.output_blocks.1.1.transformer_blocks.0.{slot}.to_k"
-        state[f"{name}.lora_up.weight"] = torch.randn(64, 4, generator=generator) / 2
-        state[f"{name}.lora_down.weight"] = torch.randn(4, width, generator=generator) / 2
+        state[f"{name}.lora_up.weight"] = torch.randn(width, 4, generator=generator) / 2
+        state[f"{name}.lora_down.weight"] = torch.randn(4, source, generator=generator) / 2
     return state
 
 

@@ -185,6 +185,14 @@ def test_parentheses_may_not_straddle_parts(parts, name):
         locate(*parts)
 
 
+def test_parentheses_may_not_stand_in_each_other_without_end():
+    """Hosts read one level after the other, and their own error would be Python's."""
+    deep = "(" * 100 + "asleep" + ")" * 100
+    assert len(locate("a fox", deep)[0].frames) == 1
+    with pytest.raises(ValueError, match="parentheses of frame 1 .* stand more than 100 deep in each other"):
+        locate("a fox", f"({deep})")
+
+
 def test_escaped_parentheses_are_plain():
     tokens, joined = locate(r"a fox :\)", r"\( asleep")
     assert words(joined["l"], tokens.identity) == ["a", "fox", ":", ")"]

@@ -1,0 +1,43 @@
+"""Numbers that reach a node through a link, where ComfyUI does not compare them with the widget's range."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from decimal import Decimal
+from functools import wraps
+from numbers import Integral, Real
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..prompts.script import short
+
+KINDS = {"INT": int, "FLOAT": float}
+
+
+def in_range(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutput]:
+    """A node's `execute` that gets its numbers, which ComfyUI passes by name, as the widgets would hold them.
+
+    Raises ValueError, which names the widget, for what is no number or lies outside of the widget's range.
+    """
+
+    @wraps(execute)
+    def checked(cls, *others, **inputs) -> io.NodeOutput:
+        widgets = [widget for widget in cls.define_schema().inputs if widget.get_io_type() in KINDS]
+        return execute(cls, *others, **inputs | {w.id: _number(inputs[w.id], w) for w in widgets if w.id in inputs})
+
+    return checked
+
+
+def _number(value: Any, widget: io.Int.Input | io.Float.Input) -> int | float:
+    kind = KINDS[widget.get_io_type()]
+    if isinstance(value, Real) and widget.min <= value <= widget.max and kind(value) == value:
+        return kind(value)
+    wanted = f"{'a whole' if kind is int else 'a'} number from {_told(widget.min)} to {_told(widget.max)}"
+    raise ValueError(f"{widget.id} is {_told(value)}: type or connect {wanted}.")
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, Integral):
+        return short(str(Decimal(int(value))))  # Python itself writes no number of more than 4,300 digits
+    return f"{value:g}" if isinstance(value, Real) else f'"{short(str(value))}"'

@@ -1,0 +1,78 @@
+"""Results that are written while their process is killed: the old ones or the whole new ones, never a half."""
+
+import itertools
+import json
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from storyloom.benchmarks import effect
+from storyloom.benchmarks.consistory.store import Store, as_json, set_files
+from storyloom.standalone.__main__ import save_pages
+
+can_be_killed = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a process that can be killed while it writes")
+pytestmark = can_be_killed
+MOMENTS = range(5, 105, 5)
+"""Milliseconds after which a process is killed."""
+VERSIONS = [{"of": name, "scores": [number / 7 for number in range(3000)]} for name in ("old", "new")]
+
+
+def killed_at_many_moments(write):
+    """Kill a process, each time at another moment, that writes over and over; yields after each. write: of a number."""
+    write(0)
+    for milliseconds in MOMENTS:
+        child = os.fork()
+        if not child:
+            try:
+                for number in itertools.count():
+                    write(number)
+            finally:
+                os._exit(1)
+        time.sleep(milliseconds / 1000)
+        os.kill(child, signal.SIGKILL)
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL, "it failed by itself"
+        yield
+
+
+def test_a_file_of_a_benchmark(tmp_path):
+    store = Store(tmp_path)
+    with store.opened({"seed": 1}):
+        for _ in killed_at_many_moments(lambda n: store.write(tmp_path / "metrics.json", as_json(VERSIONS[n % 2]))):
+            assert json.loads((tmp_path / "metrics.json").read_bytes()) in VERSIONS
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".state", "metrics.json", "run.json"]
+
+
+def test_a_set_of_a_benchmark_is_there_with_all_its_files_or_not_at_all(tmp_path):
+    store = Store(tmp_path)
+    files = set_files([bytes([number]) * 50_000 for number in range(4)], {"seed": 1})
+    with store.opened({"seed": 1}):
+        for _ in killed_at_many_moments(lambda n: store.save_set(f"svr/{os.getpid()}-{n}", files)):
+            for folder in (tmp_path / "svr").glob("*"):
+                assert {file.name: file.read_bytes() for file in folder.iterdir()} == files
+    with store.opened({"seed": 1}):
+        assert not list((tmp_path / ".state" / "unfinished").iterdir()), "what was left of the killed is cleared"
+
+
+def test_pictures_and_readings_of_the_effect_page(tmp_path, monkeypatch):
+    monkeypatch.setattr(effect, "OUT", tmp_path)
+    weights = tmp_path / "weights"
+    weights.write_bytes(b"x")
+    results, key = effect.Results("x", weights, 10), ("svr", True, 0)
+    pictures = [np.full((4, 24, 24, 3), number, np.uint8) for number in range(2)]
+    for _ in killed_at_many_moments(lambda n: results.save(pictures[n % 2], *key)):
+        assert any(np.array_equal(results.pictures(*key), version) for version in pictures)
+    known = results.folder / "svr-same.json"
+    known.write_text(json.dumps(VERSIONS))
+    for _ in killed_at_many_moments(lambda _: results.stories("svr", True, 0)):
+        assert json.loads(known.read_text()) == VERSIONS
+
+
+def test_a_page_of_the_command_line(tmp_path):
+    pages = [Image.effect_noise((300, 200), 50).convert("RGB") for _ in range(2)]
+    for _ in killed_at_many_moments(lambda n: save_pages([pages[n % 2]], tmp_path / "page.png")):
+        with Image.open(tmp_path / "page.png") as page:
+            assert any(page.tobytes() == version.tobytes() for version in pages)
