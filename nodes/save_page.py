@@ -18,6 +18,7 @@ from ..pages.comic import from_array, to_rgb
 from ..pages.encoding import FORMATS, QUALITY, check_size, encoded
 from ..prompts.script import short
 from .folders import checked_prefix
+from .ranges import in_range
 
 
 class SavePage(io.ComfyNode):
@@ -70,6 +71,7 @@ class SavePage(io.ComfyNode):
             return str(error)
 
     @classmethod
+    @in_range
     def execute(cls, images, filename_prefix, format, quality) -> io.NodeOutput:
         prefix = checked_prefix(filename_prefix)
         if images.ndim != 4 or 0 in images.shape or images.shape[3] not in (1, 3, 4):
@@ -78,8 +80,6 @@ class SavePage(io.ComfyNode):
             )
         if format not in FORMATS:
             raise ValueError(f'format "{short(str(format))}" is not known: choose one of {", ".join(FORMATS)}.')
-        if not 1 <= quality <= 100:
-            raise ValueError(f"quality is {quality}: choose 1 to 100.")
         size = images.shape[2], images.shape[1]
         check_size(*size, format)
         pictures = [from_array(image.float().cpu().numpy()) for image in images]

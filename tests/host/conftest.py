@@ -188,6 +188,28 @@ def light_heap():
 
 
 @pytest.fixture(scope="session")
+def start_server(tmp_path_factory):
+    """Starts a ComfyUI of its own with the pack, as a process; a context manager."""
+    from storyloom.scripts.comfyui import Server, pack_base
+
+    def start_server():
+        return Server(Path(COMFYUI), pack_base(tmp_path_factory.mktemp("server"), PACK), sys.executable)
+
+    return start_server
+
+
+@pytest.fixture(scope="session")
+def server(start_server):
+    """One that is left running."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")  # as the ComfyUI of this process: sums depend on it in their last digits
+        running = start_server()
+        running.__enter__()
+    yield running
+    running.__exit__(None, None, None)
+
+
+@pytest.fixture(scope="session")
 def host(tmp_path_factory):
     base = tmp_path_factory.mktemp("comfyui")
     folder = base / "custom_nodes" / "storyloom"

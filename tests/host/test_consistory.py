@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,10 +15,8 @@ from storyloom.benchmarks.consistory import __main__ as command
 from storyloom.benchmarks.consistory.graph import DEMO_SETTINGS, Settings, graph_of, parse_method
 from storyloom.benchmarks.consistory.prompts import PromptSet
 from storyloom.benchmarks.consistory.store import STATE, Store
-from storyloom.scripts.comfyui import Server, pack_base
 
 yaml = pytest.importorskip("yaml")
-COMFYUI = Path(os.environ.get("COMFYUI_PATH", "."))
 SETS = {
     "animals": [
         {"concept_token": "fox", "style": "a drawing of", "subject": "a fox in a blue coat"},
@@ -56,21 +53,6 @@ def test_demo_settings_have_the_steps_of_the_effect_page(host):
     ours = calculate_sigmas(sampling, DEMO_SETTINGS.scheduler, DEMO_SETTINGS.steps)
     assert torch.allclose(ours[1:].float(), euler.sigmas[1:], rtol=1e-4)
     assert min(ours[0], euler.sigmas[0]) > 4000, "the first is pure noise, for which the hosts have other large numbers"
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory):
-    def start():
-        base = pack_base(tmp_path_factory.mktemp("server"), Path(command.__file__).parents[2])
-        return Server(COMFYUI, base, sys.executable)
-
-    return start
-
-
-@pytest.fixture(scope="module")
-def server(start):
-    with start() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
@@ -137,9 +119,9 @@ def test_a_run_killed_in_the_middle_ends_with_the_same_files(whole, server, prom
     assert len(times) == 4 and set(times.values()) == {1}, "nothing is drawn twice"
 
 
-def test_when_one_of_two_servers_is_killed_half_way_the_files_are_the_same(whole, server, start, prompts, tmp_path):
+def test_when_one_of_two_servers_is_killed_the_files_are_the_same(whole, server, start_server, prompts, tmp_path):
     out = tmp_path / "two"
-    with start() as second:
+    with start_server() as second:
         name = second.url.removeprefix("http://")
 
         def kill_half_way():

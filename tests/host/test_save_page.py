@@ -158,7 +158,7 @@ def test_pages_of_any_kind_are_saved_and_what_is_no_number_is_black(host, graph,
         (torch.zeros(2, 65_501, 1, 3), {"kind": "jpg"}, "1 x 65501 pixels and jpg holds at most 65500"),
         (torch.zeros(2, 65_501, 1, 3), {"kind": "pdf"}, "and pdf holds at most 65500"),
         (pages(1), {"kind": "/../../evil"}, "format .* is not known: choose one of png, webp, jpg, pdf"),
-        (pages(1), {"quality": float("nan")}, "quality is nan: choose 1 to 100"),
+        (pages(1), {"quality": float("nan")}, "quality is nan: type or connect a whole number from 1 to 100"),
     ],
 )
 def test_what_cannot_be_saved_says_what_to_change_and_leaves_nothing(host, graph, folder, images, inputs, message):

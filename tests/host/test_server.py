@@ -1,15 +1,12 @@
 """The real server: a story through POST /prompt, and the same pixels whenever the same seed is asked for again."""
 
 import gzip
-import importlib.util
 import json
 import os
 import socket
-import sys
 import time
 import urllib.request
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -22,25 +19,10 @@ from story_makers import APPLY
 from test_storymaker_files import hostile, not_finite
 from tiny_models import tiny_lora
 
+from storyloom.scripts.comfyui import PromptFailed, PromptRefused
+
 PACK = Path(__file__).resolve().parents[2]
 WORKFLOW = PACK / "workflows" / "api" / "Demo - One Prompt One Story.json"
-
-
-@pytest.fixture(scope="module")
-def server_module():
-    spec = importlib.util.spec_from_file_location("storyloom_scripts_comfyui", PACK / "scripts" / "comfyui.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def server(server_module, tmp_path_factory):
-    base = server_module.pack_base(tmp_path_factory.mktemp("server"), PACK)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")  # as the ComfyUI of this process: sums depend on it in their last digits
-        with server_module.Server(Path(os.environ["COMFYUI_PATH"]), base, sys.executable) as running:
-            yield running
 
 
 def demo(seed, **script):
@@ -136,41 +118,39 @@ def latents(server, prompts):
     return found
 
 
-def with_lora(base):
-    (base / "models" / "loras").mkdir(exist_ok=True)
-    save_file(tiny_lora(width=128), base / "models" / "loras" / "test.safetensors")
-    return base
-
-
 @pytest.fixture(scope="module")
-def alone(server, server_module, tmp_path_factory, host):
-    """Each story with patches as a server draws it that has drawn nothing else, and the one without as this process."""
+def loras(server, tmp_path_factory):
+    """The LoRA of one of the stories, in folders of the server and of the ComfyUI of this process."""
+    import folder_paths
 
-    def draw(name):
-        base = with_lora(server_module.pack_base(tmp_path_factory.mktemp("alone"), PACK))
-        with server_module.Server(Path(os.environ["COMFYUI_PATH"]), base, sys.executable) as fresh:
-            return latents(fresh, [story(name, 0)])[0]
+    here = tmp_path_factory.mktemp("loras")
+    for folder in (here, server.base / "models" / "loras"):
+        folder.mkdir(exist_ok=True)
+        save_file(tiny_lora(width=128), folder / "test.safetensors")
+    folder_paths.add_model_folder_path("loras", str(here))
+    yield
+    folder_paths.folder_names_and_paths["loras"][0].remove(str(here))
+    folder_paths.filename_list_cache.pop("loras", None)
 
-    patched = [name for name, told in STORIES.items() if told["patches"]]
-    with ThreadPoolExecutor(len(patched)) as pool:
-        drawn = dict(zip(patched, pool.map(draw, patched), strict=True))
+
+@pytest.fixture
+def elsewhere(host, loras):
+    """Each story as the ComfyUI of this process draws it, with nothing of an earlier one."""
     seen = {"class_type": "TestCapture", "inputs": {"value": ["drawn", 0], "name": "latent"}}
-    here = host.run(story("bypassed", 0) | {"saved": seen}, fresh=True).latent["samples"]
-    return drawn | {"bypassed": here}
+    return {name: host.run(story(name, 0) | {"saved": seen}, fresh=True).latent["samples"] for name in STORIES}
 
 
-def test_stories_in_turns_are_as_each_alone_in_a_server_of_its_own(server, alone):
+def test_stories_in_turns_are_as_another_process_draws_each(server, elsewhere):
     """Two models, two seeds, all patches; and without them: what is bypassed in a graph is not in its prompt."""
-    with_lora(server.base)
     order = ["fox", "another model", "fox", "another model", "bypassed", "fox"]
     found = latents(server, [story(name, turn) for turn, name in enumerate(order)])
     for name, latent in zip(order, found, strict=True):
-        assert latent.isfinite().all() and torch.equal(latent, alone[name]), name
-    fox, other, bypassed = (alone[name] for name in STORIES)
+        assert latent.isfinite().all() and torch.equal(latent, elsewhere[name]), name
+    fox, other, bypassed = (elsewhere[name] for name in STORIES)
     assert distance(fox, bypassed) > 0.02 and distance(other[:2], fox) > 0.02
 
 
-def test_hostile_files_are_refused_and_the_server_goes_on(server, server_module, host):
+def test_hostile_files_are_refused_and_the_server_goes_on(server, host):
     """Of StoryMaker, and then of a character."""
     characters, models = host.pack("models.characters"), server.base / "models"
     for name in ("storymaker", "storyloom_characters"):
@@ -204,14 +184,14 @@ def test_hostile_files_are_refused_and_the_server_goes_on(server, server_module,
         (pictured("empty.bin"), "is empty"),
         (pictured(None, "nan.safetensors"), "0.face holds NaN or infinity"),
     ):
-        with pytest.raises(server_module.PromptFailed, match=said):
+        with pytest.raises(PromptFailed, match=said):
             page(server, prompt)
     assert not Path("/tmp/storyloom-was-here").exists()
     assert page(server, pictured(None)).std() > 5
 
 
-def test_a_faulty_script_is_refused_before_anything_runs_and_the_server_goes_on(server, server_module):
-    with pytest.raises(server_module.PromptRefused) as refused:
+def test_a_faulty_script_is_refused_before_anything_runs_and_the_server_goes_on(server):
+    with pytest.raises(PromptRefused) as refused:
         server.submit(demo(3, frames="asleep\n# only a caption"))
     errors = [e for node in refused.value.errors["node_errors"].values() for e in node["errors"]]
     assert len(errors) == 1
