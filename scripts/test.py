@@ -41,6 +41,8 @@ class Pass:
 
     name: str
     arguments: tuple[str, ...]
+    seconds: int = 0
+    """Roughly, with a core of its own: those that take longest go first."""
     comfyui: Path | None = None
     patient: bool = False
     """Whether others go first on a busy machine: those that take longest have no time to lose."""
@@ -142,8 +144,8 @@ def plain_passes() -> list[Pass]:
     if not TESTS.is_dir():
         return []
     return [
-        Pass("no host", (str(TESTS), *(f"--ignore={folder}" for folder in APART)), patient=True),
-        *([Pass("standalone", (str(STANDALONE_TESTS),), patient=True)] if STANDALONE_TESTS.is_dir() else []),
+        Pass("no host", (str(TESTS), *(f"--ignore={folder}" for folder in APART)), 110, patient=True),
+        *([Pass("standalone", (str(STANDALONE_TESTS),), 80, patient=True)] if STANDALONE_TESTS.is_dir() else []),
     ]
 
 
@@ -161,8 +163,8 @@ def host_passes(hosts: Sequence[Path]) -> list[Pass]:
     for name, host in zip(names, hosts, strict=True):
         older = comfyui.read_version(host) < newest
         apart = [] if older or not MATRIX.is_file() else [f"--ignore={MATRIX}"]
-        passes.append(Pass(name, (str(HOST_TESTS), *apart), host, newer_too=older))
-        passes += [Pass(f"{name} matrix", (str(MATRIX),), host)] if apart else []
+        passes.append(Pass(name, (str(HOST_TESTS), *apart), 300, host, newer_too=older))
+        passes += [Pass(f"{name} matrix", (str(MATRIX),), 100, host)] if apart else []
     return passes
 
 
@@ -174,7 +176,7 @@ def browser_pass(hosts: Sequence[Path]) -> tuple[list[Pass], str]:
     if reason != browser.READY:
         return [], f"NO BROWSER TESTS: all of them are left out ({reason}; {browser.HOW_TO_PROVIDE})"
     newest = max(hosts, key=comfyui.read_version)
-    return [Pass("browser", (str(BROWSER_TESTS),), newest, patient=True)], ""
+    return [Pass("browser", (str(BROWSER_TESTS),), 240, newest, patient=True)], ""
 
 
 def summary(plain: Sequence[Result], host: Sequence[Result]) -> list[str]:
@@ -209,12 +211,14 @@ def main(extra: Sequence[str]) -> int:
     hosts, no_host = available_hosts()
     browsers, no_browser = browser_pass(hosts)
     plain_ones, host_ones = ([], []) if alone else (plain_passes(), host_passes(hosts))
+    plain_ones += browsers
+    passes = sorted([*host_ones, *plain_ones], key=lambda one: one.seconds, reverse=True)
     with comfyui.scratch("test") as folder:
-        results = run_passes([*host_ones, *plain_ones, *browsers], folder, extra)  # those that take longest first
-    host, plain = results[: len(host_ones)], results[len(host_ones) :]
+        results = dict(zip(passes, run_passes(passes, folder, extra), strict=True))
+    host, plain = ([results[one] for one in ones] for ones in (host_ones, plain_ones))
     missing = [no_host, no_browser] if results else [no_host, no_browser, f"No test was run: {TESTS}."]
     print("\n" + "\n".join([*filter(None, missing), *summary(plain, host)]), flush=True)
-    return 1 if not results or any(one.failed or one.problem for one in results) else 0
+    return 1 if not results or any(one.failed or one.problem for one in results.values()) else 0
 
 
 if __name__ == "__main__":

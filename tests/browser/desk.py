@@ -140,6 +140,23 @@ class Desk:
             [source, output, target, name],
         )
 
+    def search(self, words):
+        """Open the search for nodes with a double click on an empty place, and type. Returns what is found.
+
+        On a busy machine two clicks may come too far apart: then once more.
+        """
+        from playwright.sync_api import TimeoutError  # what has no browser reads this file too
+
+        for patience in (SECONDS // 20, SECONDS // 20, SECONDS // 20, SECONDS):
+            self.page.mouse.click(400, 700)  # the keyboard is on the canvas, and this click is not the first of two
+            self.page.wait_for_timeout(600)
+            self.page.mouse.dblclick(700, 500)
+            with contextlib.suppress(TimeoutError if patience < SECONDS else ()):
+                self.page.wait_for_function("() => document.activeElement.tagName === 'INPUT'", timeout=patience)
+                break
+        self.page.keyboard.type(words)
+        return self.page.get_by_role("option")
+
     def look_at(self, number, scale=1.2):
         """Bring a node to the middle of the view."""
         self.page.evaluate(

@@ -16,12 +16,7 @@ def drop(desk):
 
     def drop(name):
         desk.load(EMPTY)
-        desk.page.mouse.click(400, 700)  # the keyboard is on the canvas, and this click is not the first of two
-        desk.page.wait_for_timeout(600)
-        desk.page.mouse.dblclick(700, 500)
-        desk.page.wait_for_function("() => document.activeElement.tagName === 'INPUT'")
-        desk.page.keyboard.type(name)
-        desk.page.get_by_role("option").filter(has_text=name).first.click()
+        desk.search(name).filter(has_text=name).first.click()
         desk.page.wait_for_function("(name) => app.graph.nodes.some((node) => node.title === name)", arg=name)
         (number,) = desk.page.evaluate("() => app.graph.nodes.map((node) => node.id)")
         return number

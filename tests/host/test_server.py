@@ -65,6 +65,7 @@ def test_a_story_has_the_same_pixels_again_and_in_another_process(server, host):
     assert np.array_equal(first, fresh)
 
 
+LORA = "turns.safetensors"
 EVERY_PATCH = {
     "csa": ("StoryLoom_ConsistentSelfAttention", CSA),
     "ipca": ("StoryLoom_IPCA", IPCA),
@@ -96,7 +97,7 @@ def story(name, turn):
         "who": ("StoryLoom_Character", who),
     }
     if told["lora"]:
-        settings = {"lora_name": "test.safetensors", "strength_model": told["lora"], "model": model}
+        settings = {"lora_name": LORA, "strength_model": told["lora"], "model": model}
         nodes["lora"], model = ("LoraLoaderModelOnly", settings), ["lora", 0]
     for patch in told["patches"]:
         kind, settings = EVERY_PATCH[patch]
@@ -119,18 +120,12 @@ def latents(server, prompts):
 
 
 @pytest.fixture(scope="module")
-def loras(server, tmp_path_factory):
-    """The LoRA of one of the stories, in folders of the server and of the ComfyUI of this process."""
-    import folder_paths
-
-    here = tmp_path_factory.mktemp("loras")
-    for folder in (here, server.base / "models" / "loras"):
+def loras(server, host):
+    """The LoRA of one of the stories, for the server and for the ComfyUI of this process."""
+    for base in (server.base, host.base):
+        folder = base / "models" / "loras"
         folder.mkdir(exist_ok=True)
-        save_file(tiny_lora(width=128), folder / "test.safetensors")
-    folder_paths.add_model_folder_path("loras", str(here))
-    yield
-    folder_paths.folder_names_and_paths["loras"][0].remove(str(here))
-    folder_paths.filename_list_cache.pop("loras", None)
+        save_file(tiny_lora(width=128), folder / LORA)
 
 
 @pytest.fixture
@@ -142,7 +137,7 @@ def elsewhere(host, loras):
 
 def test_stories_in_turns_are_as_another_process_draws_each(server, elsewhere):
     """Two models, two seeds, all patches; and without them: what is bypassed in a graph is not in its prompt."""
-    order = ["fox", "another model", "fox", "another model", "bypassed", "fox"]
+    order = ["fox", "another model", "bypassed", "fox", "another model"]
     found = latents(server, [story(name, turn) for turn, name in enumerate(order)])
     for name, latent in zip(order, found, strict=True):
         assert latent.isfinite().all() and torch.equal(latent, elsewhere[name]), name

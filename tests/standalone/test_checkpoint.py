@@ -1,8 +1,10 @@
 """What a single-file checkpoint says of itself. Whole files are loaded in tests/host."""
 
+import pickle
+
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
 from storyloom.standalone.checkpoint import load_checkpoint
 from storyloom.standalone.sampling import ModelSampling
@@ -30,6 +32,32 @@ def loaded(tmp_path, monkeypatch):
 
     monkeypatch.setattr(StableDiffusionXLPipeline, "from_single_file", Pipeline)
     return load
+
+
+GOOD = save({name: torch.zeros(1) for name in SDXL})
+DAMAGED = {
+    "empty": b"",
+    "half a header": GOOD[:20],
+    "half the numbers": GOOD[:-2],
+    "more than it says": GOOD + b"0000",
+    "a header that claims a terabyte": (1 << 40).to_bytes(8, "little") + GOOD[8:],
+    "a header that is no JSON": GOOD.replace(b"{", b"[", 1),
+    "numbers that claim a place beyond the end": GOOD.replace(b"[0,4]", b"[0,9]"),
+    "another number type": GOOD.replace(b'"F32"', b'"F99"'),
+    "a pickle": pickle.dumps({name: [0.0] for name in SDXL}),
+    "another model": save({SDXL[0]: torch.zeros(1)}),
+    "of SDXL nothing but two names": GOOD,
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_what_is_no_checkpoint_is_refused_in_one_sentence(tmp_path, kind):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(DAMAGED[kind])
+    with pytest.raises(ValueError, match="cannot be read as SDXL: .") as refused:
+        load_checkpoint(path)
+    assert "\n" not in str(refused.value)
+    assert [*tmp_path.iterdir()] == [path]
 
 
 @pytest.mark.parametrize("kind", KINDS)
