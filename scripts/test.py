@@ -118,9 +118,9 @@ def run_pass(one: Pass, folder: Path, extra: Sequence[str], capture: bool) -> tu
 def run_passes(passes: Sequence[Pass], folder: Path, extra: Sequence[str]) -> list[Result]:
     """Run the passes, some at once, and show each one's output when it is done.
 
-    On several cores one more than there are cores, for a pass waits for a server or a browser now and then.
+    On several cores two more than there are cores, for some passes wait for servers and a browser now and then.
     """
-    at_once = min(len(passes), (os.cpu_count() or 1) + 1)
+    at_once = min(len(passes), (os.cpu_count() or 1) + 2)
     if len(passes) < 2 or os.cpu_count() == 1:
         return [_run_and_show(one, folder, extra, capture=False) for one in passes]
     names = ", ".join(one.name for one in passes)
