@@ -7,6 +7,8 @@ from pathlib import Path
 
 WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
 NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
+EMPTY = {"nodes": [], "links": [], "groups": [], "version": 0.4}
+"""A workflow without anything."""
 SECONDS = 90_000
 """Milliseconds that anything may take: a busy machine is slow."""
 LISTEN = """() => {

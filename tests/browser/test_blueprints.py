@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
+from desk import EMPTY
 
 BLUEPRINTS = sorted(path.stem for path in (Path(__file__).parents[2] / "subgraphs").glob("*.json"))
 INSIDE = """() => app.graph.nodes[0].subgraph.nodes.map(
   (node) => [node.type, node.type in LiteGraph.registered_node_types])"""
-EMPTY = {"nodes": [], "links": [], "groups": [], "version": 0.4}
 
 
 @pytest.fixture

@@ -3,8 +3,8 @@
 import re
 
 import pytest
+from desk import EMPTY
 
-EMPTY = {"nodes": [], "links": [], "groups": [], "version": 0.4}
 FOUND = {
     "One-Prompt-One-Story": "Encode story as one prompt (SVR)",
     "IPCA": "Identity-preserving cross-attention",

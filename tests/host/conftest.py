@@ -6,6 +6,7 @@ import importlib
 import inspect
 import os
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -201,12 +202,11 @@ def start_server(tmp_path_factory):
 @pytest.fixture(scope="session")
 def server(start_server):
     """One that is left running."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")  # as the ComfyUI of this process: sums depend on it in their last digits
-        running = start_server()
-        running.__enter__()
-    yield running
-    running.__exit__(None, None, None)
+    with ExitStack() as left_running:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("OMP_NUM_THREADS", "1")  # as the ComfyUI of this process: sums depend on it in the last digits
+            running = left_running.enter_context(start_server())
+        yield running
 
 
 @pytest.fixture(scope="session")

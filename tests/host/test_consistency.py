@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from killing import can_be_killed, killed_at_many_moments
 from PIL import Image
 from story_graphs import COMPARE, STORY
-from test_written_whole import can_be_killed, killed_at_many_moments
 
 CLIP = "storyloom-host-tiny"
 NAN = float("nan")

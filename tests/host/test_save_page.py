@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from killing import can_be_killed
 from PIL import Image
 from story_graphs import call
 
@@ -200,7 +201,7 @@ def test_a_file_where_a_folder_is_needed_is_told(host, graph, folder):
     assert names(host, folder) == ["file"]
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a process that can be killed while it writes")
+@can_be_killed
 @pytest.mark.parametrize("kind", ["png", "pdf"])
 def test_a_server_that_is_killed_while_it_saves_leaves_whole_pages_only(host, graph, folder, monkeypatch, kind):
     """On a slow disk, so that the end comes in the middle of a file."""

@@ -104,6 +104,12 @@ def message(graph, host, node, name, linked):
     return None
 
 
+def said(refused):
+    """What ComfyUI says of widgets before it runs anything, or else what a node says."""
+    errors = [error["details"] for each in getattr(refused, "errors", {}).values() for error in each]
+    return " ".join(errors) or str(refused)
+
+
 @pytest.mark.parametrize("node", LOADERS)
 def test_no_name_leads_out_of_its_folder(host, graph, places, node):
     models, outside = places
@@ -147,8 +153,7 @@ def test_no_prefix_leads_out_of_the_output_folder(host, graph, tmp_path, node):
                 host.run(graph)
                 taken.add(pattern)
             except Exception as refused:
-                errors = [error["details"] for each in getattr(refused, "errors", {}).values() for error in each]
-                told = " ".join(errors) or str(refused)
+                told = said(refused)
                 known = ("has no file name", "leaves the output folder", "too long for a file")
                 assert "filename_prefix" in told and any(words in told for words in known), (name[:40], told[:300])
                 assert len(told) < 300
@@ -215,8 +220,7 @@ def set_to(host, new_graph, maker, models, node_id, linked, **values):
     try:
         host.run(graph)
     except Exception as refused:
-        errors = [error["details"] for each in getattr(refused, "errors", {}).values() for error in each]
-        return " ".join(errors) or str(refused)
+        return said(refused)
     return None
 
 
@@ -291,8 +295,7 @@ def test_texts_that_nobody_types_are_encoded_or_refused_in_words(host, graph, cl
         try:
             ((context, _),) = host.run(graph).encoded
         except Exception as refused:
-            errors = [error["details"] for each in getattr(refused, "errors", {}).values() for error in each]
-            told = " ".join(errors) or str(refused)
+            told = said(refused)
             known = ("Shorten", "no words", "do not close", "tokenized differently", "half of a character")
             assert any(words in told for words in known) and len(told) < 1000, (text[:40], told[:300])
         else:

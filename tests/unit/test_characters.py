@@ -1,17 +1,15 @@
 """From pixels to a character: what the encoder sees, whose face is meant, blends, and files that may be hostile."""
 
-import itertools
 import json
 import math
 import os
-import signal
-import time
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from killing import can_be_killed, killed_at_many_moments
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -324,18 +322,10 @@ def test_saving_replaces_a_link_and_leaves_its_target(tmp_path):
     assert target.read_text() == "precious" and not link.is_symlink()
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a process that can be killed while it writes")
+@can_be_killed
 def test_saving_that_is_killed_leaves_the_old_file_or_the_whole_new_one(tmp_path):
     path, versions = tmp_path / "fox.safetensors", [some(seed=seed) for seed in (1, 2)]
-    save_character(path, versions[0])
-    for milliseconds in range(10, 90, 10):
-        child = os.fork()
-        if not child:
-            for version in itertools.cycle(versions):
-                save_character(path, version)
-        time.sleep(milliseconds / 1000)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+    for _ in killed_at_many_moments(lambda n: save_character(path, versions[n % 2]), range(10, 90, 10)):
         found = load_character(path).parts[0][0].face
         assert any(torch.equal(found, version.parts[0][0].face) for version in versions)
     assert [file.name for file in tmp_path.glob("[!.]*")] == ["fox.safetensors"]

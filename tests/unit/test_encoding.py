@@ -1,14 +1,12 @@
 """Pages as files: what is in them, and that they are whole also when the process is killed."""
 
 import io
-import itertools
 import os
 import re
-import signal
-import time
 
 import numpy as np
 import pytest
+from killing import can_be_killed, killed_at_many_moments
 from PIL import Image
 
 from storyloom.models.files import write_whole
@@ -121,22 +119,20 @@ def test_a_page_is_refused_where_its_format_ends(kind, most):
     check_size(100_000, 100_000, "png")
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a process that can be killed while it writes")
+@can_be_killed
 @pytest.mark.parametrize("kind", FORMATS)
 def test_writing_that_is_killed_leaves_whole_pages_only(tmp_path, kind):
     """Killed at many moments while it writes page after page, as the node does."""
     pages = [noise(seed, 600, 400) for seed in range(2)]
     contents = [encoded(pages if kind == "pdf" else [page], kind) for page in pages]
-    for run, milliseconds in enumerate(range(2, 50, 4)):
-        child = os.fork()
-        if not child:
-            for number in itertools.count():
-                write_whole(tmp_path / f"page_{run}_{number:05}_.{kind}", contents[number % 2])
-        time.sleep(milliseconds / 1000)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+
+    def write(number):
+        write_whole(tmp_path / f"page_{os.getpid()}_{number:05}_.{kind}", contents[number % 2])
+
+    for _ in killed_at_many_moments(write, range(2, 50, 4)):
+        pass
     found = list(tmp_path.glob(f"[!.]*.{kind}"))
-    assert len(found) > 12 and all(path.read_bytes() in contents for path in found)
+    assert len(found) > 13 and all(path.read_bytes() in contents for path in found)
     assert all(path.name.endswith((".tmp", f".{kind}")) for path in tmp_path.iterdir())
     content = found[-1].read_bytes()
     pictures = pages_of(content)[0] if kind == "pdf" else [opened(content)]

@@ -1,41 +1,18 @@
 """Results that are written while their process is killed: the old ones or the whole new ones, never a half."""
 
-import itertools
 import json
 import os
-import signal
-import time
 
 import numpy as np
-import pytest
+from killing import can_be_killed, killed_at_many_moments
 from PIL import Image
 
 from storyloom.benchmarks import effect
 from storyloom.benchmarks.consistory.store import Store, as_json, set_files
 from storyloom.standalone.__main__ import save_pages
 
-can_be_killed = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a process that can be killed while it writes")
 pytestmark = can_be_killed
-MOMENTS = range(5, 105, 5)
-"""Milliseconds after which a process is killed."""
 VERSIONS = [{"of": name, "scores": [number / 7 for number in range(3000)]} for name in ("old", "new")]
-
-
-def killed_at_many_moments(write):
-    """Kill a process, each time at another moment, that writes over and over; yields after each. write: of a number."""
-    write(0)
-    for milliseconds in MOMENTS:
-        child = os.fork()
-        if not child:
-            try:
-                for number in itertools.count():
-                    write(number)
-            finally:
-                os._exit(1)
-        time.sleep(milliseconds / 1000)
-        os.kill(child, signal.SIGKILL)
-        assert os.waitpid(child, 0)[1] == signal.SIGKILL, "it failed by itself"
-        yield
 
 
 def test_a_file_of_a_benchmark(tmp_path):
