@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 
 import comfy.utils
 import folder_paths
@@ -17,7 +16,7 @@ from ..models.similarity import DREAMSIM_FILES
 from ..pages.consistency import BACKGROUNDS, Consistency, measure
 from ..pages.plots import alignment_picture, matrix_picture
 from ..prompts.script import Story
-from .folders import checked_prefix
+from .folders import checked_prefix, free_file
 from .similarity import ClipVision, dreamsim_of
 from .types import FaceAnalysis, Measures, Similarity
 from .types import Story as StoryType
@@ -195,6 +194,6 @@ def saved(found: Consistency, prefix: str) -> str:
     output = folder_paths.get_output_directory()
     folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, output)
     content = json.dumps(found.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    file = f"{name}_{counter:05}_.json"
-    write_whole(Path(folder, file), content.encode())
-    return os.path.join(subfolder, file)
+    path, _ = free_file(folder, name, counter, "json")
+    write_whole(path, content.encode())
+    return os.path.join(subfolder, path.name)

@@ -3,6 +3,7 @@
 import os
 import unicodedata
 from collections.abc import Iterable
+from pathlib import Path
 
 import folder_paths
 
@@ -38,3 +39,10 @@ def checked_prefix(prefix: str) -> str:
     if max(len(part.encode()) for part in parts) > LONGEST_NAME or len(prefix.encode()) > LONGEST_PREFIX:
         raise ValueError(f'filename_prefix "{short(prefix)}" is too long for a file: {example}')
     return "/".join(parts)
+
+
+def free_file(folder: str, name: str, counter: int, ending: str) -> tuple[Path, int]:
+    """The first place from this number on at which nothing lies, and the number behind it."""
+    while os.path.lexists(path := Path(folder, f"{name}_{counter:05}_.{ending}")):
+        counter += 1
+    return path, counter + 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 
 import comfy.utils
 import folder_paths
@@ -17,7 +16,7 @@ from ..models.files import write_whole
 from ..pages.comic import from_array, to_rgb
 from ..pages.encoding import FORMATS, QUALITY, check_size, encoded
 from ..prompts.script import short
-from .folders import checked_prefix
+from .folders import checked_prefix, free_file
 from .ranges import in_range
 
 
@@ -112,10 +111,3 @@ class SavePage(io.ComfyNode):
             return {}
         prompt = {} if cls.hidden.prompt is None else {"prompt": cls.hidden.prompt}
         return {name: json.dumps(value) for name, value in (prompt | (cls.hidden.extra_pnginfo or {})).items()}
-
-
-def free_file(folder: str, name: str, counter: int, ending: str) -> tuple[Path, int]:
-    """The first place from this number on at which nothing lies, and the number behind it."""
-    while os.path.lexists(path := Path(folder, f"{name}_{counter:05}_.{ending}")):
-        counter += 1
-    return path, counter + 1
