@@ -19,8 +19,11 @@ from torch import Tensor
 
 from ..prompts.conditioning import StoryCond
 from .blocks import Blocks
+from .drawn import DrawnTokens
 from .inner import Inner
-from .unet_call import Image, Rows, UNetCall, batch_images, compact
+from .kept import Kept
+from .rows import Rows, grouped, named_rows
+from .unet_call import Image, SamplerCall, UNetCall, batch_images
 
 Attend = Callable[..., Tensor]
 Schedule = Literal["steady", "published"]
@@ -85,7 +88,7 @@ class Group(NamedTuple):
     keys  [images, n] the tokens that they see, their own first, as places in the flattened [B, N]; None: just their own
     """
 
-    rows: Rows | Tensor
+    rows: Rows
     keys: Tensor | None
 
     def of(self, part: Tensor) -> Tensor:
@@ -96,17 +99,19 @@ class Group(NamedTuple):
 def group_images(
     subsets: Sequence[Tensor], sources: Sequence[Sequence[int]], tokens: int, device: torch.device, first: int = 0
 ) -> list[Group]:
-    """Groups of images for consecutive rows of a batch. tokens: N; first: the row of the first image."""
-    places = [torch.as_tensor(s, dtype=torch.long, device="cpu") + (first + j) * tokens for j, s in enumerate(subsets)]
-    by_count: dict[int, list[tuple[int, Tensor]]] = {}
-    for image, seen in enumerate(sources, start=first):
-        keys = torch.cat([torch.arange(image * tokens, (image + 1) * tokens), *(places[j] for j in seen)])
-        by_count.setdefault(len(keys), []).append((image, keys))
+    """Groups of images for consecutive rows of a batch. tokens: N; first: the row of the first image.
+
+    Subsets that are on the device already are joined there: nothing is copied to it.
+    """
+    places = [torch.as_tensor(s, dtype=torch.long, device=device) + (first + j) * tokens for j, s in enumerate(subsets)]
+    looking = enumerate(sources, start=first)
     groups = []
-    for count, members in by_count.items():
-        rows = compact([image for image, _ in members])
-        keys = torch.stack([keys for _, keys in members]).to(device) if count > tokens else None
-        groups.append(Group(rows if isinstance(rows, slice) else torch.tensor(rows, device=device), keys))
+    for count, members in grouped(looking, key=lambda member: sum(len(subsets[j]) for j in member[1])).items():
+        keys = None
+        if count:
+            each = ((torch.arange(i * tokens, (i + 1) * tokens, device=device), seen) for i, seen in members)
+            keys = torch.stack([torch.cat([own, *(places[j] for j in seen)]) for own, seen in each])
+        groups.append(Group(named_rows([image for image, _ in members], device), keys))
     return groups
 
 
@@ -217,17 +222,26 @@ class ConsistentAttention:
         drawn = torch.rand((), generator=_generator("layer", self.seed, call.step, *layer), device="cpu")
         return float(drawn) <= (SKIPPED_EARLY if call.step < EARLY * call.steps else SKIPPED_LATE)
 
-    def _groups(self, call: UNetCall, tiles: int, tokens: int, device: torch.device) -> list[Group]:
-        @cache
-        def seen_of(image: int) -> Tensor:
-            return sample_tokens(
-                self.seed, call.step, image, tokens, self.sampling_rate, bernoulli=self.schedule == "published"
-            )
+    def prepare(self, evaluation: SamplerCall) -> None:
+        """Draw the tokens of an evaluation's step for all sizes and images that earlier ones had."""
+        for drawn in list(self._drawn(evaluation.kept).values()):
+            drawn.renew(evaluation.step)
 
+    def _drawn(self, kept: Kept) -> Kept:
+        """The run's draws of this node, a DrawnTokens by number of tokens and device."""
+        return kept.once((self, "drawn"), Kept)
+
+    def _groups(self, call: UNetCall, tiles: int, tokens: int, device: torch.device) -> list[Group]:
+        def draw(step: int, image: int) -> Tensor:
+            published = self.schedule == "published"
+            return sample_tokens(self.seed, step, image, tokens, self.sampling_rate, bernoulli=published)
+
+        drawn = self._drawn(call.kept).once((tokens, device), lambda: DrawnTokens(draw, device))
+        shown = [call.images_of(chunk) for chunk in call.chunks]
+        seen_of = drawn.of(call.step, (image.number for images in shown for image in images))
         groups = []
-        for chunk in call.chunks:
-            images = call.images_of(chunk)
-            subsets = [seen_of(image.number) for image in images for _ in range(tiles)]
+        for chunk, images in zip(call.chunks, shown, strict=True):
+            subsets = [seen_of[image.number] for image in images for _ in range(tiles)]
             sources = [[j * tiles + tile for j in seen] for seen in self._sources(images) for tile in range(tiles)]
             groups += group_images(subsets, sources, tokens, device, first=chunk.rows.start * tiles)
         return groups

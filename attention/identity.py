@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,12 +21,16 @@ from ..prompts.conditioning import StoryCond
 from ..prompts.tokens import consecutive
 from .blocks import Blocks
 from .inner import Inner
+from .rows import counted_up, grouped, named_rows
 from .unet_call import IdentityGroup, UNetCall
 
 Attend = Callable[..., Tensor]
 
+COUNTED_DENOMINATOR = 4
+"""Weights in quarters are numbers of columns: a mask would take the fast kernels away. Finer ones are a mask."""
+
 MAX_DENOMINATOR = 16
-"""Weights are products of quarters; finer ones are rounded where columns are counted instead of masked."""
+"""Weights are products of quarters; finer ones are rounded where no mask can be given."""
 
 
 def identity_cross_attention(
@@ -42,18 +47,23 @@ def identity_cross_attention(
     q: [B, N, C]; k, v: [B, T, C]; columns: the columns for all rows, or one sequence of columns per row, for example
     `range(0, 1 + identity length)`, ascending; weight: above 0, 1 is ordinary attention.
     attend(q, k, v, heads, mask=None) -> [B, N, C].
-    One-Prompt-One-Story (arXiv 2501.13554), equation 5 with its stored keys and values. Whole weights for all rows
-    alike duplicate the columns (any kernel), others add log(weight) to their logits.
+    One-Prompt-One-Story (arXiv 2501.13554), equation 5 with its stored keys and values. Weights above 1 in quarters
+    repeat columns (any kernel), others add log(weight) to their logits. Rows are asked for by equal columns.
     """
-    if weight == 1:
+    if weight == 1 or not columns:
         return attend(q, k, v, heads)
-    shared = isinstance(columns, range) or not columns or isinstance(columns[0], int)
-    if shared and weight > 1 and weight == int(weight):
-        return attend(q, *duplicate_columns(k, v, columns, Fraction(weight)), heads)
-    bias = q.new_zeros(1 if shared else len(columns), 1, 1, k.shape[1])
-    for row, chosen in enumerate([columns] if shared else columns):
-        for run in consecutive(chosen):
-            bias[row, ..., run.start : run.stop] = math.log(weight)
+    if not isinstance(columns, range) and not isinstance(columns[0], int):
+        out = torch.empty_like(q)
+        for own, numbers in grouped(range(len(columns)), key=lambda row: tuple(columns[row])).items():
+            rows = named_rows(numbers, q.device)
+            out[rows] = identity_cross_attention(q[rows], k[rows], v[rows], heads, own, weight, attend)
+        return out
+    exact = Fraction(weight)
+    if exact > 1 and exact.denominator <= COUNTED_DENOMINATOR:
+        return attend(q, *duplicate_columns(k, v, columns, exact), heads)
+    bias = q.new_zeros(1, 1, 1, k.shape[1])
+    for run in consecutive(columns):
+        bias[..., run.start : run.stop].fill_(math.log(weight))
     return attend(q, k, v, heads, mask=bias)
 
 
@@ -111,7 +121,7 @@ class IdentityPreserving:
         if not groups:
             return inner(q, k, v, heads)
         out = torch.empty_like(q)
-        rest = call.rows_outside(groups)
+        rest = call.rows_without_identity()
         if inner.takes_rows:
             if rest is not None:
                 out[rest] = inner(q[rest], k[rest], v[rest], heads)
@@ -122,26 +132,22 @@ class IdentityPreserving:
             if rest is not None:
                 out[rest] = inner(q, k, v, heads)[rest]
             weight = Fraction(self.weight).limit_denominator(MAX_DENOMINATOR)
-            for together in _by_column_count(groups):
-                answer = inner(q, *duplicate_columns(k, v, _columns_of(together, k), weight), heads)
+            for count, together in grouped(groups, key=lambda group: len(group.columns)).items():
+                columns = call.once_in_a_layout(("columns", count), partial(_columns_of, together, call))
+                answer = inner(q, *duplicate_columns(k, v, columns, weight), heads)
                 for rows, _, _ in together:
                     out[rows] = answer[rows]
         return out
 
 
-def _by_column_count(groups: Sequence[IdentityGroup]) -> list[list[IdentityGroup]]:
-    """Groups that one call for the whole batch can serve, because their rows gain equally many columns."""
-    by_count: dict[int, list[IdentityGroup]] = {}
-    for group in groups:
-        by_count.setdefault(len(group.columns), []).append(group)
-    return list(by_count.values())
+def _columns_of(groups: Sequence[IdentityGroup], call: UNetCall) -> Sequence[int] | Tensor:
+    """Columns to duplicate for groups with equally many, which one call for the whole batch serves.
 
-
-def _columns_of(groups: Sequence[IdentityGroup], k: Tensor) -> Sequence[int] | Tensor:
-    """Columns to duplicate for these groups: shared when there is one, else those of each row (others': any)."""
+    Shared when there is one group, else a tensor [rows, n] with those of each row (of rows in no group: any).
+    """
     if len(groups) == 1:
         return groups[0].columns
-    columns = torch.tensor(groups[0].columns, device=k.device).repeat(k.shape[0], 1)
-    for group in groups:
-        columns[group.rows] = torch.tensor(group.columns, device=k.device)
+    columns = counted_up(groups[0].columns, call.device).repeat(call.rows, 1)
+    for group in groups[1:]:
+        columns[group.rows] = counted_up(group.columns, call.device)
     return columns

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from torch import Tensor
 from ..prompts.conditioning import TAG, StoryCond
 from .blocks import Blocks
 from .inner import Below, HostAttend, Inner, Replacement
+from .kept import Kept
 from .unet_call import KEY, Conditioning, SamplerCall, UNetCall, nearest_step, read_call, window_images
 
 SAMPLER_SAMPLE, CALC_COND_BATCH, APPLY_MODEL = "sampler_sample", "calc_cond_batch", "apply_model"
@@ -75,6 +76,14 @@ class OutputPatch(Patch, Protocol):
         """Backbone and skip, [rows, channels, height, width] each, that output block `block` gets instead of these."""
 
 
+@runtime_checkable
+class Prepared(Protocol):
+    """A patch that makes something new in every step, before the UNet is called: there the card would wait for it."""
+
+    def prepare(self, evaluation: SamplerCall) -> None:
+        """Make what the UNet calls of an evaluation will need, as far as earlier ones in the run have shown it."""
+
+
 def check_window(start_percent: float, end_percent: float) -> None:
     """Raise ValueError when a patch's window ends before it starts, or nobody knows where."""
     if math.isnan(start_percent) or math.isnan(end_percent):
@@ -101,8 +110,8 @@ class Opened:
         return self.last <= sigma <= self.first
 
 
-def _acting(patches: Iterable[Opened], call: UNetCall) -> list[Patch]:
-    """The patches that act in this UNet call."""
+def _acting(patches: Iterable[Opened], call: SamplerCall | UNetCall) -> list[Patch]:
+    """The patches that act in this evaluation or UNet call."""
     open_now = [opened.patch for opened in patches if opened.at(call.sigma)]
     return [patch for patch in open_now if call.step >= patch.skip_first_steps]
 
@@ -174,21 +183,20 @@ class StoryRun:
     host: HostAttend
     sigmas: tuple[float, ...] = ()
     story: StoryCond | None = None
-    kept: dict[Hashable, Any] = field(default_factory=dict, repr=False)
+    kept: Kept = field(default_factory=Kept, repr=False)
 
     def evaluate(self, executor, model, conds, x_in: Tensor, timestep: Tensor, model_options: dict[str, Any]):
         """CALC_COND_BATCH wrapper: tell the UNet calls of this evaluation what its conditionings are."""
         options = model_options["transformer_options"]
         known = {
-            (number, cond["uuid"]): Conditioning(
-                cond.get(TAG), _context_length(cond), cond.get(ROLE) not in UNCONDITIONAL, cond.get("area")
-            )
-            for number, group in enumerate(conds)
-            for cond in group or ()
+            (number, cond["uuid"]): _conditioning(cond) for number, group in enumerate(conds) for cond in group or ()
         }
         sigma, images = float(timestep.flatten()[0]), window_images(options, x_in.shape[0])
         step = nearest_step(sigma, self.sigmas)
         call = SamplerCall(sigma, known, images, step, len(self.sigmas), self.story, self.kept, tuple(x_in.shape[-2:]))
+        for patch in _acting(self.patches, call):
+            if isinstance(patch, Prepared):
+                patch.prepare(call)
         model_options = {**model_options, "transformer_options": {**options, KEY: call}}
         return executor(model, conds, x_in, timestep, model_options)
 
@@ -197,7 +205,7 @@ class StoryRun:
     ):
         """APPLY_MODEL wrapper: put StoryLoom's patches into this call's options, which are complete by now."""
         options = transformer_options or {}
-        call = read_call(options, x.shape[0])
+        call = read_call(options, x.shape[0], x.device)
         if call is not None:
             options = self.installed(options, call)
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
@@ -342,6 +350,12 @@ def _marked(conds: Mapping[str, list[dict]], original: Mapping[str, list[dict]])
 def _with_marks(cond: dict, role: str, story: StoryCond | None) -> dict:
     marked = {key: value for key, value in cond.items() if key != TAG} | {ROLE: role}
     return marked if story is None else {**marked, TAG: story}
+
+
+def _conditioning(cond: Mapping[str, Any]) -> Conditioning:
+    area = cond.get("area")
+    positive = cond.get(ROLE) not in UNCONDITIONAL
+    return Conditioning(cond.get(TAG), _context_length(cond), positive, None if area is None else tuple(area))
 
 
 def _context(cond: Mapping[str, Any]) -> Tensor | None:

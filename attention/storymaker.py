@@ -16,7 +16,8 @@ from ..prompts.conditioning import StoryCond
 from .blocks import Blocks
 from .decoupled import decoupled_cross_attention
 from .inner import Below, Inner
-from .unet_call import Image, Rows, UNetCall, compact
+from .rows import Rows, grouped, named_rows
+from .unet_call import Image, UNetCall
 
 
 class Named(Protocol):
@@ -136,7 +137,7 @@ class ImageConditioning:
         """Attention of one layer of one UNet call to text and pictures. q: [rows, N, C]; k, v: [rows, T, C]."""
         out = inner(q, k, v, heads)
         layer = (*inner.options["block"], inner.options["block_index"])
-        for group in call.once(self, lambda: self._groups(call)):
+        for group in call.once_in_a_layout(self, lambda: self._groups(call)):
             k_image, v_image = self._keys_values(layer, group, q, call)
             mask = self._mask(group, call, q, k_image.shape[1], inner.options)
             look = partial(inner.plain, mask=mask)
@@ -150,7 +151,7 @@ class ImageConditioning:
         return out
 
     def _groups(self, call: UNetCall) -> list[Group]:
-        by_count: dict[int, list[tuple[int, Cast]]] = {}
+        members: list[tuple[int, Cast]] = []
         for chunk in call.chunks:
             story = chunk.conditioning.story or call.story
             roles = {} if story is None else self.roles(story)
@@ -161,9 +162,10 @@ class ImageConditioning:
                 if shown:
                     masks = tuple(_mask_number(self.regions[number], image, story) for number in shown)
                     cast = Cast(shown, masks, chunk.conditioning.positive, chunk.conditioning.area)
-                    by_count.setdefault(len(shown), []).append((row, cast))
-        groups = (zip(*members, strict=True) for members in by_count.values())
-        return [Group(compact(rows), casts) for rows, casts in groups]
+                    members.append((row, cast))
+        together = grouped(members, key=lambda member: len(member[1].characters)).values()
+        groups = (zip(*each, strict=True) for each in together)
+        return [Group(named_rows(rows, call.device), casts) for rows, casts in groups]
 
     def _keys_values(self, layer: tuple[str, int, int], group: Group, q: Tensor, call: UNetCall) -> tuple[Tensor, ...]:
         """Keys and values [rows, M, C] of a group's image tokens, each cast's made once in a run."""

@@ -8,24 +8,27 @@ is the negative in another.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import lcm
 from typing import Any, NamedTuple
 
-from ..prompts.conditioning import StoryCond
+import torch
 
-Rows = slice | list[int]
-"""Row numbers of a UNet call, a slice where they are consecutive, so that indexing copies nothing."""
+from ..prompts.conditioning import StoryCond
+from .kept import Kept
+from .rows import Rows, grouped, named_rows
+
+CPU = torch.device("cpu")
 
 KEY = "storyloom"
 """Where a SamplerCall travels in the transformer_options of a call."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Conditioning:
-    """What is known of one conditioning before it is batched.
+    """What is known of one conditioning before it is batched. Equal ones are alike in all of it.
 
     story     its story, if any
     length    its own context length
@@ -49,7 +52,7 @@ class SamplerCall:
     images          numbers, in the latent batch, of the images that a chunk holds; None: of the whole batch
     step, steps     number of the run's step at this noise level, and how many there are
     story           the run's story, which conditionings without one are sampled beside
-    kept            what patches have made once for the whole run
+    kept            what patches have made once for the whole run, whichever card they work on
     size            height and width of the whole picture's latents
     """
 
@@ -59,11 +62,11 @@ class SamplerCall:
     step: int = 0
     steps: int = 1
     story: StoryCond | None = None
-    kept: dict[Hashable, Any] = field(default_factory=dict, repr=False)
+    kept: Kept = field(default_factory=Kept, repr=False)
     size: tuple[int, int] = (0, 0)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Chunk:
     """One conditioning's rows in a UNet call."""
 
@@ -107,7 +110,10 @@ def batch_images(story: StoryCond | None, places: Iterable[int]) -> list[Image]:
 
 @dataclass(frozen=True, eq=False)
 class UNetCall:
-    """One call of the UNet. `images`, `step`, `steps`, `story`, `kept` and `size` as in SamplerCall."""
+    """One call of the UNet. `images`, `step`, `steps`, `story`, `kept` and `size` as in SamplerCall.
+
+    device: where its tensors are.
+    """
 
     sigma: float
     chunks: tuple[Chunk, ...]
@@ -115,9 +121,10 @@ class UNetCall:
     step: int = 0
     steps: int = 1
     story: StoryCond | None = None
-    kept: dict[Hashable, Any] = field(default_factory=dict, repr=False)
+    kept: Kept = field(default_factory=Kept, repr=False)
     size: tuple[int, int] = (0, 0)
-    made: dict[Hashable, Any] = field(default_factory=dict, repr=False)
+    device: torch.device = CPU
+    made: Kept = field(default_factory=Kept, repr=False)
 
     @cached_property
     def context_length(self) -> int:
@@ -130,15 +137,19 @@ class UNetCall:
 
     def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """What `make` gives, made for the first layer of this call that asks and kept for the others."""
-        if key not in self.made:
-            self.made[key] = make()
-        return self.made[key]
+        return self.made.once(key, make)
+
+    def once_in_a_layout(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """As `once`, kept for all calls of the sampling run whose rows are the same, on the same device."""
+        return self._layout.once(key, make)
+
+    @cached_property
+    def _layout(self) -> Kept:
+        return self.kept.once((self.chunks, self.images, self.device), Kept)
 
     def once_in_a_run(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """As `once`, kept for all calls of the sampling run."""
-        if key not in self.kept:
-            self.kept[key] = make()
-        return self.kept[key]
+        """As `once`, kept for all calls of the sampling run, on all cards: what lies on one has it in its key."""
+        return self.kept.once(key, make)
 
     def images_of(self, chunk: Chunk) -> list[Image]:
         """The images that a chunk's rows draw: of its own story, else of the run's, else of any batch.
@@ -158,37 +169,33 @@ class UNetCall:
         cut: for keys that are cut back to each conditioning's own length. Otherwise for keys as the host makes them,
         repeated to `context_length`: the columns of every repeat.
         """
-        return self._cut_groups if cut else self._whole_groups
+        return self.once_in_a_layout(("identity groups", cut), lambda: self._grouped(cut))
 
-    def rows_outside(self, groups: Iterable[IdentityGroup]) -> Rows | None:
+    def rows_without_identity(self) -> Rows | None:
         """Rows of the call that are in none of these groups, None when there are none."""
-        inside = {row for group in groups for row in _numbers(group.rows)}
-        outside = [row for chunk in self.chunks for row in chunk.rows if row not in inside]
-        return compact(outside) if outside else None
-
-    @cached_property
-    def _cut_groups(self) -> list[IdentityGroup]:
-        return self._grouped(cut=True)
-
-    @cached_property
-    def _whole_groups(self) -> list[IdentityGroup]:
-        return self._grouped(cut=False)
+        return self.once_in_a_layout("rows without identity", self._without_identity)
 
     def _grouped(self, cut: bool) -> list[IdentityGroup]:
-        rows_by_columns: dict[tuple[tuple[int, ...], int], list[int]] = {}
+        known = [(row, columns, own) for row, columns, own in self._columns_by_row() if columns]
+        groups = []
+        for (columns, own), members in grouped(known, key=lambda member: member[1:]).items():
+            rows = named_rows([row for row, *_ in members], self.device)
+            if not cut:
+                columns = tuple(start + c for start in range(0, self.context_length, own) for c in columns)
+            groups.append(IdentityGroup(rows, columns, own if cut else None))
+        return groups
+
+    def _without_identity(self) -> Rows | None:
+        others = [row for row, columns, _ in self._columns_by_row() if not columns]
+        return named_rows(others, self.device) if others else None
+
+    def _columns_by_row(self) -> Iterator[tuple[int, tuple[int, ...], int]]:
+        """Every row, its identity's columns and its context's own length."""
         for chunk in self.chunks:
-            if chunk.conditioning.story is None:
-                continue
-            own = chunk.conditioning.length
-            for row, columns in zip(chunk.rows, self._identity_columns(chunk), strict=True):
-                if not cut:
-                    columns = tuple(start + c for start in range(0, self.context_length, own) for c in columns)
-                if columns:
-                    rows_by_columns.setdefault((columns, own), []).append(row)
-        return [
-            IdentityGroup(compact(rows), columns, own if cut else None)
-            for (columns, own), rows in rows_by_columns.items()
-        ]
+            story = chunk.conditioning.story
+            columns = [()] * len(chunk.rows) if story is None else self._identity_columns(chunk)
+            for row, own in zip(chunk.rows, columns, strict=True):
+                yield row, own, chunk.conditioning.length
 
     def _identity_columns(self, chunk: Chunk) -> list[tuple[int, ...]]:
         story = chunk.conditioning.story
@@ -206,16 +213,6 @@ def _unknown_images(rows: int, images: int) -> ValueError:
         f"The model is called with {rows} images for a story of {images} frames, so it is unknown which frame is "
         "which. Another node splits or repeats the images (tiled sampling?): remove it."
     )
-
-
-def compact(rows: Sequence[int]) -> Rows:
-    """Ascending row numbers as a slice where they are consecutive."""
-    first, last = rows[0], rows[-1]
-    return slice(first, last + 1) if list(rows) == list(range(first, last + 1)) else list(rows)
-
-
-def _numbers(rows: Rows) -> Iterable[int]:
-    return range(rows.start, rows.stop) if isinstance(rows, slice) else rows
 
 
 def window_images(options: Mapping[str, Any], rows: int) -> tuple[int, ...] | None:
@@ -237,8 +234,11 @@ def window_images(options: Mapping[str, Any], rows: int) -> tuple[int, ...] | No
     return images
 
 
-def read_call(options: Mapping[str, Any], rows: int) -> UNetCall | None:
-    """The view of a UNet call with `rows` rows, or None when it was not made by a sampler that StoryLoom follows."""
+def read_call(options: Mapping[str, Any], rows: int, device: torch.device = CPU) -> UNetCall | None:
+    """The view of a UNet call with `rows` rows, or None when it was not made by a sampler that StoryLoom follows.
+
+    device: where its tensors are.
+    """
     sampler: SamplerCall | None = options.get(KEY)
     if sampler is None:
         return None
@@ -257,6 +257,7 @@ def read_call(options: Mapping[str, Any], rows: int) -> UNetCall | None:
         sampler.story,
         sampler.kept,
         sampler.size,
+        device,
     )
 
 

@@ -1,0 +1,39 @@
+"""Rows of a UNet call: how they are grouped, and how they are named so that no index is copied to the card.
+
+A Python list as an index becomes a tensor of the CPU at every use, and the card has to wait for it. Row numbers here
+are a slice where they are consecutive, else a LongTensor that the device counts up itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from ..prompts.tokens import consecutive
+
+Rows = slice | Tensor
+"""Row numbers of a UNet call: a slice where they are consecutive, else a LongTensor [n] on the call's device."""
+
+Member = TypeVar("Member")
+
+
+def grouped(members: Iterable[Member], key: Callable[[Member], Hashable]) -> dict[Hashable, list[Member]]:
+    """Members by what `key` says of them, in the order of their first appearance."""
+    groups: dict[Hashable, list[Member]] = {}
+    for member in members:
+        groups.setdefault(key(member), []).append(member)
+    return groups
+
+
+def named_rows(numbers: Sequence[int], device: torch.device) -> Rows:
+    """Ascending row numbers, at least one, as what indexes a tensor on this device."""
+    first, last = numbers[0], numbers[-1]
+    return slice(first, last + 1) if last - first + 1 == len(numbers) else counted_up(numbers, device)
+
+
+def counted_up(numbers: Sequence[int], device: torch.device) -> torch.LongTensor:
+    """Ascending numbers, at least one, as a LongTensor [n] that is made on the device: nothing is copied to it."""
+    return torch.cat([torch.arange(run.start, run.stop, device=device) for run in consecutive(numbers)])
