@@ -141,11 +141,8 @@ class UNetCall:
 
     def once_in_a_layout(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """As `once`, kept for all calls of the sampling run whose rows are the same, on the same device."""
-        return self._layout.once(key, make)
-
-    @cached_property
-    def _layout(self) -> Kept:
-        return self.kept.once((self.chunks, self.images, self.device), Kept)
+        layout = self.chunks, self.images, self.device
+        return self.once("layout", lambda: self.kept.once(layout, Kept)).once(key, make)
 
     def once_in_a_run(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """As `once`, kept for all calls of the sampling run, on all cards: what lies on one has it in its key."""

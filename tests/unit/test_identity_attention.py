@@ -63,13 +63,58 @@ def test_weight_2_is_the_published_attention_over_separately_given_identity_colu
     assert off(identity_cross_attention(q, k, v, HEADS, COLUMNS, 2, attend), published) < 1e-6
 
 
-def test_whole_weights_need_no_mask():
-    def plain(q, k, v, heads):
-        return attend(q, k, v, heads)
+def kernels(calls):
+    """Attention that notes how many keys it is given, and whether a mask."""
 
-    q, k, v = qkv()
-    assert identity_cross_attention(q, k, v, HEADS, COLUMNS, 2.0, plain).shape == q.shape
-    assert identity_cross_attention(q, k, v, HEADS, [0, 3], 4.0, plain).shape == q.shape
+    def noted(q, k, v, heads, mask=None):
+        calls.append((k.shape[1], mask is not None))
+        return attend(q, k, v, heads, mask)
+
+    return noted
+
+
+@pytest.mark.parametrize(
+    "weight, keys",
+    [(2.0, 77 + 8), (4.0, 77 + 3 * 8), (1.5, 2 * 77 + 8), (2.25, 4 * 77 + 5 * 8), (1.75, 4 * 77 + 3 * 8)],
+)
+@pytest.mark.parametrize("columns", [COLUMNS, [COLUMNS] * 3, [0, *range(5, 12)]])
+def test_weights_in_quarters_need_no_mask(weight, keys, columns):
+    q, k, v = qkv(dtype=torch.float64)
+    out = identity_cross_attention(q, k, v, HEADS, columns, weight, kernels(calls := []))
+    assert calls == [(keys, False)]
+    own = columns if columns == [COLUMNS] * 3 else [columns] * 3
+    assert off(out, biased(q, k, v, own, weight)) < 1e-12 and off(out, attend(q, k, v, HEADS)) > 1e-3
+
+
+@pytest.mark.parametrize("weight", [1.5625, 1.3, 9 / 8, 4 / 3, 0.5])
+def test_finer_weights_and_those_below_1_are_a_mask(weight):
+    """Two nodes in quarters make sixteenths."""
+    q, k, v = qkv(dtype=torch.float64)
+    out = identity_cross_attention(q, k, v, HEADS, COLUMNS, weight, kernels(calls := []))
+    assert calls == [(77, True)]
+    assert off(out, biased(q, k, v, [COLUMNS] * 3, weight)) < 1e-12
+
+
+@pytest.mark.parametrize("weight, calls_of_rows", [(1.25, [(316, False), (312, False), (77, False)]), (1.3, None)])
+def test_rows_of_equal_columns_are_asked_for_together(weight, calls_of_rows):
+    q, k, v = qkv(rows=4, dtype=torch.float64)
+    columns = [range(8), [0, 5, 6, 40], range(8), ()]
+    out = identity_cross_attention(q, k, v, HEADS, columns, weight, kernels(calls := []))
+    assert off(out, biased(q, k, v, columns, weight)) < 1e-12
+    assert calls == (calls_of_rows or [(77, True), (77, True), (77, False)])
+
+
+@pytest.mark.parametrize("weight, masked", [(1.5, False), (2.25, False), (1.25 * 1.25, True)])
+def test_a_cast_in_turn_is_masked_for_weights_finer_than_quarters_only(weight, masked):
+    q, k, v = qkv(rows=8, dtype=torch.float64)
+    told = Inner({"n_heads": HEADS}, lambda *args: kernels(calls)(*args[:5]), None)
+    calls, identities = [], (7, 3, 7, 3)
+    out = IdentityPreserving(weight, 0.0, 1.0, {}).attend(
+        q, k, v, HEADS, call_of(cast(identities), PLAIN, images=4), told
+    )
+    assert [mask for _, mask in calls] == [False, masked, masked]
+    columns = [range(1 + n) if n else [] for n in (*identities, 0, 0, 0, 0)]
+    assert off(out, biased(q, k, v, columns, weight)) < 1e-12
 
 
 @pytest.mark.parametrize("columns", [COLUMNS, [COLUMNS, range(3), []]])

@@ -1,0 +1,102 @@
+"""What is made once in a run is made once, also when threads for several cards ask at the same time."""
+
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier, local
+
+import pytest
+import torch
+
+from storyloom.attention.kept import Kept
+from storyloom.attention.unet_call import Chunk, Conditioning, UNetCall
+
+THREADS, PATIENCE = 4, 60
+"""PATIENCE: seconds after which a thread that is alone gives up, and its test fails."""
+
+
+class AskedAtOnce(Kept):
+    """In which the threads that ask for something all learn that it is not there before one of them goes on."""
+
+    def __init__(self):
+        super().__init__()
+        self.barrier, self.seen, self.met = Barrier(THREADS, timeout=PATIENCE), local(), 0
+
+    def __contains__(self, key):
+        found = super().__contains__(key)
+        if not hasattr(self.seen, "once"):
+            self.seen.once = True
+            assert not found
+            self.barrier.wait()
+            self.met += 1
+        return found
+
+
+def in_threads(function):
+    with ThreadPoolExecutor(THREADS) as pool:
+        return [result.result() for result in [pool.submit(function, number) for number in range(THREADS)]]
+
+
+def call_of(kept, number=0):
+    device = torch.device("meta") if number % 2 else torch.device("cpu")
+    return UNetCall(1.0, (Chunk(range(2), Conditioning(None, 77)),), None, kept=kept, device=device)
+
+
+@pytest.mark.parametrize(
+    "ask", [Kept.once, lambda kept, key, make: call_of(kept).once_in_a_run(key, make)], ids=["kept", "in a run"]
+)
+def test_who_asks_at_the_same_time_is_given_the_same_thing(ask):
+    kept, made = AskedAtOnce(), []
+
+    def make():
+        made.append(object())
+        return made[-1]
+
+    assert in_threads(lambda number: ask(kept, "key", make)) == made * THREADS and len(made) == 1
+    assert kept.met == THREADS
+
+
+def test_every_card_has_its_own_things_and_layers_of_one_call_share_them():
+    kept, made = AskedAtOnce(), []
+
+    def ask(number):
+        return call_of(kept, number).once_in_a_layout("rows", lambda: made.append(number) or number)
+
+    given = in_threads(ask)
+    assert sorted(number % 2 for number in made) == [0, 1]
+    assert all(number % 2 == place % 2 for place, number in enumerate(given))
+
+
+def test_one_call_that_several_threads_ask():
+    call, made = call_of(Kept()), []
+    call = UNetCall(1.0, call.chunks, None, made=AskedAtOnce())
+    in_threads(lambda number: call.once("key", lambda: made.append(number)))
+    assert len(made) == 1
+
+
+def test_what_is_made_may_ask_for_other_things():
+    kept = Kept()
+    assert kept.once("sum", lambda: kept.once("one", lambda: 1) + kept.once("two", lambda: 2)) == 3
+    assert dict(kept) == {"one": 1, "two": 2, "sum": 3}
+
+
+def test_what_could_not_be_made_is_made_by_the_next_who_asks():
+    kept = Kept()
+    with pytest.raises(ZeroDivisionError):
+        kept.once("key", lambda: 1 / 0)
+    assert "key" not in kept and kept.once("key", lambda: 1) == 1
+
+
+def test_nothing_is_a_thing_too():
+    kept, made = Kept(), []
+    assert [kept.once("key", lambda: made.append(0)) for _ in range(2)] == [None, None] and made == [0]
+
+
+def test_a_layout_is_known_again_by_what_its_rows_are():
+    kept, made = Kept(), []
+
+    def ask(length=77, rows=2, images=None):
+        chunk = Chunk(range(rows), Conditioning(None, length))
+        UNetCall(1.0, (chunk,), images, kept=kept).once_in_a_layout("key", lambda: made.append((length, rows, images)))
+
+    for _ in range(2):
+        ask(), ask(154), ask(rows=3), ask(images=(1, 2)), ask(images=(2, 1))
+    assert made == [(77, 2, None), (154, 2, None), (77, 3, None), (77, 2, (1, 2)), (77, 2, (2, 1))]
