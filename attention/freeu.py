@@ -19,7 +19,10 @@ from .sampling import OUTPUT_BLOCKS
 
 
 def scale_backbone(h: Tensor, scale: float) -> Tensor:
-    """The first half of the channels times `scale`. h: [B, C, H, W]. Returns a new tensor, or h itself for scale 1."""
+    """The first half of the channels times `scale`. h: [B, C, H, W], whose memory format the new tensor has.
+
+    Returns h itself for scale 1.
+    """
     if scale == 1:
         return h
     out = h.clone()
@@ -30,7 +33,8 @@ def scale_backbone(h: Tensor, scale: float) -> Tensor:
 def scale_low_frequencies(x: Tensor, scale: float) -> Tensor:
     """The lowest frequencies times `scale`, which are the central 2 x 2 bins of a shifted FFT.
 
-    x: [B, C, H, W]. Returns a new tensor of its dtype, computed in float32 or better, or x itself for scale 1.
+    x: [B, C, H, W]. Returns a new tensor of its dtype and memory format (channels last stays so), computed in float32
+    or better, or x itself for scale 1.
     Those bins hold the frequencies -1 and 0 of either axis. The real part of what they add to an image is a sum of
     eight waves, weighed with the image's products with them. So two thin matrix products give exactly what the
     published transforms give.
@@ -42,7 +46,7 @@ def scale_low_frequencies(x: Tensor, scale: float) -> Tensor:
     waves = low_waves(height, width, precise, x.device)
     images = x.to(precise).reshape(-1, height * width)
     out = torch.addmm(images, images @ waves.T, waves, alpha=(scale - 1) / (height * width))
-    return out.view(x.shape).to(x.dtype)
+    return torch.empty_like(x).copy_(out.view(x.shape))
 
 
 def low_waves(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
