@@ -16,13 +16,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
-import torch
 from torch import Tensor
 
 from ..prompts.conditioning import TAG, StoryCond
 from .blocks import Blocks
 from .inner import Below, HostAttend, Inner, Replacement
 from .kept import Kept
+from .uncompiled import uncompiled
 from .unet_call import KEY, Conditioning, SamplerCall, UNetCall, nearest_step, read_call, window_images
 
 SAMPLER_SAMPLE, CALC_COND_BATCH, APPLY_MODEL = "sampler_sample", "calc_cond_batch", "apply_model"
@@ -125,7 +125,7 @@ class LayerAttention:
     host: HostAttend
     owner: Replacement | None
 
-    @torch.compiler.disable
+    @uncompiled
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any]) -> Tensor:
         """q, k, v: [rows, tokens, C] projected, heads not split. Not compiled: the host drops its guards here."""
         inner: Inner | Below = Inner(options, self.host, self.owner)
@@ -155,7 +155,7 @@ class OutputJoin:
     patches: tuple[Opened, ...]
     call: UNetCall
 
-    @torch.compiler.disable
+    @uncompiled
     def __call__(self, h: Tensor, skip: Tensor | None, options: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
         """As the host calls it, and not compiled, for the same reason as attention."""
         _, block = options["block"]

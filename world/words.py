@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 
@@ -154,8 +155,12 @@ class FigureTold:
     names: tuple[str, ...] = ()
 
 
-def _pulls() -> dict[str, dict[str, dict[str, np.ndarray]]]:
-    """look -> group -> word -> logits: mean 0 over a look's values; over a group's words mean 0 and variance 1."""
+@cache
+def pulls() -> dict[str, dict[str, dict[str, np.ndarray]]]:
+    """look -> group -> word -> logits: mean 0 over a look's values; over a group's words mean 0 and variance 1.
+
+    Made when a caption is first imagined: it takes too long for the start of a host that only loads the nodes.
+    """
     random = np.random.default_rng(7)
     tables: dict[str, dict[str, dict[str, np.ndarray]]] = {}
     for look, values in LOOKS.items():
@@ -170,9 +175,6 @@ def _pulls() -> dict[str, dict[str, dict[str, np.ndarray]]]:
     return tables
 
 
-PULLS = _pulls()
-
-
 def likely(look: str, frames: Sequence[FrameTold], who: FigureTold, stereotypes: bool = True) -> np.ndarray:
     """Probability of each value of an open attribute, given all frames of the text and the identity.
 
@@ -180,14 +182,14 @@ def likely(look: str, frames: Sequence[FrameTold], who: FigureTold, stereotypes:
     """
     logits = np.zeros(len(LOOKS[look]))
     if stereotypes:
-        pulls = PULLS[look]
+        words = pulls()[look]
         told = [
-            pulls[group][word]
+            words[group][word]
             for frame in frames
             for group, word in (("place", frame.place), ("action", frame.action), ("prop", frame.prop))
             if word not in UNSAID
         ]
-        own = [pulls["adjective"][word] for word in who.adjectives] + [pulls["name"][word] for word in who.names]
+        own = [words["adjective"][word] for word in who.adjectives] + [words["name"][word] for word in who.names]
         for kind in (told, own):
             if kind:
                 logits += STRENGTH * sum(kind) / np.sqrt(len(kind))

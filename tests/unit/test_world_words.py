@@ -14,7 +14,6 @@ from storyloom.world.words import (
     ADJECTIVES,
     NAMES,
     PULLING,
-    PULLS,
     FigureTold,
     FrameTold,
     all_phrases,
@@ -24,6 +23,7 @@ from storyloom.world.words import (
     frame_words,
     imagine,
     likely,
+    pulls,
 )
 
 FOX = FigureTold("fox")
@@ -44,7 +44,7 @@ def logits(look, frames, who):
 @pytest.mark.parametrize("look", LOOKS)
 @pytest.mark.parametrize("group", PULLING)
 def test_pulls_are_centred_over_words_and_over_values_and_as_strong_for_every_value(look, group):
-    table = np.stack([PULLS[look][group][word] for word in PULLING[group]])
+    table = np.stack([pulls()[look][group][word] for word in PULLING[group]])
     assert table.shape == (len(PULLING[group]), len(LOOKS[look]))
     assert table.mean(0) == pytest.approx(0, abs=1e-6)
     assert table.mean(1) == pytest.approx(0, abs=1e-6)
