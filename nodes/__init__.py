@@ -1,51 +1,84 @@
-"""The nodes of the pack: schemas and thin execute methods, one file per menu group."""
+"""The nodes of the pack: schemas and thin execute methods, one file per menu group.
+
+Each file is loaded by itself, so that one that cannot be loaded here takes no other with it.
+"""
+
+import logging
+from collections.abc import Iterable
+from importlib import import_module
 
 from comfy_api.latest import ComfyExtension, io
 
-from .attention import IPCA, ConsistentSelfAttention, StoryFreeU
-from .batches import JoinBatches, SplitBatches
-from .character_files import BlendCharacters, LoadCharacter, SaveCharacter
-from .characters import Character, LoadFaceAnalysis
-from .comparison import Compare
-from .conditioning import EncodeOnePrompt, EncodePerFrame
-from .consistency import StoryConsistency
-from .demo import DemoModel, DemoStoryMaker
-from .page import Page
-from .routes import register
-from .save_page import SavePage
-from .similarity import DemoSimilarity, LoadOpenCLIP
-from .story import EmptyLatent, Script
-from .storymaker import ApplyStoryMaker, LoadStoryMaker
+log = logging.getLogger(__name__)
+
+CATALOGUE = {
+    "story": {"Script": "Story script", "EmptyLatent": "Empty story latent"},
+    "conditioning": {
+        "EncodeOnePrompt": "Encode story as one prompt (SVR)",
+        "EncodePerFrame": "Encode story frame by frame",
+    },
+    "attention": {
+        "IPCA": "Identity-preserving cross-attention",
+        "ConsistentSelfAttention": "Consistent self-attention",
+        "StoryFreeU": "Story FreeU",
+    },
+    "batches": {"SplitBatches": "Split a long story", "JoinBatches": "Join story batches"},
+    "page": {"Page": "Story page"},
+    "save_page": {"SavePage": "Save story page"},
+    "demo": {"DemoModel": "Demo model", "DemoStoryMaker": "Demo StoryMaker"},
+    "characters": {"LoadFaceAnalysis": "Load face analysis", "Character": "Character from image"},
+    "character_files": {
+        "BlendCharacters": "Blend characters",
+        "SaveCharacter": "Save character",
+        "LoadCharacter": "Load character",
+    },
+    "storymaker": {"LoadStoryMaker": "Load StoryMaker adapter", "ApplyStoryMaker": "Apply StoryMaker (PPR)"},
+    "similarity": {"LoadOpenCLIP": "Load OpenCLIP", "DemoSimilarity": "Demo similarity"},
+    "consistency": {"StoryConsistency": "Story consistency"},
+    "comparison": {"Compare": "Compare stories (A/B)"},
+}
+"""file -> class -> the node's name in the menu, by which the log names it when its file cannot be loaded."""
 
 
 class StoryLoomExtension(ComfyExtension):
     async def on_load(self) -> None:
-        register()
+        try:
+            import_module(".routes", __name__).register()
+        except Exception as error:
+            _tell("routes", ["the story script's count of tokens"], error)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [
-            Script,
-            EncodeOnePrompt,
-            EncodePerFrame,
-            EmptyLatent,
-            IPCA,
-            ConsistentSelfAttention,
-            StoryFreeU,
-            SplitBatches,
-            JoinBatches,
-            Page,
-            SavePage,
-            DemoModel,
-            LoadFaceAnalysis,
-            Character,
-            BlendCharacters,
-            SaveCharacter,
-            LoadCharacter,
-            LoadStoryMaker,
-            ApplyStoryMaker,
-            DemoStoryMaker,
-            LoadOpenCLIP,
-            StoryConsistency,
-            Compare,
-            DemoSimilarity,
-        ]
+        return [node for file in CATALOGUE for node in nodes_of(file)]
+
+
+def nodes_of(file: str) -> list[type[io.ComfyNode]]:
+    """The nodes of one file that can be used here. The log says which are missing, and why."""
+    try:
+        module = import_module(f".{file}", __name__)
+    except Exception as error:
+        _tell(file, CATALOGUE[file].values(), error)
+        return []
+    return [node for name, shown in CATALOGUE[file].items() if (node := _node(module, name, shown)) is not None]
+
+
+def _node(module, name: str, shown: str) -> type[io.ComfyNode] | None:
+    """A node whose schema can be made, as ComfyUI will make it; None where that fails."""
+    try:
+        node = getattr(module, name)
+        node.GET_SCHEMA()
+    except Exception as error:
+        _tell(module.__name__.rpartition(".")[2], [shown], error)
+        return None
+    return node
+
+
+def _tell(file: str, missing: Iterable[str], error: Exception) -> None:
+    log.error(
+        "StoryLoom goes on without %s: nodes/%s.py could not be loaded (%s: %s). Start ComfyUI with --verbose DEBUG to "
+        "see where.",
+        ", ".join(missing),
+        file,
+        type(error).__name__,
+        error,
+    )
+    log.debug("The whole error:", exc_info=error)

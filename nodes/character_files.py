@@ -13,10 +13,10 @@ from .folders import files_in, register
 from .ranges import in_range
 from .types import Character as CharacterType
 
-FOLDER = "storyloom_characters"
+FOLDER, SUFFIXES = "storyloom_characters", (characters.SUFFIX,)
 
 # Saved to the output folder, which is also one of those that are loaded from: as ComfyUI does with models it saves.
-register(FOLDER, [characters.SUFFIX], FOLDER, os.path.join(folder_paths.get_output_directory(), FOLDER))
+register(FOLDER, SUFFIXES, FOLDER, os.path.join(folder_paths.get_output_directory(), FOLDER))
 
 
 def character_output() -> io.Output:
@@ -127,7 +127,7 @@ class LoadCharacter(io.ComfyNode):
             ),
             search_aliases=["import character", "load embeds", "saved character", "StoryMaker"],
             inputs=[
-                io.Combo.Input("file", options=files_in(FOLDER), tooltip="The character's file."),
+                io.Combo.Input("file", options=files_in(FOLDER, SUFFIXES), tooltip="The character's file."),
             ],
             outputs=[character_output(), preview_output()],
         )

@@ -2,7 +2,7 @@
 
 import os
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, MutableSequence, MutableSet
 from pathlib import Path
 
 import folder_paths
@@ -14,18 +14,45 @@ LONGEST_NAME, LONGEST_PREFIX = 200, 1000
 
 
 def register(kind: str, suffixes: Iterable[str], *places: str) -> None:
-    """Append places to where ComfyUI looks for a kind's files. places: absolute, or below models/."""
+    """Append places to where ComfyUI looks for a kind's files. places: absolute, or below models/.
+
+    Where another pack or extra_model_paths.yaml has named the kind, its suffixes stay, in the collection that they came
+    in, with ours behind them. No suffixes at all mean any file to ComfyUI, and that stays too: see files_in.
+    """
+    known = kind in folder_paths.folder_names_and_paths
     for place in places:
         folder_paths.add_model_folder_path(kind, os.path.join(folder_paths.models_dir, place))
-    folder_paths.folder_names_and_paths[kind][1].update(suffixes)
+    paths, listed = folder_paths.folder_names_and_paths[kind]
+    if known and not listed:
+        return
+    extended = _with(listed, suffixes)
+    if extended is not listed:
+        folder_paths.folder_names_and_paths[kind] = (paths, extended)
 
 
-def files_in(kind: str) -> list[str]:
-    """A kind's files, sorted. ComfyUI's own list fails when a folder was deleted that it has seen before."""
+def _with(listed: Collection[str], suffixes: Iterable[str]) -> Collection[str]:
+    """The suffixes of another pack and ours: the same set or list, or a new tuple or frozenset."""
+    listed = (listed,) if isinstance(listed, str) else listed
+    missing = [suffix for suffix in suffixes if suffix not in listed]
+    if isinstance(listed, MutableSet):
+        listed |= set(missing)
+    elif isinstance(listed, MutableSequence):
+        listed += missing
+    else:
+        listed = type(listed)((*listed, *missing))
+    return listed
+
+
+def files_in(kind: str, suffixes: Collection[str]) -> list[str]:
+    """A kind's files with one of these endings, sorted; the kind itself may be open to others.
+
+    ComfyUI's own list fails when a folder was deleted that it has seen before.
+    """
     try:
-        return folder_paths.get_filename_list(kind)
+        files = folder_paths.get_filename_list(kind)
     except FileNotFoundError:
-        return folder_paths.get_filename_list_(kind)[0]
+        files = folder_paths.get_filename_list_(kind)[0]
+    return [file for file in files if os.path.splitext(file)[1].lower() in suffixes]
 
 
 def checked_prefix(prefix: str) -> str:

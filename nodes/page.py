@@ -20,9 +20,10 @@ log = logging.getLogger(__name__)
 
 FONTS = "storyloom_fonts"
 """The folder of models/ with the artist's fonts."""
+FONT_SUFFIXES = (".ttf", ".otf", ".ttc")
 BUILT_IN = "built-in"
 
-register(FONTS, (".ttf", ".otf", ".ttc"), FONTS)
+register(FONTS, FONT_SUFFIXES, FONTS)
 
 
 def caption_size_input() -> io.Int.Input:
@@ -135,7 +136,7 @@ class Page(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "font",
-                    options=[BUILT_IN, *files_in(FONTS)],
+                    options=[BUILT_IN, *files_in(FONTS, FONT_SUFFIXES)],
                     default=BUILT_IN,
                     optional=True,
                     tooltip="Font of captions and title. Put .ttf, .otf or .ttc files into models/storyloom_fonts to "
@@ -214,7 +215,7 @@ class Page(io.ComfyNode):
                 len(images),
                 len(texts),
             )
-        fonts = {name: folder_paths.get_full_path(FONTS, name) for name in files_in(FONTS)}
+        fonts = {name: folder_paths.get_full_path(FONTS, name) for name in files_in(FONTS, FONT_SUFFIXES)}
         if font != BUILT_IN and not fonts.get(font):
             raise ValueError(f'There is no font "{short(font)}": put it into models/storyloom_fonts and press R.')
         style = PageStyle(

@@ -116,7 +116,7 @@ class LoadOpenCLIP(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "weights",
-                    options=[*(f"{CACHED}{tag}" for tag in TAGS), *files_in(OPEN_CLIP)],
+                    options=[*(f"{CACHED}{tag}" for tag in TAGS), *files_in(OPEN_CLIP, SUFFIXES)],
                     tooltip="A file of models/open_clip, or weights that open_clip knows by this tag and has in its "
                     "cache. Not every architecture has every tag: the error names those that it has.",
                 ),

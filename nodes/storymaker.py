@@ -75,7 +75,7 @@ class LoadStoryMaker(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "file",
-                    options=files_in(KIND),
+                    options=files_in(KIND, SUFFIXES),
                     tooltip="StoryMaker's mask.bin, or the same as .safetensors, from models/storymaker, "
                     "models/photomaker or models/ipadapter.",
                 )
