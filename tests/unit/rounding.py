@@ -28,7 +28,7 @@ def rounding(reference: Callable, *inputs, factor: float = 16) -> float:
     `reference` gives a tensor or a sequence of tensors. The floating-point tensors among the inputs are moved, each
     with signs of its own; everything else is handed on. Returns the largest absolute difference that this makes in any
     element of any result, times `factor`; at least a few units in the last place of the largest result.
-    Raises ValueError where nothing could be measured: no tensor among the inputs, or a result that is zero or no number.
+    Raises ValueError where nothing could be measured: no tensor among the inputs, a result that is zero or no number.
     """
     others = [moved(x, seed) if _floats(x) else x for seed, x in enumerate(inputs)]
     if not any(_floats(x) for x in inputs):
