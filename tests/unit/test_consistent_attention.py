@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as some
+from rounding import rounding
 
 from storyloom.attention.consistent import (
     ConsistentAttention,
@@ -78,15 +79,16 @@ def subset(*rows):
     return torch.tensor(rows, dtype=torch.long)
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-6), (torch.bfloat16, 0.02)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("images", [2, 3, 4])
-def test_gathered_keys_equal_the_published_mask(images, dtype, tolerance):
+def test_gathered_keys_equal_the_published_mask(images, dtype):
     tensors, calls = qkv(images, dtype=dtype), []
     before = [x.clone() for x in tensors]
     subsets = [sample_tokens(1, 2, image, 24, 0.5) for image in range(images)]
     sources = anchor_sources(images, 0)
     out = consistent_self_attention(*tensors, HEADS, subsets, sources, counting(calls))
-    assert out.dtype == dtype and off(out, masked(*(x.double() for x in tensors), subsets, sources)) < tolerance
+    bound = rounding(lambda *x: masked(*x, subsets, sources), *tensors, factor=4 if dtype == torch.bfloat16 else 16)
+    assert out.dtype == dtype and off(out, masked(*(x.double() for x in tensors), subsets, sources)) < bound
     assert calls == [(images, 24 + 12 * (images - 1))], "equally many keys are one call"
     assert all(torch.equal(a, b) for a, b in zip(before, tensors, strict=True))
     assert off(out, attend(*tensors, HEADS)) > 1e-3

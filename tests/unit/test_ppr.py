@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from rounding import rounding
 from torch.nn import functional as F
 
 from storyloom.models.ppr import PerceiverAttention, PositionalPerceiverResampler
@@ -99,6 +100,20 @@ def exact(network):
     return {name: value.double() for name, value in network.state_dict().items()}
 
 
+def bound(network, *given, factor=16):
+    """What rounding may do to any token, measured: features and weights moved by one unit in the last place."""
+    names, values = zip(*network.state_dict().items(), strict=True)
+
+    def reference(*numbers):
+        return written(dict(zip(names, numbers[len(given) :], strict=True)), *numbers[: len(given)])
+
+    return rounding(reference, *given, *values, factor=factor)
+
+
+def off(a, b):
+    return (a.double() - b.double()).abs().max().item()
+
+
 def differ(a, b):
     """Rows of [20, C] in which two characters' tokens differ."""
     return (a - b).abs().amax(-1) > 1e-4
@@ -133,7 +148,7 @@ def test_the_network_is_its_formulas(ppr, characters):
     out = ppr(*given)
     expected = written(exact(ppr), *(x.double() for x in given))
     assert out.shape == (1, 20 * (characters + 1), WIDTH) and out.dtype == torch.float32
-    assert (out - expected).abs().max() < 1e-5
+    assert off(out, expected) < bound(ppr, *given)
 
 
 def test_the_background_comes_first_and_is_always_the_same(ppr):
@@ -144,9 +159,10 @@ def test_the_background_comes_first_and_is_always_the_same(ppr):
 def test_unconditional_tokens_are_those_of_zero_features_with_the_background(ppr):
     for characters in (1, 2, 3):
         out = ppr.unconditional(characters)
-        expected = written(exact(ppr), *(torch.zeros_like(x).double() for x in features(characters)))
+        nobody = [torch.zeros_like(x) for x in features(characters)]
+        expected = written(exact(ppr), *(x.double() for x in nobody))
         assert out.shape == (1, 20 * (characters + 1), WIDTH)
-        assert (out - expected).abs().max() < 5e-5  # 257 equal rows round alike
+        assert off(out, expected) < bound(ppr, *nobody)
         assert torch.equal(out[0, :20], ppr.bg_embed[0])
         assert differ(out[0, 20:40], torch.zeros(20, WIDTH)).all()
 
@@ -157,7 +173,7 @@ def test_each_character_s_tokens_are_its_own(ppr):
     together = ppr.character_tokens(id_embeds, character, face)
     for i in range(3):
         alone = ppr.character_tokens(*(x[i : i + 1] for x in (id_embeds, character, face)), positions=[i])
-        assert torch.allclose(together[i], alone[0], atol=1e-5)
+        assert off(together[i], alone[0]) < bound(ppr, id_embeds, character, face)
 
 
 def test_the_order_of_characters_selects_their_embedding(ppr):
@@ -166,16 +182,17 @@ def test_the_order_of_characters_selects_their_embedding(ppr):
     first, second = ppr.character_tokens(*given)
     assert differ(ppr.character_tokens(*swapped)[1], first).all()
     back = ppr.character_tokens(*swapped, positions=[1, 0])
-    assert torch.allclose(back[1], first, atol=1e-5) and torch.allclose(back[0], second, atol=1e-5)
+    assert max(off(back[1], first), off(back[0], second)) < bound(ppr, *given)
 
 
 def test_positions_choose_embeddings(ppr):
     twice = [x.repeat(2, 1, 1)[:, 0] if x.ndim == 2 else x.repeat(2, 1, 1) for x in features(1)]
     a, b = ppr.character_tokens(*twice, positions=[2, 2])
-    assert torch.allclose(a, b, atol=1e-6)
+    assert off(a, b) < bound(ppr, *twice)
     a, b = ppr.character_tokens(*twice)
     assert differ(a, b).all()
-    assert torch.allclose(ppr.unconditional(1, [2])[0, 20:], ppr.unconditional(3)[0, 60:], atol=1e-5)
+    nobody = [torch.zeros_like(x) for x in features(3)]
+    assert off(ppr.unconditional(1, [2])[0, 20:], ppr.unconditional(3)[0, 60:]) < bound(ppr, *nobody)
 
 
 @pytest.mark.parametrize("changed, rows", [(0, range(4)), (1, range(4, 20)), (2, range(4))])
@@ -193,7 +210,7 @@ def test_strength_0_leaves_out_one_kind_of_tokens_before_the_embedding(ppr, whic
     full, without = ppr.character_tokens(*given), ppr.character_tokens(*given, **{which: 0.0})
     bare = ppr.pos_embed[:2]
     bare = bare + ppr.norm_out(ppr.proj_out(bare))
-    assert torch.allclose(without[:, rows], bare[:, rows], atol=1e-5)
+    assert off(without[:, rows], bare[:, rows]) < bound(ppr, *given)
     kept = torch.ones(20, dtype=torch.bool)
     kept[rows] = False
     assert torch.equal(without[:, kept], full[:, kept])
@@ -206,7 +223,7 @@ def test_strengths_of_1_change_nothing_and_each_character_may_have_its_own(ppr):
     mixed = ppr(*given, torch.tensor([1.0, 0.0, 0.5]), torch.tensor([0.0, 1.0, 1.0]))
     for i, (face, appearance) in enumerate([(1.0, 0.0), (0.0, 1.0), (0.5, 1.0)]):
         rows = slice(20 * (i + 1), 20 * (i + 2))
-        assert torch.allclose(mixed[0, rows], ppr(*given, face, appearance)[0, rows], atol=1e-5)
+        assert off(mixed[0, rows], ppr(*given, face, appearance)[0, rows]) < bound(ppr, *given)
     assert not torch.allclose(mixed, full, atol=1e-3)
 
 
@@ -231,14 +248,14 @@ def test_positions_that_do_not_exist_are_refused(ppr, positions):
         ppr(*features(2), positions=positions)
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float16, 0.02), (torch.bfloat16, 0.2)])
-def test_half_precision_stays_half_precision(ppr, dtype, tolerance):
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_stays_half_precision(ppr, dtype):
     half = PositionalPerceiverResampler(**SMALL, dtype=dtype)
     half.load_state_dict(ppr.state_dict())
     given = features(2, dtype=dtype)
     out = half(*given)
     assert out.dtype == half.unconditional(1).dtype == dtype
-    assert (out - written(exact(half), *(x.double() for x in given))).abs().max() < tolerance
+    assert off(out, written(exact(half), *(x.double() for x in given))) < bound(half, *given, factor=4)
 
 
 def test_large_logits_fit_half_precision():
@@ -278,7 +295,7 @@ def test_a_host_s_operations_cast_all_weights_to_the_input(ppr):
     given = features(2)
     expected = written(exact(network), *(x.double() for x in given))
     out = network(*given)
-    assert out.dtype == torch.float32 and (out - expected).abs().max() < 1e-5
+    assert out.dtype == torch.float32 and off(out, expected) < bound(ppr, *given)
     assert network.unconditional(2, dtype=torch.float32).dtype == torch.float32
 
 

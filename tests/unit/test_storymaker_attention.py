@@ -5,6 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from rounding import rounding
+from torch.func import functional_call
 
 from storyloom.attention.kept import Kept
 from storyloom.attention.sampling import _one_around_the_other
@@ -138,17 +140,24 @@ def test_a_mask_is_that_of_the_frame_or_of_the_place_in_the_batch(count, places,
 @pytest.mark.parametrize("area", [None, (4, 6, 2, 1)])
 def test_a_region_covers_the_mean_of_its_cells(area):
     mask = torch.rand(16, 24, generator=torch.Generator().manual_seed(0))
-    cells = mask.unflatten(0, (8, 2)).unflatten(2, (8, 3)).mean((1, 3))
-    if area is not None:
-        cells = cells[2:6, 1:7]
-    grid = (cells.shape[0] // 2, cells.shape[1] // 2)
-    expected = cells.unflatten(0, (grid[0], 2)).unflatten(2, (grid[1], 2)).mean((1, 3))
-    assert torch.allclose(region_cover(mask, (8, 8), area, grid), expected, rtol=0, atol=1e-6)
+    grid = (4, 4) if area is None else (2, 3)
+
+    def cells(mask):
+        latents = mask.unflatten(0, (8, 2)).unflatten(2, (8, 3)).mean((1, 3))
+        if area is not None:
+            latents = latents[2:6, 1:7]
+        return latents.unflatten(0, (grid[0], 2)).unflatten(2, (grid[1], 2)).mean((1, 3))
+
+    assert off(region_cover(mask, (8, 8), area, grid), cells(mask)) < rounding(cells, mask)
 
 
 def test_a_region_is_within_0_and_1():
     mask = torch.tensor([[-1.0, 0.25], [3.0, 1.0]])
     assert torch.equal(region_cover(mask, (2, 2), None, (2, 2)), torch.tensor([[0.0, 0.25], [1.0, 1.0]]))
+
+
+def off(a, b):
+    return (a.double() - b.double()).abs().max().item()
 
 
 def attend(q, k, v, heads, mask=None, options=None):
@@ -201,18 +210,22 @@ def test_every_row_looks_at_its_own_cast_inside_their_regions():
     call = call_of(Conditioning(None, 77, False), Conditioning(tag, 77), rows=3, story=tag, size=(2, 3))
     q, k, v = qkv(6)
     out = asked.attend(q, k, v, HEADS, call, Inner())
-    plain = attend(q, k, v, HEADS)
-    for row, names in enumerate([("Fox",), (), ("Fox", "Rabbit")] * 2):
-        expected = plain[row]
-        if names:
-            tokens = Pictures().tokens(named(*names), 0.5, 2.0, None)[0 if row > 2 else 1]
-            keys, values = (x.double() for x in Pictures().keys_values((), tokens))
-            bias = torch.zeros(6, keys.shape[1], dtype=torch.float64)
-            if len(names) == 2:
-                bias[:, 2 * TOKENS :] = region[2].flatten().log()[:, None]
-            at = slice(row, row + 1)
-            expected = plain[at] + 0.5 * attend(q[at], keys, values, HEADS, mask=bias)
-        assert torch.allclose(out[row], expected.view(6, WIDTH), rtol=0, atol=1e-6), row
+
+    def written(region):
+        rows = attend(q, k, v, HEADS)
+        for row, names in enumerate([("Fox",), (), ("Fox", "Rabbit")] * 2):
+            if names:
+                tokens = Pictures().tokens(named(*names), 0.5, 2.0, None)[0 if row > 2 else 1]
+                keys, values = (x.double() for x in Pictures().keys_values((), tokens))
+                bias = torch.zeros(6, keys.shape[1], dtype=torch.float64)
+                if len(names) == 2:
+                    bias[:, 2 * TOKENS :] = region[2].flatten().log()[:, None]
+                rows[row] += 0.5 * attend(q[row : row + 1], keys, values, HEADS, mask=bias)[0]
+        return rows
+
+    bound = rounding(written, region)
+    for row, expected in enumerate(written(region)):
+        assert off(out[row], expected) < bound, row
     assert out.dtype == torch.float64
 
 
@@ -223,8 +236,9 @@ def test_prompts_for_two_parts_of_a_picture_have_their_own_parts_of_a_region():
     (group,) = asked._groups(call)
     mask = asked._mask(group, call, qkv(2)[0], 2 * TOKENS, Inner((2, 3)).options)
     first, second = mask.exp()[:, 0, :, TOKENS:]
-    assert torch.allclose(first, region[0, :2, :3].reshape(6, 1).double().expand(6, TOKENS), rtol=0, atol=1e-6)
-    assert torch.allclose(second, region[0, 2:, 1:].reshape(6, 1).double().expand(6, TOKENS), rtol=0, atol=1e-6)
+    bound = rounding(lambda region: region.log().exp(), region)
+    assert off(first, region[0, :2, :3].reshape(6, 1).expand(6, TOKENS)) < bound
+    assert off(second, region[0, 2:, 1:].reshape(6, 1).expand(6, TOKENS)) < bound
 
 
 def test_tokens_are_made_once_in_a_run_and_keys_once_for_every_layer():
@@ -303,11 +317,26 @@ def tokens(adapter, *characters, face=1.0, appearance=1.0):
     return adapter.tokens(characters, face, appearance, torch.device("cpu"))
 
 
+def bound_of_tokens(adapter, *given):
+    """What rounding may do to any token: features and the network's weights moved by one unit in the last place."""
+    names, values = zip(*adapter.ppr.state_dict().items(), strict=True)
+
+    def reference(*numbers):
+        weights = dict(zip(names, numbers[len(given) :], strict=True))
+        return functional_call(adapter.ppr, weights, numbers[: len(given)])
+
+    return rounding(reference, *given, *values)
+
+
+def stacked(people):
+    return [torch.stack([getattr(each, name) for each in people]) for name in ("id_embed", "character", "face")]
+
+
 def test_tokens_are_those_of_the_network_with_everybody_in_its_place(adapter):
     people = [features(1), features(2), features(3)]
     positive, negative = tokens(adapter, *map(character, people), face=0.5, appearance=0.25)
-    stacked = (torch.stack([getattr(each, name) for each in people]) for name in ("id_embed", "character", "face"))
-    assert torch.allclose(positive, adapter.ppr(*stacked, 0.5, 0.25), rtol=0, atol=1e-5)
+    given = stacked(people)
+    assert off(positive, adapter.ppr(*given, 0.5, 0.25)) < bound_of_tokens(adapter, *given)
     assert torch.equal(negative, adapter.ppr.unconditional(3))
     assert positive.shape == negative.shape == (1, 80, 64) and positive.dtype == torch.float32
 
@@ -317,7 +346,8 @@ def test_a_blend_is_the_mean_of_tokens_by_shares(adapter):
     mixed = character((one, 0.75), (other, 0.25))
     alone = [tokens(adapter, character(each))[0][:, 20:] for each in (one, other)]
     blended, _ = tokens(adapter, mixed)
-    assert torch.allclose(blended[:, 20:], 0.75 * alone[0] + 0.25 * alone[1], rtol=0, atol=1e-5)
+    bound = bound_of_tokens(adapter, *stacked([one, other]))
+    assert off(blended[:, 20:], 0.75 * alone[0] + 0.25 * alone[1]) < bound
     assert torch.equal(blended[:, :20], adapter.ppr.bg_embed)
 
 
@@ -330,11 +360,12 @@ def test_a_half_that_a_character_lacks_is_left_out_as_with_strength_0(adapter, f
 
 
 def test_keys_and_values_are_products_with_the_layers_matrices(adapter):
-    given = torch.randn(1, 40, 64)
+    given = torch.randn(1, 40, 64, generator=torch.Generator().manual_seed(0))
     for key, width in ((KEY, 8), (OTHER, 12)):
         for part, which in zip(adapter.keys_values(key, given), "kv", strict=True):
             matrix = adapter.state_dict()[f"projections.{'_'.join(map(str, key))}_{which}.weight"]
-            assert part.shape == (1, 40, width) and torch.allclose(part, given @ matrix.T, rtol=0, atol=1e-4)
+            bound = rounding(lambda given, matrix: given @ matrix.T, given, matrix)
+            assert part.shape == (1, 40, width) and off(part, given @ matrix.T) < bound
     assert adapter.widths == {KEY: 8, OTHER: 12} and adapter.context == 64
 
 

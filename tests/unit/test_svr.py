@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from rounding import rounding
 
 from storyloom.prompts.svr import SVRSettings, express_frame, express_frame_naively, reweight_rows
 from storyloom.prompts.tokens import StoryTokens
@@ -79,7 +80,8 @@ def test_singular_values_are_scaled_as_the_formula_says():
     hidden = hidden_states(rows=7)
     before = torch.linalg.svdvals(hidden)
     after = torch.linalg.svdvals(reweight_rows(hidden, range(7), 0.01, 0.05))
-    assert torch.allclose(after, (0.05 * before * torch.exp(-0.01 * before)).sort(descending=True)[0], atol=1e-9)
+    expected = (0.05 * before * torch.exp(-0.01 * before)).sort(descending=True)[0]
+    assert torch.allclose(after, expected, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -106,15 +108,18 @@ def test_a_read_only_view_of_the_input_is_enough():
 
 @pytest.mark.parametrize("order", ["weaken_first", "enhance_first"])
 @pytest.mark.parametrize("mode", ["svr", "scale"])
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float16, 4e-3), (torch.float32, 2e-6), (torch.float64, 1e-11)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
 @pytest.mark.parametrize("express", [0, 2, 3])
-def test_it_equals_the_published_loop(order, mode, dtype, tolerance, express):
+def test_it_equals_the_published_loop(order, mode, dtype, express):
     hidden = hidden_states(1280 if express else 768, dtype=dtype)
     out = express_frame(hidden, TOKENS, express, SVRSettings(order=order, eot=mode))
-    expected = published_loop(hidden, TOKENS.frames, express, EOT, order, mode)
     for rows in (*TOKENS.frames, EOT):
-        ours, theirs = out[list(rows)].double(), expected[list(rows)].double()
-        assert (ours - theirs).abs().max() <= tolerance * max(theirs.abs().max(), 1e-2), rows
+
+        def reference(hidden, rows=rows):
+            return published_loop(hidden, TOKENS.frames, express, EOT, order, mode)[list(rows)]
+
+        bound = 1e-9 if dtype == torch.float64 else rounding(reference, hidden, factor=2)
+        assert (out[list(rows)].double() - reference(hidden).double()).abs().max() < bound, rows
     untouched = [0, *TOKENS.identity]
     assert torch.equal(out[untouched], hidden[untouched])
 
@@ -133,7 +138,7 @@ def test_scaled_end_rows_are_nine_tenths_per_call():
     hidden = hidden_states()
     out = express_frame(hidden, TOKENS, 1, SVRSettings(eot="scale"))
     calls = len(TOKENS.frames)
-    assert torch.allclose(out[list(EOT)], hidden[list(EOT)] * 0.9**calls, rtol=1e-12)
+    assert torch.allclose(out[list(EOT)], hidden[list(EOT)] * 0.9**calls, rtol=0, atol=1e-9)
 
 
 def test_the_two_orders_and_the_scaled_mode_are_three_different_things():
@@ -202,9 +207,12 @@ def test_degenerate_rows_stay_finite(mode, dtype, spoil):
         assert out.isfinite().all()
         assert spoil != "all zero" or not out.any()
     if spoil in ("a frame zero", "two equal"):
-        expected = published_loop(hidden, TOKENS.frames, 0, EOT, "weaken_first", mode)
+
+        def reference(hidden):
+            return published_loop(hidden, TOKENS.frames, 0, EOT, "weaken_first", mode)
+
         out = express_frame(hidden, TOKENS, 0, SVRSettings(eot=mode))
-        assert (out - expected).abs().max() <= 2e-2
+        assert (out - reference(hidden)).abs().max() < rounding(reference, hidden, factor=2)
 
 
 def test_a_single_frame_is_expressed_alone():
@@ -220,7 +228,7 @@ def test_equal_rows_stay_equal():
     hidden = hidden_states()
     hidden[9] = hidden[10]
     out = express_frame(hidden, TOKENS, 0, SVRSettings())
-    assert torch.allclose(out[9], out[10], atol=1e-10)
+    assert torch.allclose(out[9], out[10], rtol=0, atol=1e-9)
 
 
 def test_a_full_prompt_without_spare_end_rows_works():
