@@ -34,7 +34,7 @@ def rounding(reference: Callable, *inputs, factor: float = 16) -> float:
     if not any(_floats(x) for x in inputs):
         raise ValueError("None of the inputs is a floating-point tensor: there is nothing to move.")
     pairs = list(zip(_tensors(reference(*inputs)), _tensors(reference(*others)), strict=True))
-    largest = max(float(a.detach().double().abs().max()) for a, _ in pairs)
+    largest = max(float(each.detach().double().abs().max()) for pair in pairs for each in pair)
     if not 0 < largest < float("inf"):
         raise ValueError(f"The largest result is {largest}: rounding cannot be measured on it.")
     difference = max(float((a.detach().double() - b.detach().double()).abs().max()) for a, b in pairs)

@@ -319,12 +319,12 @@ def attention(q, context):
 
 def test_contexts_of_unequal_length_are_batched_exactly():
     generator = torch.Generator().manual_seed(0)
-    contexts = [torch.randn(1, length, 16, generator=generator) for length in (77, 154, 231)]
-    q = torch.randn(1, 5, 16, generator=generator)
+    contexts = [torch.randn(1, length, 16, generator=generator, dtype=torch.float64) for length in (77, 154, 231)]
+    q = torch.randn(1, 5, 16, generator=generator, dtype=torch.float64)
     batch = batch_contexts(contexts)
     assert batch.shape == (3, 462, 16)
     for row, context in zip(batch, contexts, strict=True):
-        assert torch.allclose(attention(q, row), attention(q, context), atol=1e-6)
+        assert torch.allclose(attention(q, row), attention(q, context), rtol=0, atol=1e-12)
 
 
 def test_contexts_of_one_length_are_batched_as_they_are():
