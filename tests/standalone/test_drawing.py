@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from rounding import rounding
 
 from storyloom.attention.identity import IdentityPreserving
 from storyloom.prompts.conditioning import per_encoder
@@ -72,8 +73,13 @@ def test_csa_acts_in_the_steps_and_blocks_that_it_is_told(draw, by_method):
     assert not torch.equal(latents(draw, method="csa", sharing_blocks="middle"), by_method["csa"])
 
 
-def test_without_reweighting_and_with_the_same_noise_all_frames_are_equal(by_method):
-    assert torch.equal(by_method["none"][0], by_method["none"][1])
+def test_without_reweighting_and_with_the_same_noise_all_frames_are_equal(draw, by_method, monkeypatch):
+    def drawn_from(noise):
+        monkeypatch.setattr("storyloom.standalone.pipeline.story_noise", lambda *settings: noise)
+        return latents(draw, method="none")
+
+    bound = rounding(drawn_from, story_noise(3, 64, 64, 7, True), factor=4)
+    assert all((frame - by_method["none"][0]).abs().max() < bound for frame in by_method["none"])
     assert distance(by_method["svr"][0], by_method["svr"][1]) > 1e-3
 
 
@@ -161,8 +167,12 @@ def test_without_patches_the_unet_is_called_as_diffusers_would(small):
     assert args[1].tolist() == [999] * 4
     assert kwargs["added_cond_kwargs"]["time_ids"].tolist() == [[64, 64, 0, 0, 64, 64]] * 4
     kwargs = {key: value for key, value in kwargs.items() if key != "cross_attention_kwargs"}
-    with torch.no_grad():
-        assert torch.equal(small.unet(*args, **kwargs)[0], output)
+
+    @torch.no_grad()
+    def called(latents):
+        return small.unet(latents, *args[1:], **kwargs)[0]
+
+    assert (called(args[0]) - output).abs().max() < rounding(called, args[0])
 
 
 def test_euler_is_diffusers_own(small):
@@ -170,16 +180,21 @@ def test_euler_is_diffusers_own(small):
     positive, negative, noise, scheduler = entries(small)
     model = UNetPatcher(small.unet, ModelSampling(scheduler))
     ours = sample_euler(model, positive, negative, noise, scheduler, 3, 1.0)
-    plain = type(scheduler).from_config(scheduler.config)
-    plain.set_timesteps(3)
-    x = noise * plain.init_noise_sigma
-    ((context, info),) = positive
-    extra = {"text_embeds": info["pooled_output"], "time_ids": torch.tensor([[64.0, 64, 0, 0, 64, 64]] * 2)}
-    with torch.no_grad():
+
+    @torch.no_grad()
+    def plain_loop(noise, context, pooled):
+        plain = type(scheduler).from_config(scheduler.config)
+        plain.set_timesteps(3)
+        x = noise * plain.init_noise_sigma
+        extra = {"text_embeds": pooled, "time_ids": torch.tensor([[64.0, 64, 0, 0, 64, 64]] * 2)}
         for t in plain.timesteps:
             out = small.unet(plain.scale_model_input(x, t), t, context, added_cond_kwargs=extra)[0]
             x = plain.step(out, t, x)[0]
-    assert distance(x, ours) < 1e-4
+        return x
+
+    ((context, info),) = positive
+    given = noise, context, info["pooled_output"]
+    assert (plain_loop(*given) - ours).abs().max() < rounding(plain_loop, *given, factor=4)
 
 
 def test_svr_eot_is_the_benchmarks_variant(small):
