@@ -3,14 +3,12 @@
 import errno
 import json
 import os
-import signal
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from killing import can_be_killed
+from killing import can_be_killed, killed_at_every_point
 from PIL import Image
 from story_graphs import call
 
@@ -203,36 +201,14 @@ def test_a_file_where_a_folder_is_needed_is_told(host, graph, folder):
 
 @can_be_killed
 @pytest.mark.parametrize("kind", ["png", "pdf"])
-def test_a_server_that_is_killed_while_it_saves_leaves_whole_pages_only(host, graph, folder, monkeypatch, kind):
-    """On a slow disk, so that the end comes in the middle of a file."""
-
-    def slowly(path, content):
-        with path.open("wb", buffering=0) as file:
-            for start in range(0, len(content), 500):
-                file.write(content[start : start + 500])
-                time.sleep(0.002)
-
-    monkeypatch.setattr(Path, "write_bytes", slowly)
+def test_a_server_that_is_killed_while_it_saves_leaves_whole_pages_only(host, graph, folder, kind):
     save(graph, given(graph, host, pages(2)), f"{folder}/page", kind)
     place = host.base / "output" / folder
-    for milliseconds in range(0, 24, 3):
-        before, child = len(list(place.glob("page*"))), os.fork()
-        if not child:
-            try:
-                while True:
-                    host.run(graph, fresh=True)
-            finally:
-                os._exit(1)
-        until = time.monotonic() + 60
-        while len(list(place.glob("page*"))) == before and time.monotonic() < until:
-            time.sleep(0.001)
-        time.sleep(milliseconds / 1000)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+    killed = sum(1 for _ in killed_at_every_point(lambda _: host.run(graph, fresh=True), place))
     whole = list(place.glob("page*"))
     for path in whole:
         if kind == "png":
             Image.open(path).load()
         else:
             assert path.read_bytes().rstrip().endswith(b"%%EOF")
-    assert len(whole) >= 8 and len(list(place.iterdir())) > len(whole), "it was killed while it wrote"
+    assert killed > 6 and len(whole) > 3 and len(list(place.iterdir())) > len(whole), "it was killed while it wrote"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from killing import can_be_killed, killed_at_many_moments
+from killing import can_be_killed, killed_at_every_point
 from PIL import Image
 from rounding import rounding
 from safetensors.torch import load_file, save_file
@@ -330,7 +330,7 @@ def test_saving_replaces_a_link_and_leaves_its_target(tmp_path):
 @can_be_killed
 def test_saving_that_is_killed_leaves_the_old_file_or_the_whole_new_one(tmp_path):
     path, versions = tmp_path / "fox.safetensors", [some(seed=seed) for seed in (1, 2)]
-    for _ in killed_at_many_moments(lambda n: save_character(path, versions[n % 2]), range(10, 90, 10)):
+    for _ in killed_at_every_point(lambda n: save_character(path, versions[n % 2]), tmp_path):
         found = load_character(path).parts[0][0].face
         assert any(torch.equal(found, version.parts[0][0].face) for version in versions)
     assert [file.name for file in tmp_path.glob("[!.]*")] == ["fox.safetensors"]
