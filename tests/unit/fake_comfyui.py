@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import threading
 import time
 import uuid
@@ -15,19 +16,18 @@ CHECKPOINT = "tiny.safetensors"
 
 
 class FakeComfyUI:
-    """A server on a free port. seconds: how long one workflow takes; missing: a node that it does not have.
+    """A server on a free port. limit: how many workflows it ends, the next one runs until this is raised; missing: a
+    node that it does not have.
 
     drawn: tags of the workflows that it has finished, in their order. `fails` maps a workflow to a message or None,
     `refuses` likewise before it is queued. `end` breaks all connections, as when the process is killed.
     """
 
-    def __init__(self, seconds=0.0, missing=(), fails=lambda graph: None, refuses=lambda graph: None):
-        self.seconds, self.missing, self.fails, self.refuses = seconds, missing, fails, refuses
+    def __init__(self, limit=math.inf, missing=(), fails=lambda graph: None, refuses=lambda graph: None):
+        self.limit, self.missing, self.fails, self.refuses = limit, missing, fails, refuses
         self.lock = threading.RLock()
         self.queue, self.history, self.running, self.interrupted = [], {}, None, set()
         self.ended = threading.Event()
-        self.hold = threading.Event()
-        self.hold.set()
         fake = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -64,8 +64,7 @@ class FakeComfyUI:
                 time.sleep(0.005)
                 continue
             _, prompt_id, graph, *_ = item
-            until = time.monotonic() + self.seconds
-            while time.monotonic() < until or not self.hold.is_set():
+            while len(self.history) >= self.limit:
                 if prompt_id in self.interrupted or self.ended.is_set():
                     break
                 time.sleep(0.005)

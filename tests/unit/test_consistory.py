@@ -3,22 +3,25 @@
 import importlib.util
 import io
 import json
+import math
 import os
 import random
 import signal
 import subprocess
 import sys
 import threading
-import time
-from concurrent.futures import Future
+from concurrent.futures import ALL_COMPLETED, Future, wait
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from fake_comfyui import CHECKPOINT, FakeComfyUI
 from PIL import Image
+from waiting import LIMIT, wait_until
 
 from storyloom.benchmarks.consistory import __main__ as command
+from storyloom.benchmarks.consistory import schedule as scheduling
 from storyloom.benchmarks.consistory.graph import (
     DEMO_SETTINGS,
     Method,
@@ -229,6 +232,31 @@ class FakePlace:
         return isinstance(error, ConnectionError)
 
 
+class Turns:
+    """Places whose calls are answered while the schedule waits: as many as it waits for, in a chosen order.
+
+    choose: of the number of calls that wait the one that is answered next; the first is the oldest.
+    """
+
+    def __init__(self, monkeypatch, choose=lambda waiting: 0):
+        self.calls, self.choose = [], choose
+        monkeypatch.setattr(scheduling, "wait", self.wait)
+
+    def place(self, script):
+        def call(name, *args):
+            self.calls.append((Future(), script(name, *args)))
+            return self.calls[-1][0]
+
+        return SimpleNamespace(call=call, lost=lambda error: False)
+
+    def wait(self, calls, seconds=None, for_what=ALL_COMPLETED):
+        enough = all if for_what == ALL_COMPLETED else any
+        while not enough(call.done() for call in calls):
+            future, answer = self.calls.pop(self.choose(len(self.calls)))
+            future.set_result(answer)
+        return wait(calls, seconds, for_what)
+
+
 def ready(*held):
     return Ready(frozenset(held))
 
@@ -252,15 +280,11 @@ def steady(name, *args):
 
 class TestSchedule:
     @pytest.mark.parametrize("seed", range(5))
-    def test_every_job_is_drawn_once_in_whatever_order_servers_answer(self, seed):
-        waits = random.Random(seed)
-
-        def slow(name, *args):
-            time.sleep(waits.random() / 200)
-            return steady(name, *args)
-
-        failed, saved, _ = run_schedule(list(map(job, range(12))), {name: FakePlace(slow) for name in "abc"})
-        assert not failed
+    def test_every_job_is_drawn_once_in_whatever_order_servers_answer(self, seed, monkeypatch):
+        chosen = random.Random(seed)
+        turns = Turns(monkeypatch, lambda waiting: chosen.randrange(waiting))
+        failed, saved, told = run_schedule(list(map(job, range(12))), {name: turns.place(steady) for name in "abc"})
+        assert not failed and {server for what, server, _ in told if what == "drawn"} == set("abc")
         assert sorted(saved) == sorted(f"vanilla/{i}" for i in range(12))
 
     def test_a_dead_server_s_job_goes_to_another_and_the_server_is_left_out(self):
@@ -320,12 +344,14 @@ class TestSchedule:
         schedule = Schedule([job(0)], {"a": FakePlace(steady)}, ((), None), unreadable, lambda *a: None, 5, 0.001)
         assert "cannot be read" in schedule.run()["vanilla/0"]
 
-    def test_what_a_server_holds_from_before_stays_there(self):
+    def test_what_a_server_holds_from_before_stays_there(self, monkeypatch):
+        """Also where another one answers first."""
+
         def holds(name, *args):
-            time.sleep(0.05)
             return ready("tag 0", "tag 2") if name == "connect" else Drawn((b"",))
 
-        places = {"a": FakePlace(steady), "b": FakePlace(holds)}
+        turns = Turns(monkeypatch)
+        places = {"a": turns.place(steady), "b": turns.place(holds)}
         _, _, told = run_schedule(list(map(job, range(3))), places)
         drawn = {key: server for what, server, key in told if what == "draws"}
         assert drawn == {"vanilla/0": "b", "vanilla/2": "b", "vanilla/1": "a"}
@@ -422,59 +448,66 @@ def a_job(method="vanilla", one=SET):
     return Job(f"{method}/{one.name}", f"{method}/{one.name} {digest(graph)}", graph, len(one.settings))
 
 
-def wait_until(true, seconds=120):
-    until = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < until, "it did not happen"
-        time.sleep(0.005)
+def when(true, do):
+    """Do something as soon as a function gives something true; returns the future of that."""
+    future = Future()
+
+    def work():
+        try:
+            wait_until(true)
+            future.set_result(do())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return future
 
 
 class TestWorker:
     def test_it_draws_a_picture_per_frame(self, start):
-        worker = Worker(start().url, "run", 60)
+        worker = Worker(start().url, "run", LIMIT)
         assert worker.connect((), ["KSampler"], CHECKPOINT) == ready()
         drawn = worker.draw(a_job())
         assert [Image.open(io.BytesIO(file)).size for file in drawn.pictures] == [(8, 8)] * 2
 
     def test_a_server_without_the_pack_or_the_checkpoint_is_unfit(self, start):
-        worker = Worker(start(missing=["StoryLoom_IPCA"]).url, "run", 60)
+        worker = Worker(start(missing=["StoryLoom_IPCA"]).url, "run", LIMIT)
         assert "no node StoryLoom_IPCA" in worker.connect((), ["KSampler", "StoryLoom_IPCA"], None).reason
         assert f'no checkpoint "x" (found: {CHECKPOINT})' in worker.connect((), [], "x").reason
 
     def test_a_refused_and_a_failed_workflow_are_the_job_s_fault(self, start):
-        refused = Worker(start(refuses=lambda graph: "not valid").url, "run", 60).draw(a_job())
-        failed = Worker(start(fails=lambda graph: "out of memory").url, "run", 60).draw(a_job())
+        refused = Worker(start(refuses=lambda graph: "not valid").url, "run", LIMIT).draw(a_job())
+        failed = Worker(start(fails=lambda graph: "out of memory").url, "run", LIMIT).draw(a_job())
         assert isinstance(refused, Failed) and "not valid" in refused.reason
         assert isinstance(failed, Failed) and "out of memory" in failed.reason
 
     def test_a_server_that_is_not_there_or_ends_is_lost(self, start):
-        fake = start(seconds=60)
-        worker = Worker(fake.url, "run", 60)
-        threading.Timer(0.2, fake.end).start()
+        fake = start(limit=0)
+        worker = Worker(fake.url, "run", LIMIT)
+        when(lambda: fake.running, fake.end)
         assert isinstance(worker.draw(a_job()), Lost)
         assert isinstance(worker.connect((), [], None), Lost)
 
     def test_a_server_that_forgets_or_hangs_is_lost(self, start):
-        forgetful, slow = start(seconds=60), start(seconds=60)
-        worker = Worker(forgetful.url, "run", 60)
-        threading.Timer(0.2, lambda: setattr(forgetful, "running", None)).start()
+        forgetful, slow = start(limit=0), start(limit=0)
+        worker = Worker(forgetful.url, "run", LIMIT)
+        when(lambda: forgetful.running, lambda: setattr(forgetful, "running", None))
         assert "forgotten" in worker.draw(a_job()).reason
-        assert "--patience" in Worker(slow.url, "run", 0.1).draw(a_job()).reason
+        assert "--patience" in Worker(slow.url, "run", 0).draw(a_job()).reason
         wait_until(lambda: slow.interrupted)
 
     def test_what_a_killed_run_left_is_taken_up_and_not_queued_again(self, start):
-        fake = start()
-        fake.hold.clear()
+        fake = start(limit=0)
         jobs = [a_job(), a_job("ipca"), a_job("csa")]
-        before = Worker(fake.url, "run", 60)
+        before = Worker(fake.url, "run", LIMIT)
         for each in jobs:
             before.client.submit(each.graph, {"storyloom": {"run": "run", "job": each.tag}})
         before.client.submit(jobs[0].graph, {"storyloom": {"run": "another", "job": jobs[0].tag}})
         before.client.submit(jobs[0].graph)
-        worker = Worker(fake.url, "run", 60)
+        worker = Worker(fake.url, "run", LIMIT)
         wanted = {jobs[0].tag, jobs[1].tag}
         assert worker.connect(wanted, [], None) == Ready(frozenset(wanted))
-        fake.hold.set()
+        fake.limit = math.inf
         for each in jobs[:2]:
             assert isinstance(worker.draw(each), Drawn)
         wait_until(lambda: len(fake.history) == 4)
@@ -490,25 +523,25 @@ class TestWorker:
 
     def test_one_whose_pictures_are_gone_is_drawn_again(self, start, monkeypatch):
         fake = start()
-        Worker(fake.url, "run", 60).draw(a_job())
+        Worker(fake.url, "run", LIMIT).draw(a_job())
         picture_of, gone = fake.picture, list(fake.history)
         monkeypatch.setattr(fake, "picture", lambda name: picture_of(name) if len(fake.history) > len(gone) else 1 / 0)
-        again = Worker(fake.url, "run", 60)
+        again = Worker(fake.url, "run", LIMIT)
         assert again.connect({a_job().tag}, [], None) == ready(a_job().tag)
         assert isinstance(again.draw(a_job()), Drawn)
         assert len(fake.history) == 2
 
     def test_one_that_failed_before_is_queued_again(self, start):
         fake = start(fails=lambda graph: "out of memory")
-        Worker(fake.url, "run", 60).draw(a_job())
+        Worker(fake.url, "run", LIMIT).draw(a_job())
         fake.fails = lambda graph: None
-        again = Worker(fake.url, "run", 60)
+        again = Worker(fake.url, "run", LIMIT)
         assert again.connect({a_job().tag}, [], None) == ready()
         assert isinstance(again.draw(a_job()), Drawn)
 
     def test_cancelling_touches_this_run_only(self, start):
-        fake = start(seconds=60)
-        worker = Worker(fake.url, "run", 60)
+        fake = start(limit=0)
+        worker = Worker(fake.url, "run", LIMIT)
         for run in ("run", "run", "another"):
             worker.client.submit(a_job().graph, {"storyloom": {"run": run, "job": "j"}})
         wait_until(lambda: fake.running)
@@ -564,23 +597,18 @@ class TestRuns:
 
     @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT] if os.name != "nt" else [])
     def test_a_run_that_is_ended_goes_on_and_gives_the_same_files(self, end, whole, prompt_file, start, tmp_path):
-        out, fake = tmp_path / "ended", start()
+        out, fake = tmp_path / "ended", start(limit=2)
         asked = arguments(prompt_file, out, fake)
-        fake.hold.clear()
         process = popen(asked)
-        wait_until(lambda: fake.running)
-        fake.hold.set()
-        wait_until(lambda: len(fake.drawn) >= 2)
-        fake.hold.clear()
-        wait_until(lambda: fake.running)
+        wait_until(lambda: len(fake.drawn) == 2 and fake.running)
         process.send_signal(end)
-        said, _ = process.communicate(timeout=120)
+        said, _ = process.communicate(timeout=LIMIT)
         half = tree(out)
         assert "run.json" in half and len(half) < len(whole)
         if end == signal.SIGINT:
             assert process.returncode == 130 and "goes on where it was" in said
             wait_until(lambda: fake.interrupted)
-        fake.hold.set()
+        fake.limit = math.inf
         assert command.main(asked) == 0
         assert tree(out) == whole
         assert len(fake.drawn) == len(set(fake.drawn)) == 6, "nothing is drawn twice"
@@ -588,12 +616,10 @@ class TestRuns:
         assert len(fake.history) == 6 + (end == signal.SIGINT), "a finished run draws nothing"
 
     def test_when_one_of_two_servers_dies_the_other_takes_over(self, whole, prompt_file, start, tmp_path):
-        out, good, dying = tmp_path / "two", start(seconds=0.05), start()
-        dying.hold.clear()
-        watcher = threading.Thread(target=lambda: (wait_until(lambda: dying.running and good.drawn), dying.end()))
-        watcher.start()
+        out, good, dying = tmp_path / "two", start(), start(limit=0)
+        ended = when(lambda: dying.running and good.drawn, dying.end)
         assert command.main([*arguments(prompt_file, out, good, dying), "--no-ray", "--retries", "1"]) == 0
-        watcher.join()
+        ended.result(LIMIT)
         assert tree(out) == whole
         assert sorted(good.drawn) == sorted(set(good.drawn)) and len(good.drawn) == 6
 
@@ -657,24 +683,22 @@ class TestRay:
         asked_for = []
         monkeypatch.setattr(command, "start_ray", asked_for.append)
         monkeypatch.setattr(command, "stop_ray", lambda: None)
-        out, good, dying = tmp_path / "ray", start(seconds=0.05), start()
-        dying.hold.clear()
-        watcher = threading.Thread(target=lambda: (wait_until(lambda: dying.running and good.drawn, 60), dying.end()))
-        watcher.start()
+        out, good, dying = tmp_path / "ray", start(), start(limit=0)
+        ended = when(lambda: dying.running and good.drawn, dying.end)
         assert command.main([*arguments(prompt_file, out, good, dying), "--retries", "1"]) == 0
-        watcher.join()
+        ended.result(LIMIT)
         assert asked_for == [None]
         assert tree(out) == whole
         assert len(good.drawn) == len(set(good.drawn)) == 6
 
     def test_work_is_done_in_another_process_which_comes_back_when_it_ends(self, ray):
         place = RayPlace(importlib.import_module, "os", here=True)
-        first = place.call("getpid").result(60)
+        first = place.call("getpid").result(LIMIT)
         assert first != os.getpid()
-        error = place.call("_exit", 1).exception(60)
+        error = place.call("_exit", 1).exception(LIMIT)
         assert place.lost(error) and not place.lost(ValueError())
-        wait_until(lambda: place.call("getpid").exception(60) is None, 60)
-        assert place.call("getpid").result(60) != first
+        wait_until(lambda: place.call("getpid").exception(LIMIT) is None)
+        assert place.call("getpid").result(LIMIT) != first
         place.close()
 
 
