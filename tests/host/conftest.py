@@ -6,7 +6,7 @@ import importlib
 import inspect
 import os
 import sys
-from contextlib import ExitStack
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +16,9 @@ from tiny_models import SDXL, tiny_clip, tiny_model
 
 PACK = Path(__file__).resolve().parents[2]
 COMFYUI = os.environ.get("COMFYUI_PATH")
+THREADS = int(os.environ.get("OMP_NUM_THREADS") or 1)
+"""Of ComfyUI in this process and of its servers, for sums depend on it in the last digits: the tiny models gain nothing
+from more, and `make test SETTING=two-threads` asks for two."""
 EXTRAS = [
     "nodes_pag",
     "nodes_perpneg",
@@ -193,8 +196,14 @@ def start_server(tmp_path_factory):
     """Starts a ComfyUI of its own with the pack, as a process; a context manager."""
     from storyloom.scripts.comfyui import Server, pack_base
 
+    @contextmanager
     def start_server():
-        return Server(Path(COMFYUI), pack_base(tmp_path_factory.mktemp("server"), PACK), sys.executable)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("OMP_NUM_THREADS", str(THREADS))
+            server = Server(Path(COMFYUI), pack_base(tmp_path_factory.mktemp("server"), PACK), sys.executable)
+            with server:
+                patch.undo()
+                yield server
 
     return start_server
 
@@ -202,10 +211,7 @@ def start_server(tmp_path_factory):
 @pytest.fixture(scope="session")
 def server(start_server):
     """One that is left running."""
-    with ExitStack() as left_running:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("OMP_NUM_THREADS", "1")  # as the ComfyUI of this process: sums depend on it in the last digits
-            running = left_running.enter_context(start_server())
+    with start_server() as running:
         yield running
 
 
@@ -229,7 +235,7 @@ def host(tmp_path_factory):
     import nodes
 
     sys.argv = argv
-    torch.set_num_threads(1)  # the tiny model gains nothing from threads, and they wait for each other on busy machines
+    torch.set_num_threads(THREADS)
 
     async def load():
         for name in EXTRAS:

@@ -4,17 +4,17 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections import Counter
 
 import pytest
 import torch
+from waiting import wait_until
 
 from storyloom.benchmarks.consistory import __main__ as command
 from storyloom.benchmarks.consistory.graph import DEMO_SETTINGS, Settings, graph_of, parse_method
 from storyloom.benchmarks.consistory.prompts import PromptSet
 from storyloom.benchmarks.consistory.store import STATE, Store
+from storyloom.scripts.comfyui import Client
 
 yaml = pytest.importorskip("yaml")
 SETS = {
@@ -83,13 +83,6 @@ def whole(server, prompts, tmp_path_factory):
     return tree(out)
 
 
-def wait_until(true, seconds=120):
-    until = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < until, "it did not happen"
-        time.sleep(0.01)
-
-
 def drawn(out):
     return len(list(out.glob("*/*/set.json")))
 
@@ -103,14 +96,30 @@ def test_pictures_measures_and_tables(whole):
     assert "What the pictures show" in text and "1Prompt1Story" in text
 
 
-def test_a_run_killed_in_the_middle_ends_with_the_same_files(whole, server, prompts, tmp_path):
+DYING = """import itertools, os, signal, sys
+from storyloom.benchmarks.consistory import __main__ as command
+from storyloom.scripts.comfyui import Client
+
+name, last, *asked = sys.argv[1:]
+work, calls = getattr(Client, name), itertools.count(1)
+
+def dying(*args):
+    done = work(*args)
+    if next(calls) == int(last):
+        os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
+    return done
+
+setattr(Client, name, dying)
+command.main(asked)"""
+"""The command, which is killed when its client has made the call with this name so many times."""
+
+
+@pytest.mark.parametrize("call, times", [("submit", 2), ("view", 3)], ids=["a set is queued", "half a set is fetched"])
+def test_a_run_killed_in_the_middle_ends_with_the_same_files(whole, server, prompts, tmp_path, call, times):
     out = tmp_path / "killed"
     asked = arguments(prompts, out, server)
-    process = subprocess.Popen([sys.executable, "-m", "storyloom.benchmarks.consistory", *asked])
-    wait_until(lambda: drawn(out) and server.queue()[0])
-    process.send_signal(getattr(signal, "SIGKILL", signal.SIGTERM))
-    process.wait()
-    assert 0 < drawn(out) < 4
+    ended = subprocess.run([sys.executable, "-c", DYING, call, str(times), *asked]).returncode
+    assert ended == -getattr(signal, "SIGKILL", -1) and drawn(out) == 1
     assert command.main(asked) == 0
     assert tree(out) == whole
     run = Store(out).run
@@ -119,19 +128,26 @@ def test_a_run_killed_in_the_middle_ends_with_the_same_files(whole, server, prom
     assert len(times) == 4 and set(times.values()) == {1}, "nothing is drawn twice"
 
 
-def test_when_one_of_two_servers_is_killed_the_files_are_the_same(whole, server, start_server, prompts, tmp_path):
+def test_when_one_of_two_servers_is_killed_the_files_are_the_same(
+    whole, server, start_server, prompts, tmp_path, monkeypatch
+):
     out = tmp_path / "two"
     with start_server() as second:
-        name = second.url.removeprefix("http://")
+        submit, name, queued = Client.submit, second.url.removeprefix("http://"), []
 
-        def kill_half_way():
-            wait_until(lambda: drawn(out) >= 1 and second.queue()[0])
-            os.kill(second.pid, getattr(signal, "SIGKILL", signal.SIGTERM))
+        def submitted(client, *args):
+            """The first server waits until the second has been killed while it works on its second set."""
+            if client.url != second.url:
+                wait_until(lambda: len(queued) == 2)
+                return submit(client, *args)
+            prompt_id = submit(client, *args)
+            if queued:
+                os.kill(second.pid, getattr(signal, "SIGKILL", signal.SIGTERM))
+            queued.append(prompt_id)
+            return prompt_id
 
-        watcher = threading.Thread(target=kill_half_way)
-        watcher.start()
+        monkeypatch.setattr(Client, "submit", submitted)
         assert command.main(arguments(prompts, out, server, second)) == 0
-        watcher.join()
     assert tree(out) == whole
     told = (out / STATE / "log.txt").read_text()
     assert f"{name} lost" in told

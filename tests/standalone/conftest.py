@@ -1,6 +1,7 @@
 """A small random SDXL on diffusers: all of its blocks, few channels, one layer each."""
 
 import math
+import os
 from functools import partial
 
 import pytest
@@ -53,7 +54,7 @@ def small(numbers):
         rows = torch.randn(min(shape[0], 1999), *shape[1:], generator=generator) / math.prod(shape[1:]) ** 0.5
         return rows.repeat(-(-shape[0] // len(rows)), *[1] * (len(shape) - 1))[: shape[0]]
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or 1))
     generator = torch.Generator().manual_seed(0)
     return StoryModel(
         unet=random_(partial(build_unet, numbers, 16)),
