@@ -9,6 +9,7 @@ import pytest
 from hypothesis import strategies as some
 from story_graphs import SVR
 from test_fuzz import FLOATS, TEXT, clear, fuzz, told  # noqa: F401, told is a fixture
+from waiting import LIMIT
 
 from storyloom.prompts.script import StoryScriptError, parse_story
 
@@ -232,13 +233,14 @@ def test_a_body_that_comes_too_slowly_is_not_waited_for(run, ask, routes, monkey
     async def crawl(client):
         async def pieces():
             yield b'{"frames": '
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
 
         async with client.post("/storyloom/script", data=pieces(), headers=JSON) as response:
             return response.status, await response.json()
 
     status, answer = run(crawl)
     assert status == 408 and "did not arrive within" in answer["error"]
+    monkeypatch.undo()
     assert ask(script())[0][0] == 200
 
 
@@ -257,12 +259,18 @@ def test_a_compressed_body_is_refused(ask):
 def test_a_body_that_breaks_off_is_no_fault_of_the_server(
     run, ask, routes, monkeypatch, caplog, head, body, ends, status
 ):
+    reads, body_of = asyncio.Event(), routes.body_of
+
+    async def read(request):
+        reads.set()
+        return await body_of(request)
+
     async def broken(client):
         reader, writer = await asyncio.open_connection(client.host, client.port)
         writer.write(f"POST /storyloom/script HTTP/1.1\r\nHost: x\r\n{head}\r\n".encode())
         writer.write(b"Content-Type: application/json\r\n\r\n")
         await writer.drain()
-        await asyncio.sleep(0.05)  # the route reads by now
+        await reads.wait()
         writer.write(body)
         if ends:
             writer.write_eof()
@@ -270,8 +278,10 @@ def test_a_body_that_breaks_off_is_no_fault_of_the_server(
         writer.close()
         return said
 
-    monkeypatch.setattr(routes, "ARRIVAL", 0.3)
+    monkeypatch.setattr(routes, "body_of", read)
+    monkeypatch.setattr(routes, "ARRIVAL", LIMIT if ends else 0.3)
     assert run(broken).split(b" ")[1:2] == status
+    monkeypatch.undo()
     assert ask(script())[0][0] == 200
     assert "routes.py" not in caplog.text
 

@@ -4,7 +4,6 @@ import gzip
 import json
 import os
 import socket
-import time
 import urllib.request
 from collections import Counter
 from pathlib import Path
@@ -18,6 +17,7 @@ from story_graphs import CSA, FREEU, IPCA, SAMPLER, SVR, distance
 from story_makers import APPLY
 from test_storymaker_files import hostile, not_finite
 from tiny_models import tiny_lora
+from waiting import LIMIT
 
 from storyloom.scripts.comfyui import PromptFailed, PromptRefused
 
@@ -42,7 +42,7 @@ def demo(seed, **script):
 
 
 def page(server, prompt):
-    entry = server.wait(server.submit(prompt), timeout=300)
+    entry = server.wait(server.submit(prompt), timeout=LIMIT)
     (path,) = server.outputs(entry)
     return np.asarray(Image.open(path))
 
@@ -111,7 +111,7 @@ def latents(server, prompts):
     """Queue all prompts, and return what each saved once all are drawn."""
     found = []
     for prompt_id in [server.submit(prompt) for prompt in prompts]:
-        entry = server.wait(prompt_id, timeout=300)
+        entry = server.wait(prompt_id, timeout=LIMIT)
         cached = [data["nodes"] for kind, data in entry["status"]["messages"] if kind == "execution_cached"]
         assert "drawn" not in sum(cached, [])
         (saved,) = entry["outputs"]["saved"]["latents"]
@@ -198,7 +198,7 @@ def test_a_faulty_script_is_refused_before_anything_runs_and_the_server_goes_on(
 
 def asked(server, body, *headers):
     """Send a body to the route of the script's editor as it is; returns the connection."""
-    connection = socket.create_connection(("127.0.0.1", server.port), timeout=60)
+    connection = socket.create_connection(("127.0.0.1", server.port), timeout=LIMIT)
     lines = ["POST /storyloom/script HTTP/1.1", f"Host: 127.0.0.1:{server.port}", "Connection: close", *headers]
     connection.sendall("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
     return connection
@@ -216,7 +216,6 @@ def test_the_route_refuses_what_is_no_script_and_the_server_goes_on(server):
         return body, f"Content-Length: {len(body)}"
 
     good = json.dumps({"identity": "a fox", "frames": "asleep", "style": ""}).encode()
-    begun = time.monotonic()
     slow = asked(server, good[:9], typed, f"Content-Length: {len(good)}")
     for expected, sent in (
         (200, asked(server, *length(good), typed)),
@@ -232,7 +231,7 @@ def test_the_route_refuses_what_is_no_script_and_the_server_goes_on(server):
     found = Counter(map(status, many))
     assert found.keys() <= {200, 503} and found[200] >= 8
     assert page(server, demo(3)).size
-    assert status(slow) == 408 and time.monotonic() - begun < 60
+    assert status(slow) == 408
     assert status(asked(server, *length(good), typed)) == 200
     log = server.log.read_text(encoding="utf-8", errors="replace")
     assert "routes.py" not in log
