@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..prompts.conditioning import TAG, StoryCond
 from .blocks import Blocks
+from .foresight import FORESEEN, OUTER_SAMPLE, Asked, foresee
 from .inner import Below, HostAttend, Inner, Replacement
 from .kept import Kept
 from .uncompiled import uncompiled
@@ -241,13 +242,45 @@ class StoryRun:
 
 @dataclass(frozen=True, eq=False)
 class StorySampling:
-    """SAMPLER_SAMPLE wrapper that carries the settings of all StoryLoom nodes in a model's chain."""
+    """SAMPLER_SAMPLE wrapper that carries the settings of all StoryLoom nodes in a model's chain.
+
+    `before_loading` is its OUTER_SAMPLE wrapper. A host without that wrapper leaves it out, and patches then make what
+    they need when they need it.
+    """
 
     patches: tuple[Patch, ...]
     host: HostAttend
 
     def with_patch(self, patch: Patch) -> StorySampling:
         return replace(self, patches=(*self.patches, patch))
+
+    def before_loading(self, executor, noise: Tensor, latent_image, sampler, sigmas: Tensor, *args, **kwargs):
+        """Make what the run's patches need of their own networks while the memory is theirs, then let it start.
+
+        Raises ValueError as the run itself does, before anything is loaded.
+        """
+        guider = executor.class_obj
+        options = guider.model_options["transformer_options"]
+        options[FORESEEN] = self._foreseen(guider, noise.shape[0], sigmas)
+        try:
+            return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+        finally:
+            options.pop(FORESEEN, None)
+
+    def _foreseen(self, guider, images: int, sigmas: Tensor) -> dict[Hashable, Any]:
+        stories = [story for group in guider.conds.values() for cond in group if (story := _told(cond)) is not None]
+        for story in stories:
+            _check_batch(story, images)
+        story = stories[0] if stories else None
+        steps = tuple(sigmas[:-1].tolist())
+        entries = self._opened(guider.model_patcher.get_model_object("model_sampling"))
+        acting = [entry.patch for entry in entries if _hindrance(entry, story, images, steps) is None]
+        asked = [
+            Asked(_told(cond) or story, role not in UNCONDITIONAL)
+            for role, group in guider.conds.items()
+            for cond in group
+        ]
+        return foresee(acting, asked, guider.model_patcher.model.get_dtype_inference())
 
     def __call__(self, executor, guider, sigmas: Tensor, extra_args: dict, callback, noise: Tensor, *args, **kwargs):
         """Check the batch against the stories and sample with this run's own wrappers.
@@ -267,9 +300,11 @@ class StorySampling:
             logging.warning("%s has no effect in this run: %s.", name, hindrance)
         opened = tuple(entry for entry, hindrance in pairs if hindrance is None)
         if opened:
-            run = StoryRun(opened, self.host, steps, story)
+            options = extra_args["model_options"]
+            kept = options.get("transformer_options", {}).pop(FORESEEN, {})
+            run = StoryRun(opened, self.host, steps, story, kept)
             wrappers = {CALC_COND_BATCH: run.evaluate, APPLY_MODEL: run.call_unet}
-            extra_args = {**extra_args, "model_options": _with_wrappers(extra_args["model_options"], wrappers)}
+            extra_args = {**extra_args, "model_options": _with_wrappers(options, wrappers)}
         return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
 
     def _opened(self, model_sampling) -> tuple[Opened, ...]:
@@ -293,8 +328,10 @@ def with_patch(model, patch: Patch, attend: HostAttend):
     patched = model.clone()
     carried = patched.get_wrappers(SAMPLER_SAMPLE, TAG)
     sampling = carried[0] if carried else StorySampling((), attend)
-    patched.remove_wrappers_with_key(SAMPLER_SAMPLE, TAG)
-    patched.add_wrapper_with_key(SAMPLER_SAMPLE, TAG, sampling.with_patch(patch))
+    sampling = sampling.with_patch(patch)
+    for kind, wrapper in ((SAMPLER_SAMPLE, sampling), (OUTER_SAMPLE, sampling.before_loading)):
+        patched.remove_wrappers_with_key(kind, TAG)
+        patched.add_wrapper_with_key(kind, TAG, wrapper)
     return patched
 
 
@@ -345,6 +382,12 @@ def _marked(conds: Mapping[str, list[dict]], original: Mapping[str, list[dict]])
         name: [_with_marks(cond, name, stories.get(id(_context(cond)))) for cond in group]
         for name, group in conds.items()
     }
+
+
+def _told(cond: Mapping[str, Any]) -> StoryCond | None:
+    """The story of a conditioning that is not encoded for the UNet yet, None also where only zeros are left of it."""
+    context = cond.get("cross_attn")
+    return cond.get(TAG) if context is not None and context.any() else None
 
 
 def _with_marks(cond: dict, role: str, story: StoryCond | None) -> dict:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -15,9 +15,13 @@ from torch.nn.functional import interpolate
 from ..prompts.conditioning import StoryCond
 from .blocks import Blocks
 from .decoupled import decoupled_cross_attention
+from .foresight import Asked, Resident
 from .inner import Below, Inner
 from .rows import Rows, grouped, named_rows
 from .unet_call import Image, UNetCall
+
+Layer = tuple[str, int, int]
+"""(part, number of the block, index in it) of a layer of attention."""
 
 
 class Named(Protocol):
@@ -27,14 +31,16 @@ class Named(Protocol):
 
 
 class Adapter(Protocol):
-    """StoryMaker's networks."""
+    """StoryMaker's networks. widths: by layer of a UNet for which they make keys and values."""
+
+    widths: Mapping[Layer, int]
 
     def tokens(
         self, characters: Sequence[Any], face_strength: float, appearance_strength: float, device: torch.device
     ) -> tuple[Tensor, Tensor]:
         """Image tokens of some characters, [1, 20 * (characters + 1), context], for the positive and the negative."""
 
-    def keys_values(self, layer: tuple[str, int, int], tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def keys_values(self, layer: Layer, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [1, M, C] of a layer for image tokens [1, M, context]."""
 
 
@@ -66,6 +72,8 @@ class ImageConditioning:
     strength                   factor of what is added to the attention to the text
     face_strength, appearance_strength   factors of each character's face and appearance tokens
     start_percent, end_percent, blocks   when (percent of the schedule) and in which blocks
+    resident                   puts the adapter onto its device for the time of making keys and values, which then are
+                               made before a run; None: they are made during it, wherever the adapter lies
     """
 
     adapter: Adapter
@@ -77,6 +85,7 @@ class ImageConditioning:
     start_percent: float
     end_percent: float
     blocks: Blocks
+    resident: Resident | None = None
     name = "Apply StoryMaker"
     slot = "attn2"
     adds = True
@@ -167,12 +176,47 @@ class ImageConditioning:
         groups = (zip(*each, strict=True) for each in together)
         return [Group(named_rows(rows, call.device), casts) for rows, casts in groups]
 
-    def _keys_values(self, layer: tuple[str, int, int], group: Group, q: Tensor, call: UNetCall) -> tuple[Tensor, ...]:
-        """Keys and values [rows, M, C] of a group's image tokens, each cast's made once in a run."""
+    def foreseen(
+        self, asked: Sequence[Asked], device: torch.device, dtype: torch.dtype | None
+    ) -> dict[Hashable, tuple[Tensor, Tensor]]:
+        """Keys and values of every layer for everybody who will be seen together, by what `_keys_values` asks for."""
+        everybody = tuple(range(len(self.characters)))
+        kinds = {
+            (shown, positive): None
+            for story, positive in asked
+            for shown in ([everybody] if story is None else self._casts(story))
+            if shown
+        }
+        layers = [layer for layer in self.adapter.widths if self._acts_at(layer)]
+        kept = {}
+        for characters in dict.fromkeys(characters for characters, _ in kinds):
+            tokens = self._tokens(characters, device)
+            for positive in (each for shown, each in kinds if shown == characters):
+                for layer in layers:
+                    made = self.adapter.keys_values(layer, tokens[0 if positive else 1])
+                    kept[self, layer, characters, positive] = tuple(part.to(dtype=dtype) for part in made)
+        return kept
+
+    def _casts(self, story: StoryCond) -> list[tuple[int, ...]]:
+        roles = self.roles(story)
+        return [_shown(row.characters, roles) for row in story.rows]
+
+    def _acts_at(self, layer: Layer) -> bool:
+        chosen = self.blocks.get(layer[:2], ())
+        return chosen is None or layer[2] in chosen
+
+    def _keys_values(self, layer: Layer, group: Group, q: Tensor, call: UNetCall) -> tuple[Tensor, ...]:
+        """Keys and values [rows, M, C] of a group's image tokens, each cast's made once in a run.
+
+        A cast that nobody foresaw has them made here, by an adapter that may lie elsewhere: its layers cast weights.
+        """
 
         def make(characters: tuple[int, ...], positive: bool) -> tuple[Tensor, Tensor]:
-            tokens = call.once_in_a_run((self, characters, q.device), lambda: self._tokens(characters, q.device))
-            k, v = self.adapter.keys_values(layer, tokens[0 if positive else 1])
+            made = call.kept.get((self, layer, characters, positive))
+            if made is None:
+                tokens = call.once_in_a_run((self, characters, q.device), lambda: self._tokens(characters, q.device))
+                made = self.adapter.keys_values(layer, tokens[0 if positive else 1])
+            k, v = made
             return k.to(q), v.to(q)
 
         kinds = [(cast.characters, cast.positive) for cast in group.casts]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
 import folder_paths
+import torch
 from comfy_api.latest import io
 from torch import Tensor
 
@@ -34,6 +37,9 @@ SOURCE = "https://huggingface.co/RED-AIGC/StoryMaker"
 UP = "_lora.up.weight"
 """End of the names of the changes' first halves."""
 
+EVERYTHING = 1e30
+"""Bytes to make free on a device, more than any has."""
+
 register(KIND, SUFFIXES, "storymaker", "photomaker", "ipadapter")
 
 
@@ -47,6 +53,24 @@ class StoryMaker:
     @property
     def adapter(self) -> StoryMakerAdapter:
         return self.patcher.model
+
+    @contextmanager
+    def resident(self) -> Iterator[torch.device]:
+        """The networks on the device that is given, as far as it has room for them; away from it in the end."""
+        try:
+            comfy.model_management.load_models_gpu([self.patcher])
+            yield self.patcher.load_device
+        finally:
+            unload(self.patcher)
+
+
+def unload(patcher: comfy.model_patcher.ModelPatcher) -> None:
+    """Take a model off its device, and off ComfyUI's list, and leave the others where they are."""
+    management = comfy.model_management
+    others = [
+        each for each in management.current_loaded_models if each.model is None or not patcher.is_clone(each.model)
+    ]
+    management.free_memory(1e30, patcher.load_device, others)
 
 
 def storymaker_of(weights: StoryMakerWeights) -> StoryMaker:
@@ -238,10 +262,9 @@ class ApplyStoryMaker(io.ComfyNode):
             start_percent,
             end_percent,
             blocks_of(model, "all"),
+            storymaker.resident,
         )
         patched = with_patch(model, patch)
-        if token_strength:
-            patched.set_additional_models(f"storyloom_storymaker_{id(storymaker.adapter)}", [storymaker.patcher])
         if lora_strength:
             add_lora(patched, storymaker.lora, lora_strength)
         return io.NodeOutput(patched)
