@@ -42,35 +42,6 @@ def test_tokens_keys_and_values_are_made_once_in_a_run_for_every_cast(host, grap
     assert set(counted.values()) == {2 * 4}
 
 
-def test_the_adapter_is_loaded_for_a_run_and_leaves_when_memory_is_asked_for(host, graph, maker):
-    import comfy.model_management as management
-
-    parts = build(graph, size=(64, 64))
-    seen, fox = [], someone(host, 1)
-    model = apply(graph, host, parts["model"], maker, fox)
-
-    def watch(patcher):
-        patcher = patcher.clone()
-
-        def apply_model(executor, *args, **kwargs):
-            seen.append([entry.currently_used for entry in loaded_for(maker)])
-            return executor(*args, **kwargs)
-
-        patcher.add_wrapper_with_key("apply_model", "test", apply_model)
-        return patcher
-
-    management.unload_all_models()
-    assert loaded_for(maker) == []
-    sample(graph, parts, "first", **ONCE, model=call(graph, host, watch, model))
-    first = host.run(graph).first
-    assert seen == [[True]] and len(loaded_for(maker)) == 1
-    management.unload_all_models()
-    assert loaded_for(maker) == []
-    assert torch.equal(host.run(graph, fresh=True).first["samples"], first["samples"])
-    management.free_memory(1e32, torch.device("cpu"))
-    assert loaded_for(maker) == []
-
-
 def test_without_tokens_the_adapter_is_neither_loaded_nor_asked(host, graph, maker, counted):
     import comfy.model_management as management
 
