@@ -309,7 +309,7 @@ class DreamSim:
         found = []
         for part in images.split(BATCH):
             shown = torch.cat([self._prepare(Image.fromarray(to_pixels(picture))) for picture in part])
-            found.append(self._embed(shown.to(self._device)).reshape(len(part), -1).double().cpu())
+            found.append(self._embed(shown.to(self._device)).reshape(len(part), -1).cpu().double())
         unit = nn.functional.normalize(torch.cat(found), dim=1)
         return (1 - unit @ unit.T).fill_diagonal_(0).clone()
 

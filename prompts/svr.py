@@ -43,14 +43,14 @@ def reweight_rows(hidden: Tensor, rows: Sequence[int] | Tensor, alpha: float, be
     hidden: [T, D] one encoder's hidden states; rows: [R] indices. Returns a new [T, D]; other rows are untouched.
     Singular-value reweighting, One-Prompt-One-Story (arXiv 2501.13554), equations 2 and 3. With A = hidden[rows] and
     A Aᵀ = V diag(s²) Vᵀ this is V diag(beta exp(-alpha s)) Vᵀ A: the [R, R] Gram matrix replaces the thin SVD of
-    [R, D], in float64, and agrees with it to 1e-9.
+    [R, D], in float64 on the CPU, since not every device has it, and agrees with it to 1e-9.
     """
     rows = torch.as_tensor(rows, dtype=torch.long, device=hidden.device)
-    selected = hidden[rows].double()
+    selected = hidden[rows].cpu().double()
     squared, v = torch.linalg.eigh(selected @ selected.T)
     s = squared.clamp(min=0).sqrt()
     out = hidden.clone()
-    out[rows] = (v * (beta * torch.exp(-alpha * s)) @ (v.T @ selected)).to(hidden.dtype)
+    out[rows] = (v * (beta * torch.exp(-alpha * s)) @ (v.T @ selected)).to(hidden)
     return out
 
 
@@ -73,9 +73,10 @@ def express_frame(hidden: Tensor, tokens: StoryTokens, frame: int, settings: SVR
 
     weaken = [(k, settings.weaken_alpha, settings.weaken_beta) for k in range(len(tokens.frames)) if k != frame]
     enhance = [(frame, settings.enhance_alpha, settings.enhance_beta)]
+    out = hidden.cpu()
     for k, alpha, beta in weaken + enhance if settings.order == "weaken_first" else enhance + weaken:
-        hidden = reweight(hidden, k, alpha, beta)
-    return hidden
+        out = reweight(out, k, alpha, beta)
+    return out.to(hidden)
 
 
 def express_frame_naively(hidden: Tensor, tokens: StoryTokens, frame: int) -> Tensor:

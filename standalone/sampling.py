@@ -37,7 +37,7 @@ class ModelSampling:
         if kind not in ("epsilon", "v_prediction"):
             raise ValueError(f'The model predicts "{kind}", StoryLoom samples "epsilon" and "v_prediction" models.')
         self.velocity = kind == "v_prediction"
-        cumulative = scheduler.alphas_cumprod.double().cpu()
+        cumulative = scheduler.alphas_cumprod.cpu().double()
         self.log_sigmas = ((1 - cumulative) / cumulative).sqrt().log()
 
     def percent_to_sigma(self, percent: float) -> float:
@@ -52,7 +52,7 @@ class ModelSampling:
 
     def timestep(self, sigma: Tensor) -> Tensor:
         """Training step with the noise level nearest to each sigma [B]."""
-        distance = (sigma.double().cpu().log()[:, None] - self.log_sigmas).abs()
+        distance = (sigma.cpu().double().log()[:, None] - self.log_sigmas).abs()
         return distance.argmin(dim=1).to(sigma.device)
 
     def calculate_input(self, sigma: Tensor, x: Tensor) -> Tensor:
