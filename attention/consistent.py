@@ -9,6 +9,7 @@ host has projected once are gathered, and the ordinary kernels attend to the cho
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -22,6 +23,7 @@ from .blocks import Blocks
 from .drawn import DrawnTokens
 from .inner import Inner
 from .kept import Kept
+from .memory import GATHER_LIMIT, Level, images_within, in_slices, most_gathered
 from .rows import Rows, grouped, named_rows
 from .unet_call import Image, SamplerCall, UNetCall, batch_images
 
@@ -95,6 +97,13 @@ class Group(NamedTuple):
         """The keys or values that these images see. part: [B, N, C] of the whole batch."""
         return part[self.rows] if self.keys is None else part.flatten(0, 1)[self.keys]
 
+    def within(self, limit: int, k: Tensor) -> list[Group]:
+        """These images some at a time, so that gathering for them takes at most `limit` bytes. k: [B, N, C]."""
+        if self.keys is None and isinstance(self.rows, slice):
+            return [self]
+        images = images_within(limit, _count(self) or k.shape[1], k.shape[2], k.element_size())
+        return [Group(*part) for part in in_slices(self.rows, self.keys, images)]
+
 
 def group_images(
     subsets: Sequence[Tensor], sources: Sequence[Sequence[int]], tokens: int, device: torch.device, first: int = 0
@@ -115,13 +124,26 @@ def group_images(
     return groups
 
 
-def attend_in_groups(q: Tensor, k: Tensor, v: Tensor, heads: int, groups: Sequence[Group], attend: Attend) -> Tensor:
-    """Attention of every group of images, whose rows are all rows of q, to what it sees."""
-    if len(groups) == 1:
-        (group,) = groups
+def attend_in_groups(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    heads: int,
+    groups: Sequence[Group],
+    attend: Attend,
+    limit: int = sys.maxsize,
+) -> Tensor:
+    """Attention of every group of images, whose rows are all rows of q, to what it sees.
+
+    limit: bytes of keys and values that are gathered at once. A group that needs more is attended to in slices, with
+    the same result: no image's attention depends on another row. What one image sees is never cut.
+    """
+    slices = [part for group in groups for part in group.within(limit, k)]
+    if len(slices) == 1:
+        (group,) = slices
         return attend(q, k, v, heads) if group.keys is None else attend(q, group.of(k), group.of(v), heads)
     out = torch.empty_like(q)
-    for group in groups:
+    for group in slices:
         out[group.rows] = attend(q[group.rows], group.of(k), group.of(v), heads)
     return out
 
@@ -131,6 +153,7 @@ def attend_around(q: Tensor, k: Tensor, v: Tensor, heads: int, groups: Sequence[
 
     Rows of other groups see their own tokens over and over meanwhile. An attention that does not look at q answers with
     one row per value (PAG: the values themselves): it has nothing to share and is asked as it would be without us.
+    Here slices would bound nothing: the whole batch has to be gathered, however few of its rows are wanted.
     """
     alone = cache(lambda: inner(q, k, v, heads))
     out = torch.empty_like(q)
@@ -161,12 +184,14 @@ class ConsistentAttention:
     """What a consistent self-attention node asks of a model.
 
     sampling_rate     part of every image's tokens that the others see
-    anchors           images that all others look at, 0: everyone looks at everyone
+    anchors           images that all others look at, 0: everyone looks at everyone. Of a story that was split into
+                      batches its own number counts, since every batch has these
     skip_first_steps  steps of a sampling run before it begins
     start_percent, end_percent, blocks   when (percent of the schedule) and in which blocks
     seed              of the choice of tokens
     schedule          "steady": the same number of tokens and all layers in every step; "published": tokens by
                       Bernoulli draws, and layers left out at random
+    levels            resolutions of these blocks, from which memory is reckoned; none: it is not told
     """
 
     sampling_rate: float
@@ -177,6 +202,7 @@ class ConsistentAttention:
     blocks: Blocks
     seed: int
     schedule: Schedule = "steady"
+    levels: tuple[Level, ...] = ()
     name = "Consistent self-attention"
     slot = "attn1"
     adds = False
@@ -193,10 +219,32 @@ class ConsistentAttention:
         """Why nothing can be shared in a run over so many images, None when something can."""
         if images < 2:
             return f"it needs at least 2 images in the batch, got {images}: raise batch_size or add frames to the story"
-        if not any(self._sources(batch_images(story, range(images)))):
-            others = f"one of the first {self.anchors} (anchors)" if self.anchors else "another one"
+        if not any(self._sources(batch_images(story, range(images)), story)):
+            anchors = self._anchors(story)
+            others = f"one of the first {anchors} (anchors)" if anchors else "another one"
             return f"no image shares a character with {others}"
         return None
+
+    def remark(self, story: StoryCond | None) -> str | None:
+        """What these settings and the story say differently. Said of a story's first batch, not of those after it."""
+        anchors = self._anchors(story)
+        if self.anchors in (0, anchors) or [row.frame for row in story.rows] != [*range(len(story.rows))]:
+            return None
+        return (
+            f"anchors is {self.anchors} in Consistent self-attention, but {anchors} in Split a long story: {anchors} "
+            "counts, for these are in every batch. Set anchors of Consistent self-attention to 0, or to the same number"
+        )
+
+    def gathers(self, story: StoryCond | None, images: int, size: Sequence[int], itemsize: int, whole: bool) -> int:
+        """Most bytes of keys and values that a layer gathers at once for one conditioning, 0 where nothing is shared.
+
+        size: height and width of the latents; itemsize: bytes of a number; whole: another node's attention gets all
+        images every time, with which no limit can be kept.
+        """
+        if self.neutral:
+            return 0
+        looks = map(len, self._sources(batch_images(story, range(images)), story))
+        return most_gathered(looks, self.levels, self.sampling_rate, size, itemsize, whole)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, heads: int, call: UNetCall, inner: Inner) -> Tensor:
         """Self-attention of one layer of one UNet call, acting on all of its chunks alike.
@@ -213,7 +261,9 @@ class ConsistentAttention:
         if all(group.keys is None for group in groups):
             return inner(q, k, v, heads)
         k, v = (part.reshape(q.shape[0], tokens, -1) for part in (k, v))
-        return (attend_in_groups if inner.takes_rows else attend_around)(q, k, v, heads, groups, inner)
+        if inner.takes_rows:
+            return attend_in_groups(q, k, v, heads, groups, inner, GATHER_LIMIT)
+        return attend_around(q, k, v, heads, groups, inner)
 
     def _left_out(self, call: UNetCall, options) -> bool:
         if self.schedule == "steady":
@@ -241,15 +291,22 @@ class ConsistentAttention:
         seen_of = drawn.of(call.step, (image.number for images in shown for image in images))
         groups = []
         for chunk, images in zip(call.chunks, shown, strict=True):
+            story = chunk.conditioning.story or call.story
             subsets = [seen_of[image.number] for image in images for _ in range(tiles)]
-            sources = [[j * tiles + tile for j in seen] for seen in self._sources(images) for tile in range(tiles)]
+            sources = [
+                [j * tiles + tile for j in seen] for seen in self._sources(images, story) for tile in range(tiles)
+            ]
             groups += group_images(subsets, sources, tokens, device, first=chunk.rows.start * tiles)
         return groups
 
-    def _sources(self, images: Sequence[Image]) -> list[list[int]]:
+    def _anchors(self, story: StoryCond | None) -> int:
+        return self.anchors if story is None or story.anchors is None else story.anchors
+
+    def _sources(self, images: Sequence[Image], story: StoryCond | None) -> list[list[int]]:
+        sources = anchor_sources([image.number for image in images], self._anchors(story))
         return [
             [j for j in seen if image.shares_a_character(images[j])]
-            for image, seen in zip(images, anchor_sources([i.number for i in images], self.anchors), strict=True)
+            for image, seen in zip(images, sources, strict=True)
         ]
 
 

@@ -23,6 +23,7 @@ from .blocks import Blocks
 from .foresight import FORESEEN, OUTER_SAMPLE, Asked, foresee
 from .inner import Below, HostAttend, Inner, Replacement
 from .kept import Kept
+from .memory import PREPARE_SAMPLING, TELL, Gathering, ToldMemory
 from .uncompiled import uncompiled
 from .unet_call import KEY, Conditioning, SamplerCall, UNetCall, nearest_step, read_call, window_images
 
@@ -299,6 +300,9 @@ class StorySampling:
         for name, hindrance in dict.fromkeys((entry.patch.name, hindrance) for entry, hindrance in pairs if hindrance):
             logging.warning("%s has no effect in this run: %s.", name, hindrance)
         opened = tuple(entry for entry, hindrance in pairs if hindrance is None)
+        remarks = (entry.patch.remark(story) for entry in opened if isinstance(entry.patch, Gathering))
+        for remark in dict.fromkeys(filter(None, remarks)):
+            logging.warning("%s.", remark)
         if opened:
             options = extra_args["model_options"]
             kept = options.get("transformer_options", {}).pop(FORESEEN, {})
@@ -329,9 +333,13 @@ def with_patch(model, patch: Patch, attend: HostAttend):
     carried = patched.get_wrappers(SAMPLER_SAMPLE, TAG)
     sampling = carried[0] if carried else StorySampling((), attend)
     sampling = sampling.with_patch(patch)
-    for kind, wrapper in ((SAMPLER_SAMPLE, sampling), (OUTER_SAMPLE, sampling.before_loading)):
-        patched.remove_wrappers_with_key(kind, TAG)
-        patched.add_wrapper_with_key(kind, TAG, wrapper)
+    wrappers = {(SAMPLER_SAMPLE, TAG): sampling, (OUTER_SAMPLE, TAG): sampling.before_loading}
+    gathering = tuple(each for each in sampling.patches if isinstance(each, Gathering))
+    if gathering:
+        wrappers[PREPARE_SAMPLING, TELL] = ToldMemory(gathering)
+    for (kind, key), wrapper in wrappers.items():
+        patched.remove_wrappers_with_key(kind, key)
+        patched.add_wrapper_with_key(kind, key, wrapper)
     return patched
 
 

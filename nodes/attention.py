@@ -7,7 +7,7 @@ from ..attention.consistent import ConsistentAttention
 from ..attention.freeu import FreeU, Stage
 from ..attention.identity import IdentityPreserving
 from ..attention.sampling import check_window
-from .patching import blocks_of, lowest_stages, with_patch
+from .patching import attention_levels, blocks_of, lowest_stages, with_patch
 from .ranges import in_range
 
 
@@ -210,15 +210,17 @@ class ConsistentSelfAttention(io.ComfyNode):
         cls, model, sampling_rate, anchors, skip_first_steps, start_percent, end_percent, blocks, seed, schedule
     ) -> io.NodeOutput:
         check_window(start_percent, end_percent)
+        chosen = blocks_of(model, blocks)
         patch = ConsistentAttention(
             sampling_rate,
             anchors,
             skip_first_steps,
             start_percent,
             end_percent,
-            blocks_of(model, blocks),
+            chosen,
             seed,
             schedule,
+            attention_levels(model, chosen),
         )
         return io.NodeOutput(with_patch(model, patch))
 

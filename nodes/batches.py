@@ -92,7 +92,8 @@ class SplitBatches(io.ComfyNode):
     def execute(cls, latent, batch_size, anchors, positive=None, negative=None, image=None, mask=None) -> io.NodeOutput:
         count = latent["samples"].shape[0]
         plan = plan_batches(count, batch_size, anchors)
-        conditioning, rows = partial(split_conditioning, count=count), partial(split_rows, count=count)
+        conditioning = partial(split_conditioning, count=count, anchors=anchors)
+        rows = partial(split_rows, count=count)
         return io.NodeOutput(
             cls._each(plan, "latent", latent, split_latent),
             cls._each(plan, "positive", positive, conditioning),

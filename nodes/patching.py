@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from comfy.ldm.modules import attention as comfy_attention
+from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, Upsample
 
 from ..attention import sampling
 from ..attention.blocks import Blocks, choose_blocks
+from ..attention.memory import Level
 from ..attention.sampling import Patch
 
 
@@ -38,23 +42,38 @@ def attention_widths(model) -> tuple[dict[tuple[str, int, int], int], int]:
     return widths, max(layer.in_features for layer in layers.values())
 
 
+def attention_levels(model, blocks: Iterable[tuple[str, int]]) -> tuple[Level, ...]:
+    """Resolutions and widths of the self-attention in these blocks of a UNet."""
+    transformers, levels, halvings = _transformers(model), {}, 0
+    for block, layers in _blocks(model).items():
+        if block in transformers:
+            levels[block] = Level(transformers[block][0].attn1.to_k.out_features, halvings)
+        halvings += sum(isinstance(layer, Downsample) for layer in layers)
+        halvings -= sum(isinstance(layer, Upsample) for layer in layers)
+    return tuple(dict.fromkeys(levels[block] for block in blocks))
+
+
 def _transformers(model) -> dict[tuple[str, int], list]:
     """The transformer blocks of every block of a UNet that has any. Raises ValueError for other networks."""
+    every = {
+        block: [transformer for layer in layers for transformer in getattr(layer, "transformer_blocks", ())]
+        for block, layers in _blocks(model).items()
+    }
+    found = {key: transformers for key, transformers in every.items() if transformers}
+    if not found:
+        raise _not_a_unet(model, "with attention blocks")
+    return found
+
+
+def _blocks(model) -> dict[tuple[str, int], Iterable]:
+    """The layers of every block of a UNet, in the order in which they are run; none for other networks."""
     unet = model.get_model_object("diffusion_model")
     parts = {
         "input": getattr(unet, "input_blocks", ()),
         "middle": [getattr(unet, "middle_block", None) or ()],
         "output": getattr(unet, "output_blocks", ()),
     }
-    every = {
-        (part, number): [transformer for layer in block for transformer in getattr(layer, "transformer_blocks", ())]
-        for part, blocks in parts.items()
-        for number, block in enumerate(blocks)
-    }
-    found = {key: transformers for key, transformers in every.items() if transformers}
-    if not found:
-        raise _not_a_unet(model, "with attention blocks")
-    return found
+    return {(part, number): layers for part, blocks in parts.items() for number, layers in enumerate(blocks)}
 
 
 def lowest_stages(model) -> tuple[range, range]:

@@ -70,9 +70,12 @@ def split_rows(rows: Tensor, frames: Sequence[int], count: int, what: str = "row
     return rows[list(frames)]
 
 
-def split_info(info: Mapping[str, Any], frames: Sequence[int], count: int) -> dict[str, Any]:
+def split_info(
+    info: Mapping[str, Any], frames: Sequence[int], count: int, anchors: int | None = None
+) -> dict[str, Any]:
     """A conditioning's dict for some frames: tensors with a row per frame and the story's tag are cut, the rest stays.
 
+    anchors: how many of the story's first frames begin every batch, which the tag tells from now on.
     Raises ValueError for a ControlNet whose hint has an image per frame: hints are split before they are applied.
     """
     control = info.get("control")
@@ -89,14 +92,18 @@ def split_info(info: Mapping[str, Any], frames: Sequence[int], count: int) -> di
         if isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == count > 1:
             value = value[list(frames)]
         elif key == TAG and len(value.rows) == count:
-            value = replace(value, rows=tuple(value.rows[frame] for frame in frames))
+            value = replace(value, rows=tuple(value.rows[frame] for frame in frames), anchors=anchors)
         cut[key] = value
     return cut
 
 
-def split_conditioning(conditioning: Sequence[Sequence], frames: Sequence[int], count: int) -> list[list]:
+def split_conditioning(
+    conditioning: Sequence[Sequence], frames: Sequence[int], count: int, anchors: int | None = None
+) -> list[list]:
     """A conditioning, [context [count or 1, T, D], info] each, for some frames. Raises ValueError as the above do."""
-    return [[split_rows(context, frames, count), split_info(info, frames, count)] for context, info in conditioning]
+    return [
+        [split_rows(context, frames, count), split_info(info, frames, count, anchors)] for context, info in conditioning
+    ]
 
 
 def split_latent(latent: Mapping[str, Any], frames: Sequence[int]) -> dict[str, Any]:

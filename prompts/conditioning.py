@@ -38,14 +38,16 @@ class StoryRow:
 class StoryCond:
     """Tag of a story's conditioning.
 
-    rows    what its rows hold
-    length  its context length; a row's own text repeats every tokens.length
-    cast    names of all characters of the story as they appear one after the other, in whichever rows are left of it
+    rows     what its rows hold
+    length   its context length; a row's own text repeats every tokens.length
+    cast     names of all characters of the story as they appear one after the other, in whichever rows are left of it
+    anchors  how many of the story's first frames begin every batch of it; None: it was not split into batches
     """
 
     rows: tuple[StoryRow, ...]
     length: int
     cast: tuple[str, ...] = ()
+    anchors: int | None = None
 
     def identity_columns(self, row: int) -> tuple[int, ...]:
         """Context columns of a row that hold the start token and the identity; empty for a frame without anybody."""
