@@ -6,16 +6,16 @@ a sampling run keeps. What lies on a card has the card in its key.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from threading import RLock
 from typing import Any
 
 
 class Kept(dict[Hashable, Any]):
-    """Things by their keys, with a lock around the making of new ones."""
+    """Things by their keys, with a lock around the making of new ones. known: what is there from the start."""
 
-    def __init__(self):
-        super().__init__()
+    def __init__(self, known: Mapping[Hashable, Any] | None = None):
+        super().__init__(known or {})
         self._lock = RLock()
 
     def once(self, key: Hashable, make: Callable[[], Any]) -> Any:

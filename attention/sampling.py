@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -306,7 +306,7 @@ class StorySampling:
         if opened:
             options = extra_args["model_options"]
             kept = options.get("transformer_options", {}).pop(FORESEEN, {})
-            run = StoryRun(opened, self.host, steps, story, kept)
+            run = StoryRun(opened, self.host, steps, story, Kept(kept))
             wrappers = {CALC_COND_BATCH: run.evaluate, APPLY_MODEL: run.call_unet}
             extra_args = {**extra_args, "model_options": _with_wrappers(options, wrappers)}
         return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
