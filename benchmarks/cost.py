@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..attention.consistent import ConsistentAttention
-from ..attention.identity import IdentityPreserving
+from ..attention.identity import COUNTED_DENOMINATOR, IdentityPreserving
 from ..attention.sampling import Opened, StoryRun
 from ..attention.storymaker import ImageConditioning
 from ..attention.unet_call import KEY, Conditioning, SamplerCall, read_call
@@ -95,7 +95,7 @@ CASES = (
     Case("IPCA weight 2, identity of 8 tokens", 2.0, 8),
     Case("IPCA weight 2, identity of 12 tokens", 2.0, 12),
     Case("IPCA weight 2, identity of 30 tokens", 2.0, 30),
-    Case("IPCA weight 1.5 (as a mask)", 1.5),
+    Case("IPCA weight 1.5", 1.5),
     Case("IPCA weight 3", 3.0),
     Case("IPCA weight 2 around another replacement", 2.0, owned=True),
     Case("IPCA weight 1.5 around another replacement", 1.5, owned=True),
@@ -236,18 +236,18 @@ def tokens_of(depth: int, size: Size) -> int:
 
 
 def _extra_of_ipca(case: Case, size: Size) -> int:
-    """A whole weight adds weight - 1 copies of the start token and the identity to the story's rows, a fraction as a
-    mask adds nothing. Around another replacement the whole batch is attended to a second time, with p copies of these
-    columns and q of the others for a weight p/q.
+    """A weight p/q counts the start token and the identity p times and all other columns q times, in the story's rows
+    up to a denominator of 4; a finer one is a mask and adds nothing. Around another replacement the whole batch is
+    attended to a second time, with as many columns for every denominator.
     """
     if case.weight is None:
         return 0
-    counted, whole = 1 + case.identity, case.weight == int(case.weight)
+    counted = 1 + case.identity
+    p, q = case.weight.as_integer_ratio()
     if case.owned:
-        p, q = case.weight.as_integer_ratio()
         columns = 2 * (q * CONTEXT + (p - q) * counted)
     else:
-        columns = (int(case.weight) - 1) * counted if whole else 0
+        columns = (q - 1) * CONTEXT + (p - q) * counted if q <= COUNTED_DENOMINATOR else 0
     return sum(4 * size.frames * columns * d * tokens_of(d, size) * CHANNELS[d] for d in BLOCKS.values())
 
 
