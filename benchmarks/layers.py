@@ -22,12 +22,16 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ..attention.consistent import ConsistentAttention
+from ..attention.memory import Level
 from ..attention.unet_call import KEY
 from .common import enter_comfyui, fused_attention, table
-from .cost import CHANNELS, NEGATIVE, POSITIVE, Case, Size, masked_replacement, patched_options, tokens_of
+from .cost import CHANNELS, HALVINGS, NEGATIVE, POSITIVE, Case, Size, masked_replacement, patched_options, tokens_of
 
 BLOCK_OF = {2: ("output", 3), 10: ("output", 0)}
 """A block of the level with so many layers."""
+
+BATCHES = (4, 8, 16, 32)
 
 Layer = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -117,6 +121,19 @@ def gathered_bytes(depth: int, size: Size, rate: float) -> int:
     return 2 * 2 * 2 * size.frames * keys * CHANNELS[depth]
 
 
+def by_batch(size: Size, rate: float) -> list[list[str]]:
+    """MiB that the largest layer gathers for one conditioning, by images: all at once, and so many at a time."""
+    levels = tuple(Level(CHANNELS[depth], HALVINGS[depth]) for depth in CHANNELS)
+    patch = ConsistentAttention(rate, 0, 0, 0.0, 1.0, {}, seed=0, levels=levels)
+    return [
+        [
+            f"{images}",
+            *(f"{patch.gathers(None, images, (size.side,) * 2, 2, whole) / 2**20:.0f}" for whole in (True, False)),
+        ]
+        for images in BATCHES
+    ]
+
+
 def seconds(layer: Layer, depth: int, size: Size) -> float:
     tensors = [x.normal_() for x in projected(depth, size)]
     with torch.no_grad(), fused_attention():
@@ -150,6 +167,8 @@ def main() -> None:
             rows.append([shape, extra, f"{bound / 2**20:.1f}", *times])
     print(f"SDXL, {arguments.pixels} x {arguments.pixels}, {size.frames} frames with negative, ComfyUI {version}\n")
     print(table(["one layer", "extra MiB", "gathered K and V, MiB", "s", "ratio"], rows))
+    print()
+    print(table(["images", "K and V all at once, MiB", "as gathered, MiB"], by_batch(size, arguments.rate)))
 
 
 if __name__ == "__main__":

@@ -28,8 +28,8 @@ class SplitBatches(io.ComfyNode):
             category="StoryLoom/story",
             description=(
                 "Cuts a story of any length into batches of equal size that all begin with the same anchor frames. The "
-                "KSampler that follows runs once per batch. With consistent self-attention and as many anchors there, "
-                "all batches share the character. Join story batches puts the frames back in order."
+                "KSampler that follows runs once per batch. With consistent self-attention, which learns the anchors "
+                "from the positive, all batches share the character. Join story batches puts the frames back in order."
             ),
             search_aliases=[
                 "long story",
@@ -56,8 +56,8 @@ class SplitBatches(io.ComfyNode):
                     max=63,
                     tooltip=(
                         "How many of the first frames begin every batch, drawn again each time, so that all batches "
-                        "see the same character. Give consistent self-attention the same number. 0: every batch on "
-                        "its own."
+                        "see the same character. Consistent self-attention takes the number from here: leave its own "
+                        "at 0. 0: every batch on its own."
                     ),
                 ),
                 io.Conditioning.Input(

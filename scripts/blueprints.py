@@ -94,7 +94,7 @@ def blueprints() -> list[Blueprint]:
             {
                 **STORY,
                 "batch_size": (("split", "batch_size"),),
-                "anchors": (("split", "anchors"), ("attention", "anchors")),
+                "anchors": (("split", "anchors"),),
                 **CONSISTENCY,
                 **DRAWING,
                 **PAGE,

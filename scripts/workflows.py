@@ -232,7 +232,7 @@ LONG_FRAMES = "\n".join(
 LONG = """\
 **Split a long story** makes a list of batches that all begin with the same two anchor frames, KSampler and VAE \
 Decode run once per batch, and **Join story batches** puts the frames in order. With **consistent self-attention** \
-every frame looks at the anchors: give it as many `anchors` as the split."""
+every frame looks at the anchors, whose number it takes from the split."""
 LONG_SETTINGS = """\
 **Story script**: as many frames as you like, memory stays that of one batch. The first two are the \
 anchors: show the character well in them.
@@ -515,17 +515,17 @@ def consistent(
 def long_story(name: str, note: str, loader: Node, script: dict, size: int, steps: int, scheduler: str) -> Workflow:
     """A story of any length in batches that share their first frames by consistent self-attention."""
     whole = consistent(name, note, loader, script, size, steps, scheduler)
-    story, anchors = {"story": ("script", 0)}, {"anchors": 2}
+    story = {"story": ("script", 0)}
     split = {"latent": ("latent", 0), "positive": ("words", 0), "negative": ("negative", 0)}
     batch = {"latent_image": ("split", 0), "positive": ("split", 1), "negative": ("split", 2)}
     lower = 260
     changed = {
         "script": replace(whole.nodes["script"], size=(420, 560 + lower)),
         "report": moved(whole.nodes["report"], 140),
-        "split": Node("StoryLoom_SplitBatches", (480, 630), (380, 180), {"batch_size": 4, **anchors}, split),
+        "split": Node("StoryLoom_SplitBatches", (480, 630), (380, 180), {"batch_size": 4, "anchors": 2}, split),
         "loader": moved(loader, lower),
         "ipca": moved(whole.nodes["ipca"], lower),
-        "attention": replace(moved(whole.nodes["attention"], lower), values=anchors),
+        "attention": moved(whole.nodes["attention"], lower),
         "sampler": replace(whole.nodes["sampler"], links={"model": ("attention", 0), **batch}),
         "join": Node(
             "StoryLoom_JoinBatches", (980, 880), (320, 70), links={"plan": ("split", 5), "images": ("decode", 0)}

@@ -95,6 +95,9 @@ def test_sdxl_needs_the_figures_that_the_readme_tells(host):
     patch = host.pack("attention.consistent").ConsistentAttention(0.5, 0, 1, 0.0, 1.0, {}, 0, levels=levels)
     figures = [patch.gathers(None, images, (128, 128), 2, whole=True) / 2**20 for images in (4, 8, 16, 32)]
     assert figures == [100, 360, 1360, 5280]
+    table = host.pack("benchmarks.layers").by_batch(cost.Size(), 0.5)
+    assert [row[:2] for row in table] == [["4", "100"], ["8", "360"], ["16", "1360"], ["32", "5280"]]
+    assert [row[2] for row in table] == ["100", "225", "255", "165"]
 
 
 @pytest.mark.parametrize("frames", [8, 16])

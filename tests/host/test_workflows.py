@@ -429,9 +429,8 @@ def test_the_long_demo_draws_its_batches_with_the_same_anchors_and_joins_them(ho
     prompt = api(demo(LONG))
     kinds = {node["class_type"]: (number, node["inputs"]) for number, node in prompt.items()}
     quick(prompt, 64)
-    assert (
-        kinds["StoryLoom_SplitBatches"][1]["anchors"] == kinds["StoryLoom_ConsistentSelfAttention"][1]["anchors"] == 2
-    )
+    assert kinds["StoryLoom_SplitBatches"][1]["anchors"] == 2
+    assert kinds["StoryLoom_ConsistentSelfAttention"][1]["anchors"] == 0, "as the story is split"
     drawn, seen = host.function(lambda latent: seen.append(latent["samples"]) or latent), []
     prompt["watch"] = {"class_type": "TestCall", "inputs": {"value": [kinds["KSampler"][0], 0], "name": drawn}}
     kinds["VAEDecode"][1]["samples"] = ["watch", 0]
@@ -643,11 +642,11 @@ def unpacked(name, classes, outside, **values):
     return prompt, outputs
 
 
-def test_one_widget_of_the_long_box_sets_the_anchors_in_both_places(classes):
+def test_the_widget_of_the_long_box_sets_the_anchors_of_the_split_which_tells_them(classes):
     prompt, _ = unpacked(LONG_BOX, classes, {}, anchors=1)
     kinds = {node["class_type"]: node["inputs"] for node in prompt.values()}
     assert kinds["StoryLoom_SplitBatches"]["anchors"] == 1
-    assert kinds["StoryLoom_ConsistentSelfAttention"]["anchors"] == 1
+    assert kinds["StoryLoom_ConsistentSelfAttention"]["anchors"] == 0
 
 
 @pytest.mark.parametrize("name", BOXES)
