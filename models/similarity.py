@@ -297,19 +297,20 @@ def _fill(network: nn.Module, state: dict[str, Tensor], architecture: str, path:
 class DreamSim:
     """DreamSim (arXiv 2306.09344), a perceptual distance: 0 for equal pictures, lower is more alike.
 
-    embed: pictures [N, 3, 224, 224] -> [N, D], whose cosine distance it is; prepare: a Pillow image -> one of these.
+    network: its `embed` makes [N, D] of pictures [N, 3, 224, 224], on whatever device it lies, whose cosine distance
+    DreamSim is; prepare: a Pillow image -> one of these pictures.
     """
 
-    def __init__(self, name: str, embed: Callable[[Tensor], Tensor], prepare: Callable, device: Any) -> None:
-        self.name, self._embed, self._prepare, self._device = name, embed, prepare, device
+    def __init__(self, name: str, network: nn.Module, prepare: Callable) -> None:
+        self.name, self.network, self._prepare = name, network, prepare
 
     @torch.inference_mode()
     def distance(self, images: Tensor) -> Tensor:
         """Distances [N, N], float64 on the CPU, of pictures [N, H, W, 3] in 0..1; 0 on the diagonal."""
-        found = []
+        found, device = [], next(self.network.parameters()).device
         for part in images.split(BATCH):
             shown = torch.cat([self._prepare(Image.fromarray(to_pixels(picture))) for picture in part])
-            found.append(self._embed(shown.to(self._device)).reshape(len(part), -1).cpu().double())
+            found.append(self.network.embed(shown.to(device)).reshape(len(part), -1).cpu().double())
         unit = nn.functional.normalize(torch.cat(found), dim=1)
         return (1 - unit @ unit.T).fill_diagonal_(0).clone()
 
@@ -345,7 +346,7 @@ def load_dreamsim(kind: str, cache_dir: str | Path, device: str | torch.device =
         raise SimilarityError(f"DreamSim cannot read its weights in {folder} ({_reason(error)}): {AGAIN}.") from error
     finally:
         torch.hub.set_dir(hub)  # the package moves it
-    return DreamSim(f"DreamSim {kind}", model.embed, prepare, device)
+    return DreamSim(f"DreamSim {kind}", model, prepare)
 
 
 def _reason(error: Exception) -> str:

@@ -17,7 +17,7 @@ from ..pages.consistency import BACKGROUNDS, Consistency, measure
 from ..pages.plots import alignment_picture, matrix_picture
 from ..prompts.script import Story
 from .folders import checked_prefix, free_file
-from .similarity import ClipVision, dreamsim_of
+from .similarity import ClipVision, dreamsim_of, kept
 from .types import FaceAnalysis, Measures, Similarity
 from .types import Story as StoryType
 
@@ -26,6 +26,11 @@ OFF = "off"
 
 class StoryConsistency(io.ComfyNode):
     """The measures of One-Prompt-One-Story (arXiv 2501.13554)."""
+
+    def __init__(self):
+        """ComfyUI keeps one for each node of a workflow, and with it DreamSim, until it empties its caches."""
+        super().__init__()
+        self.kept = kept()
 
     @classmethod
     def define_schema(cls) -> io.Schema:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import comfy.model_patcher
 import comfy.utils
 import folder_paths
 from comfy_api.latest import io
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..models.demo_similarity import DemoReader
 from ..models.similarity import DreamSim, OpenClip, load_dreamsim, load_open_clip
@@ -31,9 +32,6 @@ TAGS = (
     *("openai", "laion2b_s34b_b79k", "laion2b_s34b_b88k", "laion2b_s32b_b82k", "laion2b_s32b_b79k"),
     *("laion2b_s39b_b160k", "dfn5b"),
 )
-DREAMSIM_MEMORY = 2 * 1024**3
-"""Bytes that are made free on the graphics card for DreamSim's three networks and a batch."""
-
 register(OPEN_CLIP, SUFFIXES, OPEN_CLIP)
 register(DREAMSIM, (), DREAMSIM)
 
@@ -58,7 +56,37 @@ class Managed:
         return self.encoder.texts(texts)
 
     def _load(self) -> None:
-        comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)
+        load(self.patcher)
+
+
+@dataclass(frozen=True, eq=False)
+class ManagedDreamSim:
+    """DreamSim whose networks are where ComfyUI wants them, as those of a Managed are."""
+
+    dreamsim: DreamSim
+    patcher: comfy.model_patcher.ModelPatcher
+
+    @property
+    def name(self) -> str:
+        return self.dreamsim.name
+
+    def distance(self, images: Tensor) -> Tensor:
+        load(self.patcher)
+        return self.dreamsim.distance(images)
+
+
+def patcher_of(network: nn.Module) -> comfy.model_patcher.ModelPatcher:
+    """A network of whatever kind under ComfyUI's memory management."""
+    return comfy.model_patcher.ModelPatcher(
+        network,
+        load_device=comfy.model_management.get_torch_device(),
+        offload_device=comfy.model_management.text_encoder_offload_device(),
+    )
+
+
+def load(patcher: comfy.model_patcher.ModelPatcher) -> None:
+    """Put a network onto the device, all of it: its layers do not cast weights that lie elsewhere."""
+    comfy.model_management.load_models_gpu([patcher], force_full_load=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,12 +108,32 @@ class ClipVision:
         return features.detach().float().cpu().clone()
 
 
-def dreamsim_of(kind: str) -> DreamSim:
-    """DreamSim from models/dreamsim, on ComfyUI's device."""
-    device = comfy.model_management.get_torch_device()
-    comfy.model_management.free_memory(DREAMSIM_MEMORY, device)
+class Kept(dict):
+    """The DreamSim that was used last, by kind and folder."""
+
+
+_kept: weakref.WeakValueDictionary[str, Kept] = weakref.WeakValueDictionary()
+
+
+def kept() -> Kept:
+    """What is kept from one execution to the next, for as long as somebody holds it."""
+    held = _kept.get(DREAMSIM)
+    if held is None:
+        held = _kept[DREAMSIM] = Kept()
+    return held
+
+
+def dreamsim_of(kind: str) -> ManagedDreamSim:
+    """DreamSim from models/dreamsim, the one that was used last if it is the same."""
     folders = folder_paths.get_folder_paths(DREAMSIM)
-    return load_dreamsim(kind, next((folder for folder in folders if os.path.isdir(folder)), folders[0]), device)
+    folder = next((folder for folder in folders if os.path.isdir(folder)), folders[0])
+    held = kept()
+    if (kind, folder) not in held:
+        held.clear()
+        dreamsim = load_dreamsim(kind, folder)
+        networks = nn.ModuleList([dreamsim.network])  # ComfyUI writes to it, and the package's own may not allow that
+        held[kind, folder] = ManagedDreamSim(dreamsim, patcher_of(networks))
+    return held[kind, folder]
 
 
 def similarity_output() -> Similarity.Output:
@@ -142,12 +190,7 @@ class LoadOpenCLIP(io.ComfyNode):
             source = Path(folder_paths.get_full_path_or_raise(OPEN_CLIP, weights))
         bar = comfy.utils.ProgressBar(1)
         encoder = load_open_clip(architecture, source, download=download, progress=bar.update_absolute)
-        patcher = comfy.model_patcher.ModelPatcher(
-            encoder.network,
-            load_device=comfy.model_management.get_torch_device(),
-            offload_device=comfy.model_management.text_encoder_offload_device(),
-        )
-        return io.NodeOutput(Managed(encoder, patcher))
+        return io.NodeOutput(Managed(encoder, patcher_of(encoder.network)))
 
 
 class DemoSimilarity(io.ComfyNode):

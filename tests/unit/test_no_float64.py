@@ -49,8 +49,19 @@ def test_dreamsim_measures():
     def prepare(image):
         return torch.from_numpy(np.array(image, np.float32)).flatten()[None] / 255
 
+    class Network(torch.nn.Module):
+        def __init__(self, place):
+            super().__init__()
+            self.place = place
+
+        def parameters(self, recurse=True):
+            yield torch.empty(0, device=self.place)
+
+        def embed(self, shown):
+            return shown
+
     images = torch.rand(3, 4, 4, 3, generator=torch.Generator().manual_seed(1))
-    expected = DreamSim("DreamSim", lambda shown: shown, prepare, "cpu").distance(images)
+    expected = DreamSim("DreamSim", Network("cpu"), prepare).distance(images)
     with a_device_without_float64():
-        found = DreamSim("DreamSim", lambda shown: shown, prepare, DEVICE).distance(images)
+        found = DreamSim("DreamSim", Network(DEVICE), prepare).distance(images)
     assert found.dtype == torch.float64 and torch.equal(found, expected)
