@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from datetime import datetime
 
 import comfy.utils
 import folder_paths
@@ -112,7 +113,8 @@ class StoryConsistency(io.ComfyNode):
                     "filename_prefix",
                     default="StoryLoom/consistency",
                     optional=True,
-                    tooltip="Where in the output folder the JSON file with all numbers goes, as in Save Image.",
+                    tooltip="Where in the output folder the JSON file with all numbers goes, as in Save Image, with "
+                    "the same placeholders such as %year% or %date:yyyy-MM-dd%.",
                 ),
             ],
             outputs=[
@@ -132,7 +134,7 @@ class StoryConsistency(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, filename_prefix=None):
         try:
-            return filename_prefix is None or bool(checked_prefix(filename_prefix))
+            return filename_prefix is None or bool(checked_prefix(filename_prefix, datetime.now()))
         except ValueError as error:
             return str(error)
 
@@ -151,7 +153,7 @@ class StoryConsistency(io.ComfyNode):
         background="noise",
         filename_prefix="StoryLoom/consistency",
     ) -> io.NodeOutput:
-        prefix = checked_prefix(filename_prefix)
+        prefix = checked_prefix(filename_prefix, datetime.now())
         if clip_image is not None and clip_vision is not None:
             raise ValueError("clip_image and clip_vision would both measure CLIP-I: disconnect one of them.")
         image_encoder = ClipVision(clip_vision) if clip_vision is not None else clip_image or clip

@@ -3,11 +3,13 @@
 import os
 import unicodedata
 from collections.abc import Collection, Iterable, MutableSequence, MutableSet
+from datetime import datetime
 from pathlib import Path
 
 import folder_paths
 
 from ..prompts.script import short
+from .file_names import dated
 
 LONGEST_NAME, LONGEST_PREFIX = 200, 1000
 """Bytes of a file's or folder's name (number and ending come behind it, and disks hold 255), and of all together."""
@@ -55,8 +57,12 @@ def files_in(kind: str, suffixes: Collection[str]) -> list[str]:
     return [file for file in files if os.path.splitext(file)[1].lower() in suffixes]
 
 
-def checked_prefix(prefix: str) -> str:
-    """A prefix as Save Image takes it. Raises ValueError when it names no file or would leave the output folder."""
+def checked_prefix(prefix: str, now: datetime) -> str:
+    """A prefix as Save Image takes it, its dates filled in; what else stands between % is left to ComfyUI.
+
+    Raises ValueError when it names no file, would leave the output folder, or has a date that is none.
+    """
+    prefix = dated(prefix, now)
     parts = prefix.replace("\\", "/").split("/")
     example = "write one such as StoryLoom/page."
     if not parts[-1].strip(". ") or any(unicodedata.category(c) in ("Cc", "Cs") for c in prefix):

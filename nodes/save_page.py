@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from datetime import datetime
 
 import comfy.utils
 import folder_paths
@@ -40,7 +41,8 @@ class SavePage(io.ComfyNode):
                     "filename_prefix",
                     default="StoryLoom/page",
                     tooltip="Folder in the output folder and beginning of the file's name, as in Save Image, with the "
-                    "same placeholders such as %year% or %date:yyyy-MM-dd%. A number that is not taken follows.",
+                    "same placeholders such as %year% or %date:yyyy-MM-dd%, which work in graphs sent through the API "
+                    "too. A number that is not taken follows.",
                 ),
                 io.Combo.Input(
                     "format",
@@ -65,14 +67,14 @@ class SavePage(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, filename_prefix=None):
         try:
-            return filename_prefix is None or bool(checked_prefix(filename_prefix))
+            return filename_prefix is None or bool(checked_prefix(filename_prefix, datetime.now()))
         except ValueError as error:
             return str(error)
 
     @classmethod
     @in_range
     def execute(cls, images, filename_prefix, format, quality) -> io.NodeOutput:
-        prefix = checked_prefix(filename_prefix)
+        prefix = checked_prefix(filename_prefix, datetime.now())
         if images.ndim != 4 or 0 in images.shape or images.shape[3] not in (1, 3, 4):
             raise ValueError(
                 f"images is {list(images.shape)} instead of [pages, height, width, 3]: connect at least one IMAGE."
