@@ -244,7 +244,7 @@ class ImageConditioning:
 
         def make() -> Tensor:
             covers = torch.stack([self._cover(cast, columns, call.size, grid) for cast in group.casts])
-            return covers.log()[:, None].to(q)
+            return covers.to(torch.promote_types(q.dtype, covers.dtype)).log()[:, None].to(q)
 
         return call.once_in_a_run((self, group.casts, grid, q.dtype, q.device), make)
 

@@ -41,7 +41,8 @@ class PerceiverAttention(nn.Module):
         k, v = self.to_kv(torch.cat([memory, queries], dim=1)).chunk(2, dim=-1)
         q, k, v = (rearrange(part, "b n (h d) -> b h n d", d=self.head_width) for part in (q, k, v))
         scale = self.head_width**-0.25  # on q and k alike, so that their product fits half precision
-        weights = torch.softmax((q * scale) @ (k * scale).mT, dim=-1, dtype=torch.float32).to(v.dtype)
+        precise = torch.promote_types(q.dtype, torch.float32)
+        weights = torch.softmax((q * scale) @ (k * scale).mT, dim=-1, dtype=precise).to(v.dtype)
         return self.to_out(rearrange(weights @ v, "b h n d -> b n (h d)"))
 
 

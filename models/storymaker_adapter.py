@@ -69,8 +69,8 @@ class StoryMakerAdapter(nn.Module):
         appearance_strength: float,
         device: torch.device,
     ) -> tuple[Tensor, Tensor]:
-        """Tokens [1, 20 * (B + 1), context] in float32 of B characters for the picture, and for what guidance leads
-        away from: those of nobody's features.
+        """Tokens [1, 20 * (B + 1), context] of B characters for the picture, and for what guidance leads away from: those
+        of nobody's features. Both are float32, or float64 where the weights are.
 
         Each character's place is its number. A blend is the mean of its pictures' tokens by their shares, so it is
         linear. Faces and appearances that a character lacks are left out, as training left them out at times. Raises
@@ -78,11 +78,11 @@ class StoryMakerAdapter(nn.Module):
         """
         if not 1 <= len(characters) <= CHARACTERS:
             raise ValueError(f"StoryMaker draws 1 to {CHARACTERS} characters in one picture, got {len(characters)}.")
-        own = []
+        dtype, own = torch.promote_types(self.ppr.bg_embed.dtype, torch.float32), []
         for place, character in enumerate(characters):
             features, shares = zip(*character.parts, strict=True)
             asked = [
-                torch.stack([getattr(each, name) for each in features]).to(device, torch.float32)
+                torch.stack([getattr(each, name) for each in features]).to(device, dtype)
                 for name in ("id_embed", "character", "face")
             ]
             strengths = (
@@ -93,7 +93,7 @@ class StoryMakerAdapter(nn.Module):
             own.append(torch.einsum("p,pnc->nc", torch.tensor(shares).to(tokens), tokens))
         return (
             self.ppr.with_background(torch.stack(own)),
-            self.ppr.unconditional(len(characters), dtype=torch.float32, device=device),
+            self.ppr.unconditional(len(characters), dtype=dtype, device=device),
         )
 
     def keys_values(self, layer: Key, tokens: Tensor) -> tuple[Tensor, Tensor]:

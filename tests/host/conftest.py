@@ -11,6 +11,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+from precision import kept_double
 from story_makers import remembered, weights_of
 from tiny_models import SDXL, tiny_clip, tiny_model
 
@@ -162,7 +164,8 @@ class Host:
         outputs = self.validate(graph)
         executor = self.new_executor() if fresh else self.executor
         Capture.captured = {}
-        executor.execute(dict(graph), "test", {}, outputs)
+        with kept_double():
+            executor.execute(dict(graph), "test", {}, outputs)
         if not executor.success:
             error = next(data for event, data in executor.status_messages if event == "execution_error")
             raise PromptFailed(error["node_type"], error["exception_message"].strip())
@@ -180,7 +183,7 @@ class Tiny:
 
     def give(self):
         if Tiny.built is None:
-            Tiny.built = (tiny_model("SDXL", SDXL), tiny_clip())
+            Tiny.built = (tiny_model("SDXL", SDXL, torch.float64), tiny_clip())
         return Tiny.built
 
 

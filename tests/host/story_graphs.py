@@ -5,6 +5,7 @@ import os
 
 import safetensors.torch
 import torch
+from precision import CLOSE
 from tiny_models import tiny_controlnet, tiny_lora
 
 NEWER_TOO = os.environ.get("STORYLOOM_NEWER_COMFYUI_TOO") == "1"
@@ -213,7 +214,7 @@ CAST_COLUMNS = [range(8), (), range(15), range(8)]
 
 
 def close(a, b):
-    return distance(a["samples"], b["samples"]) < 2e-5
+    return distance(a["samples"], b["samples"]) < CLOSE
 
 
 def differ(a, b):
@@ -236,7 +237,7 @@ def biased_attention(weight, gain=1.0, columns=None):
 
         rows = q.shape[0] // len(options["cond_or_uncond"])
         out = attention_basic(q, k, v, options["n_heads"])
-        bias = torch.zeros(rows, q.shape[1], k.shape[1])
+        bias = q.new_zeros(rows, q.shape[1], k.shape[1])
         for row, own in enumerate(columns or [IDENTITY_COLUMNS] * rows):
             bias[row, :, list(own)] = math.log(weight)
         for place, kind in enumerate(options["cond_or_uncond"]):

@@ -37,7 +37,7 @@ def layers():
     return [(*block, index) for block, depth in LAYERS.items() for index in range(depth)]
 
 
-def weights_of(host, dtype=torch.float32, seed=1):
+def weights_of(host, dtype=torch.float64, seed=1):
     """StoryMaker's weights for the tiny SDXL."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -106,7 +106,7 @@ class Reference:
         self.network = host.pack("models.ppr").PositionalPerceiverResampler(
             image_width=IMAGE, id_width=FACE, depth=1, device="meta"
         )
-        self.network.load_state_dict({name: value.float() for name, value in weights.ppr.items()}, assign=True)
+        self.network.load_state_dict({name: value.double() for name, value in weights.ppr.items()}, assign=True)
         remembered(self.network)
         self.tokens = cache(self._tokens)
 
@@ -115,7 +115,7 @@ class Reference:
         if not positive:
             return self.network.unconditional(len(characters))
         features = [character.parts[0][0] for character in characters]
-        asked = (torch.stack([getattr(each, name) for each in features]) for name in ("id_embed", "character", "face"))
+        asked = (torch.stack([getattr(each, name) for each in features]).double() for name in ("id_embed", "character", "face"))
         return self.network(*asked)
 
     def looks(self, casts, positive=(0,), strength=0.8, regions=None, text=None):
@@ -143,9 +143,9 @@ class Reference:
                         if regions is not None:
                             masks = regions(tuple(options["activations_shape"][-2:]), number).flatten(1).T
                             masks = masks.repeat_interleave(TOKENS, dim=1)
-                            bias = torch.cat([torch.ones(len(masks), TOKENS), masks], dim=1).log()[None]
+                            bias = torch.cat([torch.ones(len(masks), TOKENS), masks], dim=1).double().log()[None]
                         seen = attention_basic(
-                            q[at], tokens @ to_k.float().T, tokens @ to_v.float().T, heads, mask=bias
+                            q[at], tokens @ to_k.double().T, tokens @ to_v.double().T, heads, mask=bias
                         )
                         out[at] += strength * seen
             return out
@@ -164,7 +164,7 @@ class Reference:
         def edited(model):
             from tiny_models import SDXL, tiny_model
 
-            other = tiny_model("SDXL", SDXL)
+            other = tiny_model("SDXL", SDXL, torch.float64)
             unet, model = other.model.diffusion_model, model.clone()
             for part, number, index in layers():
                 block = unet.middle_block if part == "middle" else getattr(unet, f"{part}_blocks")[number]
@@ -174,7 +174,7 @@ class Reference:
                     targets = {"q": layer.to_q, "k": layer.to_k, "v": layer.to_v, "out": layer.to_out[0]}
                     for target, linear in targets.items():
                         up, down = (self.weights.lora[f"{name}.to_{target}_lora.{h}.weight"] for h in ("up", "down"))
-                        linear.weight.data = linear.weight + strength * (up.float() @ down.float())
+                        linear.weight.data = linear.weight + strength * (up.double() @ down.double())
             other.model_options = model.model_options
             return other
 

@@ -33,7 +33,7 @@ def fourier(model):
             b, s = (FREEU["b1"], FREEU["s1"]) if number < 3 else (FREEU["b2"], FREEU["s2"])
             half = h.shape[1] // 2
             h = torch.cat([h[:, :half] * b, h[:, half:]], dim=1)
-            spectrum = torch.fft.fftshift(torch.fft.fft2(skip.float()), dim=(-2, -1))
+            spectrum = torch.fft.fftshift(torch.fft.fft2(skip), dim=(-2, -1))
             row, column = skip.shape[-2] // 2, skip.shape[-1] // 2
             spectrum[..., row - 1 : row + 1, column - 1 : column + 1] *= s
             skip = torch.fft.ifft2(torch.fft.ifftshift(spectrum, dim=(-2, -1))).real.to(skip.dtype)

@@ -16,7 +16,7 @@ def sd15(graph, host):
     latent = graph.add("EmptyLatentImage", width=64, height=128, batch_size=3)()
     text = torch.randn(1, 77, 768, generator=torch.Generator().manual_seed(2))
     return {
-        "model": call(graph, host, lambda _: tiny_model("SD15", SD15), latent),
+        "model": call(graph, host, lambda _: tiny_model("SD15", SD15, torch.float64), latent),
         "positive": call(graph, host, lambda _: [[text, {}]], latent),
         "negative": call(graph, host, lambda _: [[torch.zeros(1, 77, 768), {}]], latent),
         "latent_image": latent,

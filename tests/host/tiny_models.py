@@ -63,7 +63,8 @@ def fill_(module, seed):
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(False)
         if parameter.ndim >= 2:
-            parameter.normal_(0, 1 / math.sqrt(parameter[0].numel()), generator=generator)
+            drawn = torch.randn(parameter.shape, generator=generator)  # the same numbers in every dtype
+            parameter.copy_(drawn / math.sqrt(parameter[0].numel()))
         else:
             parameter.fill_(0.0 if name.endswith("bias") else 1.0)
     return module
@@ -89,12 +90,12 @@ def tiny_model(family, layout, dtype=torch.float32, computed=None):
 
 
 def tiny_controlnet():
-    """A CONTROL_NET for the tiny SDXL."""
+    """A CONTROL_NET for the tiny SDXL, in double precision."""
     import comfy.cldm.cldm
     import comfy.controlnet
     import comfy.ops
 
-    settings = {"hint_channels": 3, "dtype": torch.float32, "operations": comfy.ops.disable_weight_init}
+    settings = {"hint_channels": 3, "dtype": torch.float64, "operations": comfy.ops.disable_weight_init}
     network = fill_(comfy.cldm.cldm.ControlNet(**SDXL, **settings), 5)
     return comfy.controlnet.ControlNet(network, load_device=torch.device("cpu"), manual_cast_dtype=None)
 

@@ -1,0 +1,58 @@
+"""ComfyUI that stays in double precision, so that two ways to compute the same differ by 1e-9 and less on any processor.
+
+ComfyUI computes in the dtype of a network's weights, but rounds to float32 what leaves a network or a sampler, and
+what a LoRA is added to. Here it leaves float64 as it is at these places. Networks of other dtypes notice nothing.
+"""
+
+import sys
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+CLOSE = 1e-9
+"""Bound of the distance between two ways to compute the same in double precision."""
+
+ROUNDING = {
+    "float": ("model_base.py", "modules/attention.py", "sd1_clip.py", "nodes_freelunch.py"),
+    "to": ("sample.py", "samplers.py", "controlnet.py", "model_management.py", "model_patcher.py", "comfy/float.py"),
+}
+"""ComfyUI's files in which these methods of a tensor would round it."""
+
+
+def unrounded(name):
+    """The method of torch.Tensor of this name, which keeps a float64 tensor's dtype where the host asks for float32."""
+    original, files = getattr(torch.Tensor, name), ROUNDING[name]
+
+    def method(tensor, *args, **kwargs):
+        if tensor.dtype == torch.float64 and sys._getframe(1).f_code.co_filename.replace("\\", "/").endswith(files):
+            if name == "float":
+                return tensor
+            args = [torch.float64 if value is torch.float32 else value for value in args]
+            kwargs = {key: torch.float64 if value is torch.float32 else value for key, value in kwargs.items()}
+        return original(tensor, *args, **kwargs)
+
+    return method
+
+
+def in_its_models_precision(inner_sample):
+    """A guider's sampling run, whose latents are of float64 from its start where the model is."""
+
+    def method(guider, noise, latent_image, *args, **kwargs):
+        if guider.inner_model.get_dtype() == torch.float64:
+            noise, latent_image = noise.double(), latent_image.double()
+        return inner_sample(guider, noise, latent_image, *args, **kwargs)
+
+    return method
+
+
+@contextmanager
+def kept_double():
+    """While this lasts, what is in double precision stays so."""
+    from comfy.samplers import CFGGuider
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ROUNDING:
+            patch.setattr(torch.Tensor, name, unrounded(name))
+        patch.setattr(CFGGuider, "inner_sample", in_its_models_precision(CFGGuider.inner_sample))
+        yield
