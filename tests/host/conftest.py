@@ -7,13 +7,14 @@ import inspect
 import os
 import sys
 from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from precision import kept_double
-from story_makers import remembered, weights_of
+from story_makers import maker_of, weights_of
 from tiny_models import SDXL, tiny_clip, tiny_model
 
 PACK = Path(__file__).resolve().parents[2]
@@ -173,18 +174,26 @@ class Host:
 
 
 class Tiny:
+    """The tiny SDXL in double precision, in which two ways to compute the same can be compared."""
+
     RETURN_TYPES = ("MODEL", "CLIP")
     FUNCTION = "give"
-    built = None
+    dtype = torch.float64
+    clip = cache(tiny_clip)
+    model = cache(partial(tiny_model, "SDXL", SDXL))
 
     @classmethod
     def INPUT_TYPES(cls):
         return {"required": {}}
 
     def give(self):
-        if Tiny.built is None:
-            Tiny.built = (tiny_model("SDXL", SDXL, torch.float64), tiny_clip())
-        return Tiny.built
+        return Tiny.model(self.dtype), Tiny.clip()
+
+
+class Single(Tiny):
+    """The same in the precision in which artists have it, and faster."""
+
+    dtype = torch.float32
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -233,7 +242,6 @@ def host(tmp_path_factory):
     args.cpu = True
     args.base_directory = str(base)
     import execution
-    import torch
 
     import nodes
 
@@ -247,7 +255,7 @@ def host(tmp_path_factory):
         assert await nodes.load_custom_node(str(folder), module_parent="custom_nodes"), "the pack did not load"
 
     asyncio.run(load())
-    nodes.NODE_CLASS_MAPPINGS |= {"TestCapture": Capture, "TestCall": Call, "TestTiny": Tiny}
+    nodes.NODE_CLASS_MAPPINGS |= {"TestCapture": Capture, "TestCall": Call, "TestTiny": Tiny, "TestSingle": Single}
     gc.collect()
     gc.freeze()  # ComfyUI collects after every prompt, and would look at all that was imported every time
     loaded = sys.modules[nodes.NODE_CLASS_MAPPINGS["StoryLoom_Script"].__module__].__name__
@@ -272,14 +280,18 @@ def models(host):
 
 
 @pytest.fixture(scope="session")
+def single(host):
+    """(MODEL, CLIP) of the tiny SDXL that TestSingle gives."""
+    return Single().give()
+
+
+@pytest.fixture(scope="session")
 def weights(host):
-    """StoryMaker's weights for the tiny SDXL."""
+    """StoryMaker's weights for the tiny SDXL, in double precision."""
     return weights_of(host)
 
 
 @pytest.fixture(scope="session")
 def maker(host, weights):
     """What Load StoryMaker adapter gives for these; its network remembers, since its weights never change."""
-    made = host.pack("nodes.storymaker").storymaker_of(weights)
-    remembered(made.adapter.ppr)
-    return made
+    return maker_of(host, weights)

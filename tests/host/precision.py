@@ -14,10 +14,18 @@ CLOSE = 1e-9
 """Bound of the distance between two ways to compute the same in double precision."""
 
 ROUNDING = {
-    "float": ("model_base.py", "modules/attention.py", "sd1_clip.py", "nodes_freelunch.py"),
-    "to": ("sample.py", "samplers.py", "controlnet.py", "model_management.py", "model_patcher.py", "comfy/float.py"),
+    "float": ("comfy/model_base.py", "modules/attention.py", "nodes_freelunch.py", "standalone/sampling.py"),
+    "to": (
+        "comfy/sample.py",
+        "comfy/samplers.py",
+        "comfy/controlnet.py",
+        "comfy/model_management.py",
+        "comfy/model_patcher.py",
+        "comfy/float.py",
+        "scheduling_euler_discrete.py",
+    ),
 }
-"""ComfyUI's files in which these methods of a tensor would round it."""
+"""Files in which these methods of a tensor would round it."""
 
 
 def unrounded(name):

@@ -79,6 +79,13 @@ def remembered(network):
     return network
 
 
+def maker_of(host, weights):
+    """What Load StoryMaker adapter gives for weights that never change, so that its network remembers."""
+    made = host.pack("nodes.storymaker").storymaker_of(weights)
+    remembered(made.adapter.ppr)
+    return made
+
+
 def someone(host, seed, name="", image=IMAGE, **flags):
     """A character of random features."""
     characters, generator = host.pack("models.characters"), torch.Generator().manual_seed(seed)

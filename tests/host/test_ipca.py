@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from precision import CLOSE
 from story_graphs import (
     CAST,
     CAST_COLUMNS,
@@ -68,8 +69,8 @@ def test_the_negative_and_an_ordinary_positive_are_left_alone(host, graph):
     kinds = before["options"]["cond_or_uncond"]
     assert sorted(kinds) == [0, 0, 1] and kinds == after["options"]["cond_or_uncond"]
     pairs = zip(before["out"].chunk(3), after["out"].chunk(3), strict=True)
-    small, smaller, large = sorted((distance(a, b) for a, b in pairs), key=lambda change: change > 2e-5)
-    assert max(small, smaller) < 2e-5 < 2e-4 < large
+    small, smaller, large = sorted((distance(a, b) for a, b in pairs), key=lambda change: change > CLOSE)
+    assert max(small, smaller) < CLOSE < 2e-4 < large
 
 
 def positive_result(host, graph, parts, **settings):
@@ -95,7 +96,7 @@ def test_cfg_1_split_calls_and_a_second_positive_do_not_change_the_story(host, g
     split, calls = positive_result(host, graph, parts)
     assert calls == 2
     for result in (alone, beside, split):
-        assert distance(together, result) < 2e-5
+        assert distance(together, result) < CLOSE
 
 
 def test_repeated_contexts_of_unequal_length_do_not_change_the_story(host, graph):
@@ -108,7 +109,7 @@ def test_repeated_contexts_of_unequal_length_do_not_change_the_story(host, graph
     host.run(graph)
     result, count = story_rows(calls)
     assert count == 1 and calls[0]["context"] == 2 * 77
-    assert distance(together, result) < 2e-5
+    assert distance(together, result) < CLOSE
 
 
 def test_dual_cfg_and_perp_neg_find_the_story_wherever_the_guider_puts_it(host, graph):
@@ -152,7 +153,7 @@ def test_dual_cfg_and_perp_neg_find_the_story_wherever_the_guider_puts_it(host, 
         calls.clear()
         host.run(graph)
         result, _ = story_rows(calls)
-        assert distance(expected, result) < 2e-5, name
+        assert distance(expected, result) < CLOSE, name
         del graph[str(len(graph))]
         assert any(kind != 0 for kind in calls[0]["options"]["cond_or_uncond"])
 
@@ -202,7 +203,7 @@ def test_a_batch_of_frames_equals_single_runs(host, graph):
         sample(graph, parts, f"frame{number}", model=ipca(graph, parts["model"]), **changes)
     seen = vars(host.run(graph))
     single = torch.cat([seen[f"frame{number}"]["samples"] for number in range(3)])
-    assert distance(seen["batch"]["samples"], single) < 2e-5
+    assert distance(seen["batch"]["samples"], single) < CLOSE
 
 
 def test_frames_encoded_alone_keep_their_identity_too(host, graph):

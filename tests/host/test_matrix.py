@@ -13,12 +13,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from story_graphs import NEWER_TOO, build, call, context_windows, controlled, csa, distance, freeu, ipca, lora, sample
-from story_makers import apply, someone
+from story_makers import apply, maker_of, someone, weights_of
 from tiny_models import SDXL, tiny_model
 
 from storyloom.benchmarks.common import fused_attention
 
-SIZE = (64, 64)
+SIZE, LOADER = (64, 64), "TestSingle"
 FRAMES = 3
 BATCH, ANCHORS = 2, 1
 """Images of a batch in the row of split stories, and how many of them are anchors."""
@@ -302,7 +302,13 @@ def drawn(graph, parts, name, split=False, **changes):
 
 
 @pytest.fixture(scope="module")
-def column(host, maker, models):
+def maker(host):
+    """StoryMaker's adapter in the precision of most of the models here."""
+    return maker_of(host, weights_of(host, torch.float32))
+
+
+@pytest.fixture(scope="module")
+def column(host, maker, single):
     """A function of a column's name and a type of graph: the latents of its cells by name, in three runs.
 
     before: the graph without a patch; cells: every row, and neutral settings; again: what is drawn a second time.
@@ -312,7 +318,7 @@ def column(host, maker, models):
     def run(name, kind):
         def draw(*cells, fresh=name == "partly loaded"):
             graph = kind()
-            parts = build(graph, size=SIZE, shared_noise=False)
+            parts = build(graph, size=SIZE, loader=LOADER, shared_noise=False)
             changes = COLUMNS[name](graph, host, parts)
             model = changes.get("model", parts["model"])
             for cell in cells:
@@ -324,7 +330,7 @@ def column(host, maker, models):
 
         allowed = [row for row in DRAWN if (row, name) not in REFUSED]
         twice = allowed if name == "nothing" else allowed[-1:]
-        with setting(host, name, models):
+        with setting(host, name, single):
             before = draw("plain")
             cells = draw(*allowed, "off") if allowed else {}
             return SimpleNamespace(before=before["plain"], cells=cells, again=draw(*twice, "plain", fresh=True))
@@ -336,7 +342,7 @@ def column(host, maker, models):
 @pytest.mark.parametrize("row", DRAWN)
 def test_a_patch_acts_or_is_refused(host, graph, maker, column, row, name):
     if (row, name) in REFUSED:
-        parts = build(graph, size=SIZE, shared_noise=False)
+        parts = build(graph, size=SIZE, loader=LOADER, shared_noise=False)
         changes = COLUMNS[name](graph, host, parts)
         model = patched(graph, host, maker, row, changes.get("model", parts["model"]))
         drawn(graph, parts, "x", row == SPLIT, **{**changes, "model": model})
@@ -361,7 +367,7 @@ def test_neutral_settings_and_earlier_runs_leave_no_trace(graph, column, name):
 def test_stories_that_are_drawn_one_after_the_other_do_not_influence_each_other(host, graph, maker):
     def story(frames):
         graph_of_one = type(graph)()
-        parts = build(graph_of_one, size=SIZE, frames=frames)
+        parts = build(graph_of_one, size=SIZE, loader=LOADER, frames=frames)
         model = patched(graph_of_one, host, maker, "all", parts["model"])
         sample(graph_of_one, parts, "drawn", model=model)
         return host.run(graph_of_one, fresh=True).drawn["samples"]

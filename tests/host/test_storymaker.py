@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from precision import CLOSE
 from story_graphs import (
     CSA,
     biased_attention,
@@ -178,7 +179,7 @@ def test_a_conditioning_that_is_not_the_guiders_own_gets_the_tokens_of_nobody(ho
         sample(graph, parts, name, **ONCE, model=watched(graph, host, model, calls[-1]))
     host.run(graph)
     (_, ours), (_, never) = calls
-    assert distance(ours["out"], never["out"]) < 2e-5
+    assert distance(ours["out"], never["out"]) < CLOSE
 
 
 def test_two_branches_and_nodes_in_a_row(host, graph, maker, reference, fox, owl):
@@ -334,9 +335,7 @@ def lonely(graph, host, parts, number):
     ids=["named", "by first appearance", "one named"],
 )
 def test_every_frame_gets_the_characters_that_its_line_names(host, graph, maker, encode, names, order):
-    """As single runs with those characters alone, in the order in which they are connected. One prompt for several
-    frames is no more exact by itself.
-    """
+    """As single runs with those characters alone, in the order in which they are connected."""
     parts = build(graph, encode, size=(64, 64), shared_noise=False, **TRIO)
     people = [someone(host, 11 + number, name) for number, name in enumerate(names)]
     model, settings = parts["model"], {"lora_strength": 0.0}
@@ -348,7 +347,7 @@ def test_every_frame_gets_the_characters_that_its_line_names(host, graph, maker,
         sample(graph, parts, f"frame_{number}", **ONCE, **lonely(graph, host, parts, number), model=alone)
     seen = vars(host.run(graph))
     for number, (image, plain) in enumerate(zip(seen["story"]["samples"], seen["plain"]["samples"], strict=True)):
-        assert distance(image[None], seen[f"frame_{number}"]["samples"]) < 1e-3, number
+        assert distance(image[None], seen[f"frame_{number}"]["samples"]) < CLOSE, number
         assert (distance(image, plain) > 1e-2) is bool(SHOWN[number]), number
 
 

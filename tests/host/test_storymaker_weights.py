@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from precision import CLOSE
 from story_graphs import build, call, context_windows, distance, sample, watched
 from story_makers import CONTEXT, Reference, apply, layers, loaded_for, someone, weights_of
 from test_storymaker import ONCE, TRIO
@@ -106,7 +107,7 @@ def test_changes_of_the_model_are_the_edited_weights(host, maker, weights, model
     }
     changed = {name for name in edited if not torch.equal(edited[name], plain[name])}
     assert set(found) == changed
-    assert max((found[name] - edited[name]).abs().max() for name in changed) < 1e-5
+    assert max(distance(edited[name], found[name]) for name in changed) < CLOSE
 
 
 def test_changes_that_find_no_layer_are_refused_and_named(host, graph, weights, caplog):
