@@ -105,11 +105,11 @@ def test_blocks_are_repeated_ever_more_often_up_to_the_depth_of_sdxl(train, trai
 
 
 def test_a_repeated_block_adds_as_much_as_one_that_is_not(train):
-    layer = train.Share(8, 8)
-    x = torch.randn(3, 8)
+    layer = train.Share(8, 8).double()
+    x = torch.randn(3, 8, dtype=torch.float64)
     once = layer(x)
     layer.parts = 10
-    assert torch.allclose(10 * layer(x), once, atol=1e-6)
+    assert torch.allclose(10 * layer(x), once, rtol=0, atol=1e-12)
 
 
 def test_the_file_says_what_the_network_has_learnt(train, trained, tmp_path):
