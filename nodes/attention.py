@@ -148,8 +148,8 @@ class ConsistentSelfAttention(io.ComfyNode):
                     tooltip=(
                         "Which part of every image the other images see. 0 is off, 0.5 is the published method, 0.3 is "
                         "reported as too weak, 1 shows everything and costs the most time and memory. Memory at 1024 x "
-                        "1024 and 0.5, beside the batch's own: 100 MiB for 4 images, for more at most 256 MiB, since fewer "
-                        "images are gathered at a time then."
+                        "1024 and 0.5, beside the batch's own: 100 MiB for 4 images, for more at most 256 MiB, since "
+                        "images are then gathered some at a time."
                     ),
                 ),
                 io.Int.Input(
@@ -159,8 +159,9 @@ class ConsistentSelfAttention(io.ComfyNode):
                     max=64,
                     tooltip=(
                         "How many images at the beginning are anchors, which look only at each other while all others "
-                        "look at them and at themselves. 0: as Split a long story has split it; without that node, every "
-                        "image looks at every other. Useful: 1 to 4, for stories that are drawn in several batches."
+                        "look at them and at themselves. 0: as Split a long story has split it; without that node, "
+                        "every image looks at every other. Useful: 1 to 4, for stories that are drawn in several "
+                        "batches."
                     ),
                 ),
                 io.Int.Input(
