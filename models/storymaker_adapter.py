@@ -69,8 +69,8 @@ class StoryMakerAdapter(nn.Module):
         appearance_strength: float,
         device: torch.device,
     ) -> tuple[Tensor, Tensor]:
-        """Tokens [1, 20 * (B + 1), context] of B characters for the picture, and for what guidance leads away from: those
-        of nobody's features. Both are float32, or float64 where the weights are.
+        """Tokens [1, 20 * (B + 1), context] of B characters for the picture, and for what guidance leads away from:
+        those of nobody's features. Both are float32, or float64 where the weights are.
 
         Each character's place is its number. A blend is the mean of its pictures' tokens by their shares, so it is
         linear. Faces and appearances that a character lacks are left out, as training left them out at times. Raises

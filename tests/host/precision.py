@@ -1,7 +1,8 @@
-"""ComfyUI that stays in double precision, so that two ways to compute the same differ by 1e-9 and less on any processor.
+"""ComfyUI that stays in double precision, so that two ways to compute the same agree to 1e-9 on any processor.
 
 ComfyUI computes in the dtype of a network's weights, but rounds to float32 what leaves a network or a sampler, and
-what a LoRA is added to. Here it leaves float64 as it is at these places. Networks of other dtypes notice nothing.
+what a LoRA is added to; so does the host on diffusers. Here float64 stays as it is at these places. Networks of other
+dtypes notice nothing.
 """
 
 import sys

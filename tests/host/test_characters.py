@@ -107,7 +107,7 @@ def test_face_and_appearance_are_the_features_of_both_crops(host, graph, vit_h):
     assert out.part.face.shape == out.part.character.shape == (257, 1280)
     assert torch.equal(out.part.character, features(vit_h, whole))
     assert torch.equal(out.part.face, features(vit_h, np.full((224, 224, 3), 10)))
-    assert out.part.id_embed.norm().item() == pytest.approx(1)
+    assert out.part.id_embed.double().norm().item() == pytest.approx(1)
     assert out.preview.shape == (1, 224, 448, 3)
     assert torch.equal(out.preview[0], out.character.picture)
     assert torch.equal(out.preview[0, :, :224], torch.full((224, 224, 3), 10 / 255))
@@ -175,7 +175,7 @@ def test_a_face_crop_and_an_embedding_need_no_face_analysis(host, graph, vit_h):
     out = run(graph, host, vit_h, face_crop=crop, face_embedding=embedding)
     crops = host.pack("models.crops")
     assert torch.equal(out.part.face, features(vit_h, crops.stretched(crops.to_pixels(crop[0]))))
-    assert torch.allclose(out.part.id_embed, torch.full((512,), 512**-0.5))
+    assert torch.equal(out.part.id_embed, torch.full((512,), 512**-0.5))
     assert "Face: face_crop, its identity is face_embedding." in out.report
     assert torch.equal(embedding, 7 * torch.ones(1, 512))
 
@@ -396,7 +396,7 @@ def test_a_real_face_pack_reads_the_face_of_a_picture(host, graph, vit_h):
     finally:
         shutil.rmtree(pack.parent.parent)
     assert "Face: the largest in the image, 96 x 128 pixels, of 1 found." in out.report
-    assert out.part.id_embed.norm().item() == pytest.approx(1) and out.preview.shape == (1, 224, 448, 3)
+    assert out.part.id_embed.double().norm().item() == pytest.approx(1) and out.preview.shape == (1, 224, 448, 3)
 
 
 def test_face_packs_are_found_in_the_models_folder(host, graph):

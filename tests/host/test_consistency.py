@@ -9,6 +9,7 @@ import pytest
 import torch
 from killing import can_be_killed, killed_at_every_point
 from PIL import Image
+from rounding import rounding
 from story_graphs import COMPARE, STORY
 
 CLIP = "storyloom-host-tiny"
@@ -130,11 +131,16 @@ def test_open_clip_measures_as_the_library_does(host, graph, clip_file, drawn):
     measured(graph, given(graph, host, images), clip=clip, prompts=lines)
     result = host.run(graph)
     reference = host.pack("models.similarity").load_open_clip(CLIP, clip_file)
-    expected = host.pack("pages.consistency").measure(images, lines.split("\n")[:3], reference, reference)
-    assert torch.allclose(result.measures.clip_i, expected.clip_i, atol=1e-6)
-    assert list(result.measures.clip_t) == ["clip_score", "clip_score_file_name", "cosine"]
-    for name, row in expected.clip_t.items():
-        assert torch.allclose(result.measures.clip_t[name], row, atol=1e-6)
+
+    def figures(pictures):
+        found = host.pack("pages.consistency").measure(pictures, lines.split("\n")[:3], reference, reference)
+        return found.clip_i, *found.clip_t.values()
+
+    ours = result.measures
+    assert list(ours.clip_t) == ["clip_score", "clip_score_file_name", "cosine"]
+    bound = rounding(figures, images)
+    for found, expected in zip((ours.clip_i, *ours.clip_t.values()), figures(images), strict=True):
+        assert (found - expected).abs().max() < bound < 1e-2
     assert f"{CLIP} (tiny.safetensors)" in result.report
     import comfy.model_management
 
@@ -152,8 +158,12 @@ def test_clip_i_comes_from_the_encoder_that_is_connected_for_it(host, graph, cli
     vision = given(graph, host, Vision())
     measured(graph, images, clip=clip, clip_vision=vision, prompts="a\nb\nc")
     found = host.run(graph).measures
-    expected = host.pack("pages.consistency").pairwise(drawn[0].mean((1, 2)))
-    assert torch.allclose(found.clip_i, expected, atol=1e-6)
+    pairwise = host.pack("pages.consistency").pairwise
+
+    def expected(pictures):
+        return pairwise(pictures.mean((1, 2)))
+
+    assert (found.clip_i - expected(drawn[0])).abs().max() < rounding(expected, drawn[0]) < 1e-4
     assert found.encoders == {"clip_i": "CLIP_VISION", "clip_t": f"{CLIP} (tiny.safetensors)"}
     other = type(graph)()
     measured(
@@ -173,7 +183,7 @@ def test_masks_take_the_background_away_from_clip_i(host, graph, clip_file):
         node = graph.add("StoryLoom_Consistency", images=pictures, background="white", **chosen)
         graph.capture(**{name: node(3)})
     found = host.run(graph)
-    assert found.white.clip_i[0, 1].item() == pytest.approx(1, abs=1e-6), "the same character on the same paper"
+    assert 1 - found.white.clip_i[0, 1].item() < 1e-9, "the same character on the same paper"
     assert found.whole.clip_i[0, 1].item() < 0.9999 and "background white" in found.white.encoders["clip_i"]
 
 

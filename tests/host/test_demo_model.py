@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from rounding import rounding
 from story_graphs import build, differ, ipca, sample
 
 from storyloom.benchmarks.common import fused_attention
@@ -116,7 +117,8 @@ def test_its_vae_decodes_and_encodes_squares(demo):
     picture = vae.decode(latents / 0.13025)
     assert picture.shape == (2, 64, 48, 3)
     assert torch.equal(picture[:, ::8, ::8], picture[:, 7::8, 7::8])
-    assert torch.allclose(vae.encode(picture) * 0.13025, latents, atol=1e-4)
+    bound = rounding(lambda given: vae.encode(vae.decode(given)), latents / 0.13025)
+    assert (vae.encode(picture) - latents / 0.13025).abs().max() < bound < 1e-3
 
 
 def test_it_predicts_v_from_zero_terminal_snr(demo):
