@@ -301,12 +301,12 @@ def masked_attention(sample_tokens, sources, rate=0.5, seed=3, skip=0, gain=1.0)
     return attention
 
 
-def dense_mask(host, sources, blocks=("output",), gains=None, layers=LAYERS, **settings):
+def dense_mask(host, sources, blocks=("output",), gains=None, layers=LAYERS, draw=None, **settings):
     """CSA by another road, for every layer of these parts; gains: block -> factor of its attention.
 
-    layers: the blocks of the model that have attention.
+    layers: the blocks of the model that have attention; draw: what draws the tokens that others see, None: the pack's.
     """
-    sample_tokens = host.pack("attention.consistent").sample_tokens
+    sample_tokens = draw or host.pack("attention.consistent").sample_tokens
 
     def patch(model):
         model = model.clone()

@@ -91,19 +91,23 @@ def test_half_precision_weights_are_computed_with_in_the_models_precision(host, 
     assert {value.dtype for value in maker.adapter.state_dict().values()} == {dtype}
     parts, fox = build(graph, size=(64, 64)), someone(host, 1)
     sample(graph, parts, "ours", **ONCE, model=apply(graph, host, parts["model"], maker, fox))
-    for name, shown in (("reference", fox), ("moved", nudged(fox))):
-        known = call(graph, host, reference.all_of((shown,)), parts["model"])
-        sample(graph, parts, name, **ONCE, model=known)
+    for name, known in (("reference", reference), ("moved", Reference(host, nudged(weights)))):
+        sample(graph, parts, name, **ONCE, model=call(graph, host, known.all_of((fox,)), parts["model"]))
     seen = host.run(graph)
     rounding = distance(seen.reference["samples"], seen.moved["samples"])
     assert distance(seen.ours["samples"], seen.reference["samples"]) < 16 * rounding < EFFECT
 
 
-def nudged(character):
-    """The character with features that are one unit in the last place of single precision away."""
-    ((features, share),) = character.parts
-    values = {name: moved(getattr(features, name), seed) for seed, name in enumerate(("id_embed", "face", "character"))}
-    return replace(character, parts=((replace(features, **values), share),))
+def nudged(weights):
+    """Weights that are one unit in the last place of single precision away."""
+    single = {name: moved(value.float()) for name, value in (weights.ppr | weights.lora).items()}
+    image_kv = {key: tuple(moved(matrix.float()) for matrix in pair) for key, pair in weights.image_kv.items()}
+    return replace(
+        weights,
+        ppr={name: single[name] for name in weights.ppr},
+        lora={name: single[name] for name in weights.lora},
+        image_kv=image_kv,
+    )
 
 
 def test_changes_of_the_model_are_the_edited_weights(host, maker, weights, models):
