@@ -8,19 +8,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
-from ..scripts.comfyui import find_comfyui, version_text
+from ..scripts.comfyui import find_comfyui, require_comfyui, version_text
 
 
-def enter_comfyui() -> str:
-    """Make ComfyUI's modules importable in this process, on the CPU, and return its version.
+def enter_comfyui(folder: Path | None = None, cpu: bool = True) -> str:
+    """Make ComfyUI's modules importable in this process and return its version.
 
-    Call it before anything imports `comfy`. Raises ComfyUIError with one sentence when there is no ComfyUI.
+    folder: of ComfyUI, None: found as the demo finds one; cpu: whether it has to work on the CPU. Call it before
+    anything imports `comfy`. Raises ComfyUIError with one sentence when there is no ComfyUI.
     """
-    folder = find_comfyui()
+    folder = find_comfyui() if folder is None else require_comfyui(folder, "--comfyui")
     sys.path.insert(0, str(folder))
     from comfy.cli_args import args
 
-    args.cpu = True
+    args.cpu = cpu
     return version_text(folder)
 
 

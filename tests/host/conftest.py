@@ -22,6 +22,8 @@ COMFYUI = os.environ.get("COMFYUI_PATH")
 THREADS = int(os.environ.get("OMP_NUM_THREADS") or 1)
 """Of ComfyUI in this process and of its servers, for sums depend on it in the last digits: the tiny models gain nothing
 from more, and `make test SETTING=two-threads` asks for two."""
+ON_A_CARD = os.environ.get("STORYLOOM_DEVICE") == "cuda"
+"""ComfyUI may use the graphics card, which `pytest -m gpu` is for; everything else is compared on the CPU."""
 EXTRAS = [
     "nodes_pag",
     "nodes_perpneg",
@@ -239,7 +241,7 @@ def host(tmp_path_factory):
     argv, sys.argv = sys.argv, sys.argv[:1]
     from comfy.cli_args import args
 
-    args.cpu = True
+    args.cpu = not ON_A_CARD
     args.base_directory = str(base)
     import execution
 

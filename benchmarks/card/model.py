@@ -1,0 +1,180 @@
+"""What the device benchmark samples with: SDXL and StoryMaker with random weights, and a story that no encoder wrote.
+
+No checkpoint is needed. The networks are ComfyUI's and the pack's own, in their published shapes or tiny ones; numbers
+are drawn on the device that they will work on, with a variance that layers keep, so that half precision stays finite.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...models.characters import Character, CharacterFeatures
+from ...models.ppr import PositionalPerceiverResampler
+from ...models.storymaker import PLACES, StoryMakerWeights
+from ...prompts.conditioning import TAG, StoryCond, StoryRow
+from ...prompts.tokens import StoryTokens
+from .. import svr
+from ..cost import SDXL
+
+TEXT = 60
+"""Tokens of the story's text; a fifth of them is the identity's."""
+
+POOLED = 1280
+SMALL = 0.05
+"""Size of StoryMaker's random changes of the UNet beside the UNet's own random weights."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Sizes of networks and pictures.
+
+    layout               of the UNet, as ComfyUI's configuration has it
+    side                 of the square latents
+    face, picture        widths of a face vector and of a picture's features
+    depth, rank          of StoryMaker's resamplers, and of its changes of the UNet
+    """
+
+    layout: dict[str, Any]
+    side: int
+    face: int
+    picture: int
+    depth: int
+    rank: int
+
+
+FULL = Scale(SDXL, side=128, face=512, picture=1280, depth=4, rank=128)
+"""1024 x 1024 pixels."""
+
+TINY = Scale(
+    {
+        **SDXL,
+        "model_channels": 32,
+        "num_head_channels": 16,
+        "channel_mult": [1, 1, 2],
+        "transformer_depth": [0, 0, 1, 1, 1, 1],
+        "transformer_depth_middle": 1,
+        "transformer_depth_output": [0, 0, 0, 1, 1, 1, 1, 1, 1],
+    },
+    side=8,
+    face=32,
+    picture=64,
+    depth=1,
+    rank=3,
+)
+
+
+def sdxl(scale: Scale, dtype: torch.dtype, device: torch.device):
+    """A MODEL of ComfyUI's SDXL with random weights in `dtype`, made on `device`."""
+    import comfy.model_management
+    import comfy.model_patcher
+    import comfy.supported_models
+
+    config = comfy.supported_models.SDXL({**scale.layout, "dtype": dtype})
+    config.unet_config |= scale.layout
+    config.set_inference_dtype(dtype, None)
+    model = config.get_model({}, "", device=device)
+    _fill(model.diffusion_model, torch.Generator(device).manual_seed(0))
+    offload = comfy.model_management.unet_offload_device()
+    return comfy.model_patcher.CoreModelPatcher(model.to(device), load_device=device, offload_device=offload)
+
+
+def _fill(module: torch.nn.Module, generator: torch.Generator) -> None:
+    """Give every parameter, which ComfyUI leaves uninitialised, a value that keeps the variance of its input."""
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(False)
+        if parameter.ndim >= 2:
+            parameter.normal_(0, 1 / math.sqrt(parameter[0].numel()), generator=generator)
+        else:
+            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+
+
+def storymaker(model, scale: Scale, dtype: torch.dtype, device: torch.device):
+    """What Load StoryMaker adapter gives, for this model, with random weights that lie on the CPU in `dtype`."""
+    from ...nodes.patching import attention_widths
+    from ...nodes.storymaker import storymaker_of
+
+    generator = torch.Generator(device).manual_seed(1)
+
+    def random(*shape: int, gain: float = 1.0) -> Tensor:
+        drawn = torch.randn(shape, generator=generator, device=device) * (gain / math.sqrt(shape[-1]))
+        return drawn.to("cpu", dtype)
+
+    widths, context = attention_widths(model)
+    named = {(place.part, place.number): place.diffusers for place in PLACES}
+    lora, image_kv = {}, {}
+    for (part, number, index), width in widths.items():
+        image_kv[part, number, index] = random(width, context), random(width, context)
+        for attention, source in (("attn1", width), ("attn2", context)):
+            for target in ("q", "k", "v", "out"):
+                inside = source if target in "kv" else width
+                name = f"{named[part, number]}.transformer_blocks.{index}.{attention}.processor.to_{target}_lora"
+                lora[f"{name}.down.weight"] = random(scale.rank, inside)
+                lora[f"{name}.up.weight"] = random(width, scale.rank, gain=SMALL)
+    network = PositionalPerceiverResampler(
+        image_width=scale.picture, id_width=scale.face, depth=scale.depth, device="meta"
+    )
+    ppr = {name: random(*tensor.shape) for name, tensor in network.state_dict().items()}
+    return storymaker_of(StoryMakerWeights(ppr, lora, image_kv))
+
+
+def someone(scale: Scale, seed: int) -> Character:
+    """A character of random features."""
+    generator = torch.Generator().manual_seed(seed)
+    vector = torch.nn.functional.normalize(torch.randn(scale.face, generator=generator), dim=0)
+    face, whole = torch.randn(2, 257, scale.picture, generator=generator)
+    features = CharacterFeatures(vector, face, whole, has_face=True, has_character=True)
+    return Character("", ((features, 1.0),), torch.zeros(1, 1, 3))
+
+
+@dataclass(frozen=True, eq=False)
+class Story:
+    """Random hidden states in the place of a story's text.
+
+    contexts   [frames, 77, 2048], reweighted by SVR as of one prompt; all have the same start and identity
+    identity   [1, 77, 2048], the identity prompt alone: its rows of start and identity are those of `contexts`
+    pooled     [1, 1280]
+    tokens     which row is what
+    """
+
+    contexts: Tensor
+    identity: Tensor
+    pooled: Tensor
+    tokens: StoryTokens
+
+    @property
+    def frames(self) -> int:
+        return len(self.contexts)
+
+    def tagged(self) -> list:
+        """The CONDITIONING of all frames, with the tag by which the patches know the story."""
+        rows = tuple(
+            StoryRow(frame, ("",), self.tokens, (self.tokens.identity,)) for frame in range(len(self.contexts))
+        )
+        tag = StoryCond(rows, self.tokens.length, ("",))
+        return [[self.contexts, {"pooled_output": self.pooled.expand(self.frames, -1), TAG: tag}]]
+
+    def plain(self, contexts: Tensor) -> list:
+        """The CONDITIONING of these contexts, which nobody knows for a story's."""
+        return [[contexts, {"pooled_output": self.pooled.expand(len(contexts), -1)}]]
+
+
+def nothing(positive: list) -> list:
+    """An all-zero negative for this positive, as ConditioningZeroOut gives."""
+    ((context, _),) = positive
+    return [[torch.zeros_like(context), {"pooled_output": torch.zeros(len(context), POOLED)}]]
+
+
+def random_story(frames: int) -> Story:
+    """A story of random text, the same every time, on the CPU in float32."""
+    tokens = svr.story_tokens(frames, TEXT)
+    hidden = svr.hidden_states(tokens)
+    contexts = svr.encode(hidden, tokens, "svr").float()
+    alone = svr.hidden_states(tokens, seed=1).float()
+    alone[: tokens.identity.stop] = contexts[0, : tokens.identity.stop]
+    pooled = torch.randn(1, POOLED, generator=torch.Generator().manual_seed(2))
+    return Story(contexts, alone[None], pooled, tokens)
