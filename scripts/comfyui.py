@@ -25,6 +25,11 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+if __package__:
+    from .cpu_threads import thread_settings
+else:
+    from cpu_threads import thread_settings
+
 ROOT = Path(__file__).absolute().parent.parent
 REPOSITORY = "https://github.com/Comfy-Org/ComfyUI.git"
 PINNED = "0.33.0"
@@ -308,7 +313,8 @@ class Server(Client):
 
     comfyui is a ComfyUI folder, base a folder prepared by `pack_base`, python the interpreter of its environment.
     front: folder of the browser interface, by default an empty page; cpu: use no graphics card; dies_with_us: end it
-    even when this process is killed (Linux only). Entering waits until the server answers and raises ComfyUIError, with
+    even when this process is killed (Linux only); processes: how many such servers share the cores, see
+    `thread_settings`. Entering waits until the server answers and raises ComfyUIError, with
     the tail of its log, when it does not.
     """
 
@@ -322,13 +328,14 @@ class Server(Client):
         front: Path | None = None,
         cpu: bool = True,
         dies_with_us: bool = False,
+        processes: int = 1,
     ):
         self.comfyui = Path(comfyui).resolve()
         self.base = Path(base).resolve()
         self.python = str(python)
         self.front = front or self.base / "front"
         self.extra_args = list(extra_args)
-        self.cpu, self.dies_with_us = cpu, dies_with_us
+        self.cpu, self.dies_with_us, self.processes = cpu, dies_with_us, processes
         self._port_tries = 1 if port else PORT_TRIES
         self.log = self.base / "server.log"
         self._process: subprocess.Popen | None = None
@@ -369,7 +376,7 @@ class Server(Client):
         return [self.python, "-u", str(self.comfyui / "main.py"), *options, *self.extra_args]
 
     def _start(self) -> None:
-        environment = dict(os.environ)
+        environment = {**os.environ, **(thread_settings(os.environ, processes=self.processes) if self.cpu else {})}
         if not self.comfyui.is_relative_to(storyloom_cache().resolve()):
             environment["PYTHONDONTWRITEBYTECODE"] = "1"  # leave no files in a ComfyUI that is the user's own
         with self.log.open("wb") as log:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import signal
 import sys
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import comfyui
 import environment
+from cpu_threads import thread_settings
 
 ROOT = Path(__file__).absolute().parent.parent
 OUT = ROOT / "out"
@@ -296,6 +298,7 @@ def main() -> None:
     prompt = read_workflow(options.workflow)
     if options.host != "standalone" and not options.comfyui:
         comfyui.present_comfyuis()  # a wrong COMFYUI_PATH is told before anything is installed
+    os.environ.update(thread_settings(os.environ))  # before anything imports PyTorch
     environment.enter()
     host, line = choose_host(options)
     environment.say(line)

@@ -2,12 +2,14 @@
 
 `tests/standalone` runs on the pack's own host, which the environment always holds; `tests/browser` on the newest
 ComfyUI, where there is a browser. `browser` as the first argument runs these alone and installs what they need.
+$SETTING runs everything in one of the settings of the processor in settings.py.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -20,6 +22,7 @@ from pathlib import Path
 import browser
 import comfyui
 import environment
+import settings
 
 ROOT = Path(__file__).absolute().parent.parent
 TESTS = ROOT / "tests"
@@ -33,7 +36,7 @@ BROWSER_TESTS = TESTS / "browser"
 APART = (HOST_TESTS, STANDALONE_TESTS, BROWSER_TESTS)
 """Folders of tests that have passes of their own."""
 NOTHING_COLLECTED = 5
-# The tests' models are tiny: more threads gain nothing, and waiting for each other costs minutes on a busy machine.
+# The tests' models are tiny and several passes run at once: more threads gain nothing, and wait for each other.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
@@ -93,13 +96,15 @@ def judge(result: Result, code: int, selected: bool) -> Result:
     return result
 
 
-def run_pass(one: Pass, folder: Path, extra: Sequence[str], capture: bool) -> tuple[Result, str]:
-    """Run pytest for a pass; returns its result and, with `capture`, its output."""
+def run_pass(
+    one: Pass, folder: Path, extra: Sequence[str], capture: bool, setting: settings.Setting | None = None
+) -> tuple[Result, str]:
+    """Run pytest for a pass, in a setting; returns its result and, with `capture`, its output."""
     slug = one.name.replace(" ", "-")
     report = folder / f"{slug}.xml"
     command = [str(environment.PYTHON), str(environment.PYTHON.with_name("pytest")), *one.arguments]
     command += [f"--junitxml={report}", f"--basetemp={folder / slug}", "-o", f"cache_dir={ROOT}/.pytest_cache/{slug}"]
-    variables = {**ONE_THREAD, **os.environ}
+    variables = {**ONE_THREAD, **settings.environment_in(setting, os.environ)}
     if one.comfyui:
         variables["COMFYUI_PATH"] = str(one.comfyui)
         variables["STORYLOOM_NEWER_COMFYUI_TOO"] = str(int(one.newer_too))
@@ -117,25 +122,29 @@ def run_pass(one: Pass, folder: Path, extra: Sequence[str], capture: bool) -> tu
     return replace(result, seconds=time.monotonic() - began), done.stdout or ""
 
 
-def run_passes(passes: Sequence[Pass], folder: Path, extra: Sequence[str]) -> list[Result]:
+def run_passes(
+    passes: Sequence[Pass], folder: Path, extra: Sequence[str], setting: settings.Setting | None = None
+) -> list[Result]:
     """Run the passes, some at once, and show each one's output when it is done.
 
     On several cores two more than there are cores, for some passes wait for servers and a browser now and then.
     """
     at_once = min(len(passes), (os.cpu_count() or 1) + 2)
     if len(passes) < 2 or os.cpu_count() == 1:
-        return [_run_and_show(one, folder, extra, capture=False) for one in passes]
+        return [_run_and_show(one, folder, extra, False, setting) for one in passes]
     names = ", ".join(one.name for one in passes)
     environment.say(f"\nTests run, {at_once} passes at a time, each with its output when it is done: {names}.")
     with ThreadPoolExecutor(at_once) as pool:
-        return list(pool.map(lambda one: _run_and_show(one, folder, extra, capture=True), passes))
+        return list(pool.map(lambda one: _run_and_show(one, folder, extra, True, setting), passes))
 
 
-def _run_and_show(one: Pass, folder: Path, extra: Sequence[str], capture: bool) -> Result:
+def _run_and_show(
+    one: Pass, folder: Path, extra: Sequence[str], capture: bool, setting: settings.Setting | None
+) -> Result:
     title = f"\n==== {one.name} ===="
     if not capture:
         environment.say(title)
-    result, output = run_pass(one, folder, extra, capture)
+    result, output = run_pass(one, folder, extra, capture, setting)
     if capture:
         environment.say(f"{title}\n{output.rstrip()}")
     return result
@@ -203,8 +212,9 @@ def available_hosts() -> tuple[list[Path], str]:
         return [], f"NO COMFYUI WAS FOUND: all host tests are skipped (cloning it failed: {error.reason}; {help_text})"
 
 
-def main(extra: Sequence[str]) -> int:
-    """Run everything, or only the browser tests, and return the exit code."""
+def main(extra: Sequence[str], name: str = "") -> int:
+    """Run everything, or only the browser tests, in the setting of this name, and return the exit code."""
+    setting, about = settings.chosen(name)
     environment.ensure()
     alone = extra[:1] == ["browser"]
     if alone:
@@ -215,10 +225,12 @@ def main(extra: Sequence[str]) -> int:
     plain_ones, host_ones = ([], []) if alone else (plain_passes(), host_passes(hosts))
     plain_ones += browsers
     passes = sorted([*host_ones, *plain_ones], key=lambda one: one.seconds, reverse=True)
-    with comfyui.scratch("test") as folder:
-        results = dict(zip(passes, run_passes(passes, folder, extra), strict=True))
+    if about:
+        environment.say(f"\n{about}")
+    with comfyui.scratch("test") as folder, settings.busy(setting.busy if setting else 0):
+        results = dict(zip(passes, run_passes(passes, folder, extra, setting), strict=True))
     host, plain = ([results[one] for one in ones] for ones in (host_ones, plain_ones))
-    missing = [no_host, no_browser] if results else [no_host, no_browser, f"No test was run: {TESTS}."]
+    missing = [about, no_host, no_browser] if results else [about, no_host, no_browser, f"No test was run: {TESTS}."]
     print("\n" + "\n".join([*filter(None, missing), *summary(plain, host)]), flush=True)
     return 1 if not results or any(one.failed or one.problem for one in results.values()) else 0
 
@@ -226,6 +238,7 @@ def main(extra: Sequence[str]) -> int:
 if __name__ == "__main__":
     try:
         environment.require_python(sys.version_info)
-        sys.exit(main(sys.argv[1:]))
-    except (environment.SetupError, comfyui.ComfyUIError, KeyboardInterrupt) as reason:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what runs beside the tests ends with them
+        sys.exit(main(sys.argv[1:], os.environ.get("SETTING", "")))
+    except (environment.SetupError, comfyui.ComfyUIError, settings.UnknownSettingError, KeyboardInterrupt) as reason:
         environment.exit_with(reason)

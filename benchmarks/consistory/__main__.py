@@ -120,7 +120,9 @@ def servers(options: argparse.Namespace, demo: bool) -> Iterator[list[str]]:
                 models.write_text(json.dumps({"here": models_of(options.models or host / "models")}), encoding="utf-8")
                 arguments = ["--extra-model-paths-config", str(models)]
                 arguments += ["--cuda-device", str(number % cards)] if cards > 1 else []
-                server = comfyui.Server(host, base, sys.executable, arguments, cpu=not cards, dies_with_us=True)
+                server = comfyui.Server(
+                    host, base, sys.executable, arguments, cpu=not cards, dies_with_us=True, processes=count
+                )
                 named.append(stack.enter_context(server).url)
         yield named
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -24,7 +25,7 @@ SCRIPTS = ROOT / "scripts"
 WORKFLOWS = ROOT / "workflows" / "api"
 
 
-IMPORTED = ("browser", "environment", "comfyui")
+IMPORTED = ("browser", "environment", "cpu_threads", "settings", "comfyui")
 """Scripts that others import."""
 
 
@@ -297,7 +298,9 @@ class TestCounting:
         monkeypatch.setattr(
             runner,
             "run_passes",
-            lambda passes, folder, extra: calls.append(extra) or [runner.Result(one.name, 1) for one in passes],
+            lambda passes, folder, extra, setting: (
+                calls.append(extra) or [runner.Result(one.name, 1) for one in passes]
+            ),
         )
         assert runner.main(arguments) == 0
         assert calls == [*(["install"] if len(ran) == 1 else []), passed_on]
@@ -310,6 +313,155 @@ class TestCounting:
         hosts, sentence = runner.available_hosts()
         assert hosts == [] and sentence.startswith("NO COMFYUI WAS FOUND: all host tests are skipped")
         assert "COMFYUI_PATH" in sentence and "\n" not in sentence
+
+
+class TestSettings:
+    @pytest.fixture
+    def settings(self, scripts):
+        return scripts["settings"]
+
+    def test_each_has_its_variables_and_no_other_s(self, settings):
+        environment = {"PATH": "x", "ATEN_CPU_CAPABILITY": "avx512", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+        found = {name: settings.environment_in(one, environment) for name, one in settings.SETTINGS.items()}
+        assert found == {
+            "plain": {"PATH": "x"},
+            "default-isa": {"PATH": "x", "ATEN_CPU_CAPABILITY": "default"},
+            "avx2": {"PATH": "x", "ATEN_CPU_CAPABILITY": "avx2"},
+            "lowest-onednn": {"PATH": "x", "ONEDNN_MAX_CPU_ISA": "SSE41"},
+            "two-threads": {"PATH": "x", "OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"},
+            "busy": {"PATH": "x"},
+        }
+        assert settings.environment_in(None, environment) == environment
+
+    @pytest.mark.parametrize(
+        "machine, flags, there",
+        [
+            ("x86_64", "flags : sse4_1 avx avx2 bmi1", True),
+            ("AMD64", "flags : avx2", True),
+            ("x86_64", "flags : sse4_1 avx", False),
+            ("x86_64", None, False),
+            ("aarch64", "Features : avx2", False),
+        ],
+    )
+    def test_avx2_is_left_out_loudly_where_it_is_not_known(
+        self, settings, tmp_path, monkeypatch, machine, flags, there
+    ):
+        file = tmp_path / "cpuinfo"
+        if flags:
+            file.write_text(flags + "\n")
+        monkeypatch.setattr(settings, "CPU_FLAGS", file)
+        monkeypatch.setattr(settings.platform, "machine", lambda: machine)
+        setting, about = settings.chosen("avx2")
+        assert (setting is not None) == there
+        assert about.startswith("SETTING=avx2: PyTorch with AVX2" if there else "SETTING=avx2 IS LEFT OUT: ")
+
+    def test_names_that_there_are_not_are_told_with_those_that_there_are(self, settings):
+        assert settings.chosen("") == (None, "")
+        with pytest.raises(settings.UnknownSettingError, match="no SETTING=avx512: choose one of plain, default-isa, "):
+            settings.chosen("avx512")
+
+    def test_busy_processes_run_beside_the_tests_and_always_end(self, settings):
+        with pytest.raises(ZeroDivisionError), settings.busy(2) as processes:
+            assert [process.poll() for process in processes] == [None, None]
+            raise ZeroDivisionError
+        assert len(processes) == 2 and None not in [process.poll() for process in processes]
+
+    def test_busy_processes_end_when_the_one_that_started_them_is_killed(self, settings):
+        code = "import os, subprocess, sys\nprint(subprocess.Popen([sys.executable, '-c', {!r}, str(os.getpid())]).pid)"
+        command = [sys.executable, "-c", code.format(settings.RESTLESS)]
+        other = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
+        assert other.stdout.strip().isdecimal(), "its pipe is closed, so that the restless one has ended as well"
+
+    def test_a_pass_has_the_setting_s_variables_and_the_run_says_which(
+        self, scripts, settings, environment, tmp_path, monkeypatch, capsys
+    ):
+        runner, seen = scripts["test"], []
+
+        def run(command, env, **options):
+            seen.append(env)
+            Path(command[[part.startswith("--junitxml") for part in command].index(True)].partition("=")[2]).write_text(
+                '<testsuite><testcase classname="a" name="b"/></testsuite>'
+            )
+            return SimpleNamespace(returncode=0, stdout="")
+
+        monkeypatch.setattr(runner.subprocess, "run", run)
+        monkeypatch.setattr(environment, "ensure", lambda: None)
+        monkeypatch.setattr(runner, "available_hosts", lambda: ([], ""))
+        monkeypatch.setattr(runner, "browser_pass", lambda hosts: ([], ""))
+        monkeypatch.setattr(runner, "plain_passes", lambda: [runner.Pass("one", ())])
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        for name, threads in (("two-threads", "2"), ("lowest-onednn", "1"), ("", "1")):
+            assert runner.main([], name) == 0
+            assert seen[-1]["OMP_NUM_THREADS"] == threads
+            assert (f"SETTING={name}: " in capsys.readouterr().out) == bool(name)
+        assert seen[1]["ONEDNN_MAX_CPU_ISA"] == "SSE41"
+
+    @pytest.mark.skipif(not Path("/bin/bash").exists(), reason="needs bash")
+    def test_ci_takes_one_by_turn_and_a_user_s_own_wins(self, settings, tmp_path):
+        for name, line in (("make", 'echo "$* in $SETTING"'), ("date", 'echo "$DAY"')):
+            (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+            (tmp_path / name).chmod(0o755)
+        base = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": sys.executable}
+
+        def made(**variables):
+            asked = [str(ROOT / ".ci" / "run")]
+            return subprocess.run(["/bin/bash", *asked], env=base | variables, capture_output=True, text=True).stdout
+
+        names = list(settings.SETTINGS)
+        for day in ("006", "007", "008", "009", "010", "011", "366"):
+            name = names[int(day) % len(names)]
+            assert made(DAY=day).splitlines() == [
+                f"Setting: {name} (day {day} of the year; repeat it with: make test SETTING={name})",
+                f"test in {name}",
+            ]
+        assert made(DAY="001", SETTING="busy").endswith("test in busy\n")
+
+
+class TestThreads:
+    @pytest.fixture
+    def chosen(self, scripts):
+        return scripts["cpu_threads"].thread_settings
+
+    @pytest.mark.parametrize(
+        "cores, load, processes, threads",
+        [
+            (2, 0.0, 1, None),
+            (2, 0.4, 1, None),
+            (64, 0.2, 1, None),
+            (1, 0.0, 1, 1),
+            (2, 1.0, 1, 1),
+            (2, 9.0, 1, 1),
+            (8, 1.0, 1, 3),
+            (8, 0.0, 2, 2),
+            (8, 0.0, 16, 1),
+        ],
+    )
+    def test_threads_are_as_many_as_pytorch_takes_or_half_of_the_free_cores(
+        self, chosen, cores, load, processes, threads
+    ):
+        found = chosen({}, cores, load, processes)
+        assert found.pop("GOMP_SPINCOUNT") == "1000"
+        assert found == ({} if threads is None else dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads)))
+
+    @pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"])
+    def test_what_a_user_has_set_wins(self, chosen, name):
+        assert chosen({name: "7"}, 2, 5.0) == {}
+
+    def test_this_machine_is_asked_where_nothing_is_given(self, scripts, chosen, monkeypatch):
+        threads = scripts["cpu_threads"]
+        monkeypatch.setattr(threads, "cores_here", lambda: 8)
+        monkeypatch.setattr(threads, "load_now", lambda: 2.0)
+        assert chosen({})["OMP_NUM_THREADS"] == "3"
+        monkeypatch.undo()
+        assert threads.cores_here() >= 1 and threads.load_now() >= 0
+
+    @pytest.mark.parametrize("cpu", [True, False])
+    def test_a_server_starts_with_them_on_a_cpu_alone(self, comfyui, tmp_path, monkeypatch, cpu):
+        started = []
+        monkeypatch.setattr(comfyui.subprocess, "Popen", lambda command, env, **options: started.append(env))
+        monkeypatch.setattr(comfyui, "thread_settings", lambda environment, processes: {"THREADS": f"{processes}"})
+        comfyui.Server(tmp_path, tmp_path, "python", cpu=cpu, processes=3)._start()
+        assert started[0].get("THREADS") == ("3" if cpu else None)
 
 
 class TestEnvironment:
