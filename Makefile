@@ -8,6 +8,7 @@ help:
 	@echo "                 with a real ComfyUI on the CPU, or without one   (make demo ARGS=\"--host standalone\" chooses)"
 	@echo "make demo-model  train the demo model again: about 80 minutes on one core, less on two"
 	@echo "make test        run every test, on each ComfyUI version found   (make test ARGS=\"-k svr\" selects tests)"
+	@echo "                 (make test SETTING=busy, and others in CONTRIBUTING.md: in a setting of the processor)"
 	@echo "make browser-test  run the tests in ComfyUI's own interface alone, and install what they need"
 	@echo "make lint        ruff check and ruff format --check"
 	@echo "make clean       remove the environment (.venv) and the results (out)"
