@@ -45,12 +45,12 @@ def unrounded(name):
 
 
 def in_its_models_precision(inner_sample):
-    """A guider's sampling run, whose latents are of float64 from its start where the model is."""
+    """A guider's sampling run, whose latents and noise levels are of float64 from its start where the model is."""
 
-    def method(guider, noise, latent_image, *args, **kwargs):
+    def method(guider, noise, latent_image, device, sampler, sigmas, *args, **kwargs):
         if guider.inner_model.get_dtype() == torch.float64:
-            noise, latent_image = noise.double(), latent_image.double()
-        return inner_sample(guider, noise, latent_image, *args, **kwargs)
+            noise, latent_image, sigmas = noise.double(), latent_image.double(), sigmas.double()
+        return inner_sample(guider, noise, latent_image, device, sampler, sigmas, *args, **kwargs)
 
     return method
 
