@@ -4,7 +4,6 @@ SCREENSHOTS=folder also saves a picture of every template and of the editor ther
 failure there is one in out/browser/.
 """
 
-import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -13,20 +12,12 @@ import pytest
 from desk import NAMES, Desk, saved
 from PIL import Image
 
+from storyloom.scripts import browser as browser_script
+from storyloom.scripts import comfyui
+
 PACK = Path(__file__).resolve().parents[2]
 COMFYUI = os.environ.get("COMFYUI_PATH")
 FAILURES = PACK / "out" / "browser"
-
-
-def script(name):
-    """A script of the project as a module."""
-    spec = importlib.util.spec_from_file_location(f"storyloom_scripts_{name}", PACK / "scripts" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-browser_script = script("browser")
 
 
 def pytest_collection_modifyitems(items):
@@ -63,7 +54,6 @@ def named_files():
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
     """A real ComfyUI with its own interface. The model files that templates name are empty: they are only listed."""
-    comfyui = script("comfyui")
     base = comfyui.pack_base(tmp_path_factory.mktemp("browser"), PACK)
     for path in {base / name for name in named_files()}:
         path.parent.mkdir(parents=True, exist_ok=True)
