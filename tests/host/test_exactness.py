@@ -3,7 +3,19 @@
 import pytest
 import torch
 from precision import CLOSE, kept_double
-from story_graphs import build, call, csa, dense_mask, distance, freeu, ipca, log_bias, sample
+from story_graphs import (
+    build,
+    call,
+    controlled,
+    csa,
+    dense_mask,
+    distance,
+    freeu,
+    ipca,
+    log_bias,
+    lora,
+    sample,
+)
 from story_makers import Reference, apply, someone
 
 ONCE = {"steps": 1, "cfg": 1.0}
@@ -84,6 +96,35 @@ def test_freeu_of_another_factor(host, graph):
         name: filtered(**{name: value}) for name, value in {"b1": 1.09, "b2": 1.19, "s1": 0.59, "s2": 0.39}.items()
     }
     assert_told_apart(distances(host, graph, filtered(), {"right": filtered(), **faults}))
+
+
+def rounded(tensor):
+    """Whether all numbers are of single precision."""
+    return torch.equal(tensor, tensor.float().to(tensor))
+
+
+def test_nothing_of_a_run_is_rounded_to_single_precision_on_its_way(host, graph, monkeypatch):
+    """What leaves the UNet and the sampler, beside a ControlNet, and weights that a LoRA has changed."""
+    from comfy.model_sampling import EPS
+
+    def denoised(sampling, sigma, output, x):
+        outputs.append(output)
+        return original(sampling, sigma, output, x)
+
+    outputs, original = [], EPS.calculate_denoised
+    monkeypatch.setattr(EPS, "calculate_denoised", denoised)
+    parts = build(graph, size=(64, 64))
+    hint = graph.add("EmptyImage", width=64, height=64, batch_size=1, color=0x3366CC)()
+    sides, base = controlled(graph, host, parts, hint), lora(graph, host, parts["model"])
+    sample(graph, parts, "x", **sides, model=base)
+    graph.capture(model=base)
+    seen = host.run(graph)
+    name = next(iter(seen.model.patches))
+    with kept_double():
+        weight = seen.model.patch_weight_to_device(name, return_weight=True)
+    assert not rounded(weight)
+    assert len(outputs) == 2 and not any(map(rounded, outputs))
+    assert not rounded(seen.x["samples"])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
