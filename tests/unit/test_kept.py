@@ -1,7 +1,7 @@
 """What is made once in a run is made once, also when threads for several cards ask at the same time."""
 
 from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier, local
+from threading import Barrier, Event, get_ident, local
 
 import pytest
 import torch
@@ -14,11 +14,15 @@ THREADS, PATIENCE = 4, 60
 
 
 class AskedAtOnce(Kept):
-    """In which the threads that ask for something all learn that it is not there before one of them goes on."""
+    """In which the threads that ask for something all learn that it is not there before one of them goes on.
+
+    Making it takes until all of them are at the lock, or have looked again without one: see `hold`.
+    """
 
     def __init__(self):
         super().__init__()
-        self.barrier, self.seen, self.met = Barrier(THREADS, timeout=PATIENCE), local(), 0
+        self.barrier, self.seen, self.met = Barrier(THREADS, timeout=PATIENCE), local(), []
+        self.here, self.all_here, self._lock = set(), Event(), Watched(self._lock, self.arrive)
 
     def __contains__(self, key):
         found = super().__contains__(key)
@@ -26,8 +30,33 @@ class AskedAtOnce(Kept):
             self.seen.once = True
             assert not found
             self.barrier.wait()
-            self.met += 1
+            self.met.append(key)
+        else:
+            self.arrive()
         return found
+
+    def arrive(self):
+        self.here.add(get_ident())
+        if len(self.here) == THREADS:
+            self.all_here.set()
+
+    def hold(self):
+        """For what makes the thing: goes on when no thread is left that could still find it there by being late."""
+        assert self.all_here.wait(PATIENCE)
+
+
+class Watched:
+    """A lock that tells when a thread comes to it, before the thread waits."""
+
+    def __init__(self, lock, tell):
+        self.lock, self.tell = lock, tell
+
+    def __enter__(self):
+        self.tell()
+        return self.lock.__enter__()
+
+    def __exit__(self, *error):
+        return self.lock.__exit__(*error)
 
 
 def in_threads(function):
@@ -47,18 +76,19 @@ def test_who_asks_at_the_same_time_is_given_the_same_thing(ask):
     kept, made = AskedAtOnce(), []
 
     def make():
+        kept.hold()
         made.append(object())
         return made[-1]
 
     assert in_threads(lambda number: ask(kept, "key", make)) == made * THREADS and len(made) == 1
-    assert kept.met == THREADS
+    assert kept.met == ["key"] * THREADS
 
 
 def test_every_card_has_its_own_things_and_layers_of_one_call_share_them():
     kept, made = AskedAtOnce(), []
 
     def ask(number):
-        return call_of(kept, number).once_in_a_layout("rows", lambda: made.append(number) or number)
+        return call_of(kept, number).once_in_a_layout("rows", lambda: kept.hold() or made.append(number) or number)
 
     given = in_threads(ask)
     assert sorted(number % 2 for number in made) == [0, 1]
@@ -67,8 +97,9 @@ def test_every_card_has_its_own_things_and_layers_of_one_call_share_them():
 
 def test_one_call_that_several_threads_ask():
     call, made = call_of(Kept()), []
-    call = UNetCall(1.0, call.chunks, None, made=AskedAtOnce())
-    in_threads(lambda number: call.once("key", lambda: made.append(number)))
+    kept = AskedAtOnce()
+    call = UNetCall(1.0, call.chunks, None, made=kept)
+    in_threads(lambda number: call.once("key", lambda: kept.hold() or made.append(number)))
     assert len(made) == 1
 
 
