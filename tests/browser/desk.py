@@ -1,6 +1,5 @@
 """Drives ComfyUI's page as an artist does: opens templates, types, presses Run, looks."""
 
-import contextlib
 import json
 import os
 from pathlib import Path
@@ -11,11 +10,24 @@ EMPTY = {"nodes": [], "links": [], "groups": [], "version": 0.4}
 """A workflow without anything."""
 SECONDS = 90_000
 """Milliseconds that anything may take: a busy machine is slow."""
-LISTEN = """() => {
+ENDS = ("execution_success", "execution_error", "execution_interrupted")
+"""Messages that tell of the end of a run."""
+LISTEN = """(kinds) => {
   window.storyloomEvents = [];
-  for (const kind of ["execution_success", "execution_error", "execution_interrupted"])
+  for (const kind of kinds)
     app.api.addEventListener(kind, (event) => storyloomEvents.push({ kind, ...event.detail }));
+  window.storyloomGraphs = 0;
+  app.registerExtension({ name: "StoryLoom.Tests", afterConfigureGraph() { storyloomGraphs++; } });
 }"""
+TOLD = """([id, kinds]) => storyloomEvents.find(({ kind, prompt_id }) => prompt_id === id && kinds.includes(kind))"""
+DRAWN = """() => !app.canvas.dirty_canvas && !app.canvas.dirty_bgcanvas && new Promise(
+  (done) => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))"""
+"""Nothing is left to draw, and what follows the canvas had two frames to come after it."""
+LOOKS_WHOLE = """() => document.fonts.status === "loaded" && [...document.images].every(
+  (one) => one.complete || !one.checkVisibility() || one.loading === "lazy")"""
+THUMBNAILS = """() => [...document.querySelectorAll("[data-testid=template-workflows-content] img")].every(
+  (one) => one.complete)"""
+FREE = """(places) => places.every(([x, y]) => document.elementFromPoint(x, y) === app.canvas.canvas)"""
 READY = "() => window.app?.extensionManager?.setting && app.isGraphReady && !document.querySelector('#splash-loader')"
 PICTURES = """(id) => {
   const node = app.graph.getNodeById(id);
@@ -38,7 +50,7 @@ class Desk:
         page.on("pageerror", lambda error: self.faults.append(str(error)))
         page.goto(server.url)
         page.wait_for_function(READY)
-        page.evaluate(LISTEN)
+        page.evaluate(LISTEN, ["execution_start", *ENDS])
 
     def renderer(self, kind):
         """Show the classic nodes or the new ones."""
@@ -57,18 +69,15 @@ class Desk:
         self.choose_template(name)
 
     def choose_template(self, name):
-        """Two clicks in the list of templates: the pack, and the template.
-
-        Thumbnails that arrive late move the list, so that a click may miss: then once more.
-        """
-        from playwright.sync_api import TimeoutError  # what has no browser reads this file too
-
+        """Two clicks in the list of templates: the pack, and the template, when thumbnails no longer move the list."""
+        before = self.page.evaluate("() => storyloomGraphs")
         self.page.get_by_role("dialog").get_by_text("storyloom", exact=True).click()
-        for patience in (SECONDS // 4, SECONDS):
-            self.page.get_by_test_id(f"template-workflow-{name}").click()
-            with contextlib.suppress(TimeoutError if patience < SECONDS else ()):
-                self.page.get_by_test_id("template-workflows-content").wait_for(state="hidden", timeout=patience)
-                break
+        template = self.page.get_by_test_id(f"template-workflow-{name}")
+        template.scroll_into_view_if_needed()
+        self.page.wait_for_function(THUMBNAILS)
+        template.click()
+        self.page.get_by_test_id("template-workflows-content").wait_for(state="hidden")
+        self.page.wait_for_function("(before) => storyloomGraphs > before", arg=before)
         self._wait_for(saved(name))
 
     def _wait_for(self, workflow):
@@ -79,20 +88,26 @@ class Desk:
 
     def run(self):
         """Press Run and wait for the end. Returns the event that tells of it, None when the graph was refused."""
-        self._stop()
-        self.page.evaluate("() => { storyloomEvents.length = 0; app.extensionManager.lastNodeErrors = null; }")
-        self.page.get_by_test_id("queue-button").click()
-        ended = "() => storyloomEvents.length || app.extensionManager.lastNodeErrors"
-        self.page.wait_for_function(ended, timeout=5 * SECONDS)
-        return self.page.evaluate("() => storyloomEvents[0] ?? null")
+        with self.page.expect_response(_answers_run) as asked:
+            self.page.get_by_test_id("queue-button").click()
+        answer = asked.value.json()
+        if "prompt_id" in answer and not answer["node_errors"]:
+            return self._told(answer["prompt_id"], ENDS)
+        if "prompt_id" in answer:
+            self._stop(answer["prompt_id"])
+        if answer["node_errors"]:
+            self.page.wait_for_function("() => app.extensionManager.lastNodeErrors")
+        return None
 
-    def _stop(self):
-        """End what still runs: ComfyUI draws those pictures of a refused graph that it can."""
-        self.page.evaluate("async () => { await app.api.clearItems('queue'); await app.api.interrupt(null); }")
-        running = "async () => (await (await app.api.fetchApi('/queue')).json()).queue_running.length"
-        while self.page.evaluate(running):
-            self.page.wait_for_timeout(200)
-        self.page.wait_for_timeout(100)
+    def _told(self, prompt, kinds):
+        """Wait until the server has told one of these kinds of events of this run, and return it."""
+        return self.page.wait_for_function(TOLD, arg=[prompt, kinds], timeout=5 * SECONDS).json_value()
+
+    def _stop(self, prompt):
+        """End a run: ComfyUI draws those pictures of a refused graph that it can. Nothing stands before it."""
+        self._told(prompt, ("execution_start",))
+        self.page.evaluate("(prompt) => app.api.interrupt(prompt)", prompt)
+        self._told(prompt, ENDS)
 
     def node(self, kind, title=None):
         """The number of the only node of this kind, or of the one with this title."""
@@ -145,19 +160,21 @@ class Desk:
     def search(self, words):
         """Open the search for nodes with a double click on an empty place, and type. Returns what is found.
 
-        On a busy machine two clicks may come too far apart: then once more.
+        Two clicks are a double click however far apart they come on a busy machine.
         """
-        from playwright.sync_api import TimeoutError  # what has no browser reads this file too
-
-        for patience in (SECONDS // 20, SECONDS // 20, SECONDS // 20, SECONDS):
-            self.page.mouse.click(400, 700)  # the keyboard is on the canvas, and this click is not the first of two
-            self.page.wait_for_timeout(600)
-            self.page.mouse.dblclick(700, 500)
-            with contextlib.suppress(TimeoutError if patience < SECONDS else ()):
-                self.page.wait_for_function("() => document.activeElement.tagName === 'INPUT'", timeout=patience)
-                break
+        away, here = (400, 700), (700, 500)
+        self.page.wait_for_function(FREE, arg=[away, here])
+        usual = self.page.evaluate("() => app.canvas.pointer.constructor.doubleClickTime")
+        self._double_click_time(60 * SECONDS)
+        self.page.mouse.click(*away)  # the keyboard is on the canvas
+        self.page.mouse.dblclick(*here)
+        self.page.wait_for_function("() => document.activeElement.tagName === 'INPUT'")
+        self._double_click_time(usual)
         self.page.keyboard.type(words)
         return self.page.get_by_role("option")
+
+    def _double_click_time(self, milliseconds):
+        self.page.evaluate("(time) => { app.canvas.pointer.constructor.doubleClickTime = time; }", milliseconds)
 
     def look_at(self, number, scale=1.2):
         """Bring a node to the middle of the view."""
@@ -166,11 +183,16 @@ class Desk:
             " ds.offset = [350 / scale - pos[0], 130 / scale - pos[1]]; app.canvas.setDirty(true, true); }",
             [number, scale],
         )
-        self.page.wait_for_timeout(300)
+        self.page.wait_for_function(DRAWN)
 
     def look(self, name):
         """Save a picture of the page where SCREENSHOTS says."""
         folder = os.environ.get("SCREENSHOTS")
         if folder:
-            self.page.wait_for_timeout(500)
-            self.page.screenshot(path=Path(folder) / f"{name}.png")
+            self.page.wait_for_function(LOOKS_WHOLE)
+            self.page.wait_for_function(DRAWN)
+            self.page.screenshot(path=Path(folder) / f"{name}.png", animations="disabled")
+
+
+def _answers_run(response):
+    return response.request.method == "POST" and response.url.endswith("/api/prompt")

@@ -8,6 +8,8 @@ from desk import saved
 DEMO = "Demo - One Prompt One Story"
 PANEL = ".storyloom-check"
 FRAMES = "asleep in the snow\nreading a book on a train\nwaving"
+SEEN = """([id, text]) => app.extensionManager.workflow.activeWorkflow.changeTracker.activeState.nodes.some(
+  (node) => node.id == id && node.widgets_values.includes(text))"""
 
 
 @pytest.fixture
@@ -51,6 +53,11 @@ def wait_for_frames(desk, script, text):
         "([id, text]) => app.graph.getNodeById(id).widgets.find((widget) => widget.name === 'frames').value === text",
         arg=[script, text],
     )
+
+
+def wait_for_undo(desk, script, text):
+    """Wait until ComfyUI's own undo has seen an edit of the frames."""
+    desk.page.wait_for_function(SEEN, arg=[script, text])
 
 
 def wait_for_rows(desk, number):
@@ -116,12 +123,12 @@ def test_lines_are_moved_and_added_with_the_keyboard_and_undone(desk, script, ar
     wait_for_frames(desk, script, changed)
     for _ in range(len("running") + 5):
         press("Control+z")
-        if frames_of(desk, script) == FRAMES:
+        if area.input_value() == FRAMES:
             break
     wait_for_frames(desk, script, FRAMES)
     for _ in range(len("running") + 5):
         press("Control+Shift+z")
-        if frames_of(desk, script) == changed:
+        if area.input_value() == changed:
             break
     wait_for_frames(desk, script, changed)
 
@@ -132,7 +139,7 @@ def test_the_undo_of_the_graph_takes_an_edit_back_and_the_panel_follows(desk, sc
     write(desk, FRAMES)
     wait_for_rows(desk, 3)
     desk.page.mouse.click(290, 400)  # beside the node
-    desk.page.wait_for_timeout(500)
+    wait_for_undo(desk, script, FRAMES)
     for command, text, lines in (("Comfy.Undo", before, 4), ("Comfy.Redo", FRAMES, 3)):
         desk.page.evaluate("(command) => app.extensionManager.command.execute(command)", command)
         wait_for_frames(desk, script, text)
