@@ -128,3 +128,21 @@ def test_the_published_forms_draw_the_same_on_this_device(rows, plain, name, bou
     apart, moved = (published - ours).norm(), (ours - plain).norm()
     assert apart < moved / 3
     assert apart < bound * ours.norm()
+
+
+@pytest.mark.parametrize("images", [1, 3])
+def test_csa_for_some_images_at_a_time_draws_the_same(host, rows, plain, monkeypatch, images):
+    whole = rows["CSA 0.5"].draw()
+    module, slices = host.pack("attention.consistent"), []
+    within = module.Group.within
+
+    def counted(group, limit, k):
+        slices.append(within(group, limit, k))
+        return slices[-1]
+
+    monkeypatch.setattr(module.Group, "within", counted)
+    monkeypatch.setattr(module, "images_within", lambda *_: images)
+    sliced = rows["CSA 0.5"].draw()
+    assert max(map(len, slices)) > 1
+    apart, moved = (sliced - whole).norm(), (whole - plain).norm()
+    assert apart < moved / 20 and apart < 0.02 * whole.norm()

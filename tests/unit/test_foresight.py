@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from storyloom.attention.foresight import Asked, foresee
+from storyloom.attention.kept import Kept
 from storyloom.attention.storymaker import Cast, ImageConditioning
 from storyloom.attention.unet_call import UNetCall
 
@@ -110,7 +111,8 @@ def test_networks_go_also_after_an_error():
 
 def test_every_device_of_a_run_has_its_own_copy():
     wanted = patch(Pictures(), people(""))
-    view = UNetCall(1.0, (), None, kept=foresee([wanted], [Asked(None, True)], torch.float32))
+    kept = Kept(foresee([wanted], [Asked(None, True)], torch.float32))
+    view = UNetCall(1.0, (), None, kept=kept)
     group = SimpleNamespace(casts=(Cast((0,), (0,), True, None),))
     for device in (CPU, torch.device("meta"), CPU):
         q = torch.ones(1, 4, 16, device=device, dtype=torch.float16)
