@@ -144,8 +144,9 @@ def test_an_override_of_the_attention_kernel_sees_our_layers_too(host, graph, we
     patched = ipca(graph, parts["model"], identity_weight=weight)
     sample(graph, parts, "b", model=call(graph, host, overridden(ours), patched), **settings)
     host.run(graph)
-    added = len(IDENTITY_COLUMNS) if weight == 2 else 0
-    assert ours == [keys + added if keys == 77 else keys for keys in plain] and 77 in plain
+    times, others = weight.as_integer_ratio()
+    counted = 77 * others + len(IDENTITY_COLUMNS) * (times - others)
+    assert ours == [counted if keys == 77 else keys for keys in plain] and 77 in plain
 
 
 def test_the_host_s_attention_precision_is_kept(host, monkeypatch):
