@@ -70,7 +70,7 @@ def unload(patcher: comfy.model_patcher.ModelPatcher) -> None:
     others = [
         each for each in management.current_loaded_models if each.model is None or not patcher.is_clone(each.model)
     ]
-    management.free_memory(1e30, patcher.load_device, others)
+    management.free_memory(EVERYTHING, patcher.load_device, others)
 
 
 def storymaker_of(weights: StoryMakerWeights) -> StoryMaker:

@@ -47,7 +47,7 @@ def parts(host):
 
 @pytest.fixture(scope="module")
 def networks(parts):
-    """In double precision, so that two ways to compute the same hardly differ."""
+    """In double precision, which the sampler keeps as well: see `drawn`."""
     model, cpu = parts["model"], torch.device("cpu")
     unet = model.sdxl(model.TINY, torch.float64, cpu)
     return unet, model.storymaker(unet, model.TINY, torch.float64, cpu)
@@ -83,7 +83,7 @@ def drawn(host, rows):
 def test_a_published_form_computes_what_ours_does(rows, drawn, name):
     ours, plain = drawn(rows[name].like), drawn("unpatched")
     assert apart(drawn(name), ours) < CLOSE
-    assert apart(plain, ours) > 1000 * CLOSE
+    assert apart(plain, ours) > 20 * CLOSE
 
 
 def test_a_column_too_many_in_the_published_form_is_seen(host, parts, networks, rows, drawn):
@@ -94,7 +94,7 @@ def test_a_column_too_many_in_the_published_form_is_seen(host, parts, networks, 
     with torch.inference_mode(), kept_double(), host.pack("benchmarks.common").fused_attention():
         wrong.run(stored.stored_by(model), story.plain(story.identity), slice(1))(lambda step: None)
         latents = wrong.run(stored.used_by(model), story.plain(story.contexts))(lambda step: None)
-    assert apart(latents, drawn("IPCA 2 + SVR")) > 1000 * CLOSE
+    assert apart(latents, drawn("IPCA 2 + SVR")) > 20 * CLOSE
 
 
 def test_a_row_that_fails_is_named_and_the_others_go_on(parts, tmp_path, monkeypatch):

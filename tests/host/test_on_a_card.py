@@ -106,6 +106,28 @@ def test_memory_is_back_to_where_it_was(on_a_card, card, networks, rows, plain, 
     assert found.peak > 0
 
 
+@pytest.mark.parametrize("name", ["CSA 0.5", "CSA 0.5, 2 anchors"])
+def test_csa_s_slices_equal_the_whole(host, monkeypatch, rows, plain, name):
+    """One image at a time instead of all at once: the kernel answers for fewer rows, and each row as before."""
+    consistent, asked = host.pack("attention.consistent"), []
+    within = consistent.Group.within
+
+    def counted(group, limit, k):
+        asked.append(len(within(group, limit, k)))
+        return within(group, limit, k)
+
+    monkeypatch.setattr(consistent.Group, "within", counted)
+    whole = rows[name].draw()
+    assert set(asked) == {1}
+    asked.clear()
+    monkeypatch.setattr(consistent, "GATHER_LIMIT", 1)
+    sliced = rows[name].draw()
+    assert max(asked) > 1
+    apart, moved = (sliced - whole).norm(), (whole - plain).norm()
+    assert apart < (moved / 3 if ON_A_CARD else moved / 100)  # a card may take another kernel for fewer rows
+    assert apart < (0.02 if ON_A_CARD else 1e-5) * whole.norm()
+
+
 def test_storymaker_s_networks_can_leave_while_the_unet_stays(card, networks, rows):
     import comfy.model_management as management
 
@@ -128,21 +150,3 @@ def test_the_published_forms_draw_the_same_on_this_device(rows, plain, name, bou
     apart, moved = (published - ours).norm(), (ours - plain).norm()
     assert apart < moved / 3
     assert apart < bound * ours.norm()
-
-
-@pytest.mark.parametrize("images", [1, 3])
-def test_csa_for_some_images_at_a_time_draws_the_same(host, rows, plain, monkeypatch, images):
-    whole = rows["CSA 0.5"].draw()
-    module, slices = host.pack("attention.consistent"), []
-    within = module.Group.within
-
-    def counted(group, limit, k):
-        slices.append(within(group, limit, k))
-        return slices[-1]
-
-    monkeypatch.setattr(module.Group, "within", counted)
-    monkeypatch.setattr(module, "images_within", lambda *_: images)
-    sliced = rows["CSA 0.5"].draw()
-    assert max(map(len, slices)) > 1
-    apart, moved = (sliced - whole).norm(), (whole - plain).norm()
-    assert apart < moved / 20 and apart < 0.02 * whole.norm()
