@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..prompts.conditioning import TAG, StoryCond
 from .blocks import Blocks
+from .compiled import CompiledUNet, can_compile
 from .foresight import FORESEEN, OUTER_SAMPLE, Asked, foresee
 from .inner import Below, HostAttend, Inner, Replacement
 from .kept import Kept
@@ -33,8 +34,8 @@ SAMPLER_SAMPLE, CALC_COND_BATCH, APPLY_MODEL = "sampler_sample", "calc_cond_batc
 OUTPUT_BLOCKS = "output_block_patch"
 """ComfyUI's name for functions that change what an output block of a UNet gets."""
 
-COMPILED = "torch.compile"
-"""Name of ComfyUI's wrapper around the UNet call that runs a compiled copy of the UNet instead."""
+COMPILED, COMPILE_SETTINGS = "torch.compile", "torch_compile_kwargs"
+"""Name of ComfyUI's wrapper around the UNet call that runs a compiled copy of the UNet instead, and of its settings."""
 
 
 class Patch(Protocol):
@@ -178,7 +179,7 @@ class StoryRun:
     """One sampling run: its two wrappers.
 
     sigmas: noise levels at which its steps begin; story: what it draws, if it is a story; kept: what patches make once
-    for the run, dropped with it.
+    for the run, dropped with it; compiling: ComfyUI's settings for torch.compile, where its UNet is to be compiled.
     """
 
     patches: tuple[Opened, ...]
@@ -186,6 +187,7 @@ class StoryRun:
     sigmas: tuple[float, ...] = ()
     story: StoryCond | None = None
     kept: Kept = field(default_factory=Kept, repr=False)
+    compiling: Mapping[str, Any] | None = None
 
     def evaluate(self, executor, model, conds, x_in: Tensor, timestep: Tensor, model_options: dict[str, Any]):
         """CALC_COND_BATCH wrapper: tell the UNet calls of this evaluation what its conditionings are."""
@@ -210,7 +212,17 @@ class StoryRun:
         call = read_call(options, x.shape[0], x.device)
         if call is not None:
             options = self.installed(options, call)
-        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+        if call is None or self.compiling is None:
+            return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+        model = executor.class_obj
+        unet = model.diffusion_model
+        model.diffusion_model = self.kept.once(
+            (COMPILED, id(unet)), lambda: CompiledUNet(unet, self.host, self.compiling)
+        )
+        try:
+            return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+        finally:
+            model.diffusion_model = unet
 
     def installed(self, options: dict[str, Any], call: UNetCall) -> dict[str, Any]:
         """A copy of transformer_options with StoryLoom's patches in their slots, around or after what stands there."""
@@ -306,7 +318,7 @@ class StorySampling:
         if opened:
             options = extra_args["model_options"]
             kept = options.get("transformer_options", {}).pop(FORESEEN, {})
-            run = StoryRun(opened, self.host, steps, story, Kept(kept))
+            run = StoryRun(opened, self.host, steps, story, Kept(kept), _compiling(options))
             wrappers = {CALC_COND_BATCH: run.evaluate, APPLY_MODEL: run.call_unet}
             extra_args = {**extra_args, "model_options": _with_wrappers(options, wrappers)}
         return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
@@ -357,7 +369,7 @@ def _layers(patches: list[Opened], owners: Mapping[tuple, Replacement]) -> Itera
 
 
 def _with_wrappers(model_options: dict[str, Any], wrappers: Mapping[str, Any]) -> dict[str, Any]:
-    """Model options with our wrappers among the others, and without the one that runs a compiled UNet.
+    """Model options with our wrappers among the others, and without the one that runs ComfyUI's compiled UNet.
 
     ComfyUI compiles without guards on transformer_options, so a UNet that was compiled without a patch, or with another
     window or other blocks, would go on as it was and never call ours.
@@ -366,12 +378,23 @@ def _with_wrappers(model_options: dict[str, Any], wrappers: Mapping[str, Any]) -
     present = dict(options.get("wrappers", {}))
     for kind, wrapper in wrappers.items():
         present[kind] = {**present.get(kind, {}), TAG: [wrapper]}
-    if present[APPLY_MODEL].pop(COMPILED, None):
-        logging.warning(
-            "The torch.compile node is left out of this run: a model compiled by ComfyUI does not notice patches of a "
-            "run, so StoryLoom's would silently do nothing. Remove the node, or the patch to have its speed back."
-        )
+    present[APPLY_MODEL].pop(COMPILED, None)
     return {**model_options, "transformer_options": {**options, "wrappers": present}}
+
+
+def _compiling(model_options: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """ComfyUI's settings for torch.compile in a run, None where nobody compiles or patches would be lost by it."""
+    wrappers = model_options.get("transformer_options", {}).get("wrappers", {})
+    if not wrappers.get(APPLY_MODEL, {}).get(COMPILED):
+        return None
+    settings = model_options.get(COMPILE_SETTINGS)
+    if can_compile(settings):
+        return settings
+    logging.warning(
+        "The torch.compile node is left out of this run, which is slower: with its settings StoryLoom's patches would "
+        'silently do nothing. Choose the backend "inductor".'
+    )
+    return None
 
 
 def _marked(conds: Mapping[str, list[dict]], original: Mapping[str, list[dict]]) -> dict[str, list[dict]]:
