@@ -118,6 +118,15 @@ def test_a_network_that_does_not_compile_whole_runs_uncompiled(draw, caplog, mon
     assert len(left_out(caplog)) == 1
 
 
-def test_recorded_graphs_would_play_the_first_call_again_and_are_refused(draw, caplog):
-    assert torch.equal(draw(ipca, True, backend="cudagraphs"), draw(ipca, False))
+def test_an_unknown_backend_might_play_the_first_call_again_and_is_refused(draw, caplog):
+    assert torch.equal(draw(ipca, True, backend="aot_eager"), draw(ipca, False))
     assert len(left_out(caplog)) == 1 and '"inductor"' in left_out(caplog)[0]
+
+
+def test_which_settings_patches_live_through(host):
+    can_compile = host.pack("attention.compiled").can_compile
+    guards = {"guard_filter_fn": len}
+    assert can_compile({"backend": "inductor", "mode": None, "options": guards})
+    assert not can_compile(None)
+    for changes in ({"backend": "cudagraphs"}, {"mode": "reduce-overhead"}, {"options": {"triton.cudagraphs": True}}):
+        assert not can_compile({"backend": "inductor", "mode": None, "options": guards} | changes)

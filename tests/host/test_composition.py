@@ -330,7 +330,7 @@ def test_a_model_that_was_compiled_without_the_patch_still_runs_it_and_follows_i
     changes = [distance(a["out"], b["out"]) for a, b in zip(plain, patched, strict=True)]
     assert expected[0] < CLOSE and expected[1] > 1e-4, expected
     assert changes == pytest.approx(expected, rel=0, abs=CLOSE)
-    assert len([record for record in caplog.records if "torch.compile node is left out" in record.message]) == 1
+    assert "torch.compile node is left out" not in caplog.text
 
 
 def test_a_compiled_call_of_ours_is_never_frozen(host):
