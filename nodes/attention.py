@@ -148,8 +148,8 @@ class ConsistentSelfAttention(io.ComfyNode):
                     tooltip=(
                         "Which part of every image the other images see. 0 is off, 0.5 is the published method, 0.3 is "
                         "reported as too weak, 1 shows everything and costs the most time and memory. Memory at 1024 x "
-                        "1024 and 0.5, beside the batch's own: 100 MiB for 4 images, for more at most 256 MiB, since "
-                        "images are then gathered some at a time."
+                        "1024 and 0.5, beside the batch's own: 100 MiB for 4 images, at most 256 MiB for up to 50, "
+                        "since images are then gathered some at a time."
                     ),
                 ),
                 io.Int.Input(
