@@ -1,178 +1,107 @@
-"""What settings of threads cost small models on a CPU, on a quiet machine and beside one process of low priority.
+"""What settings of threads cost ComfyUI on a CPU, on a quiet machine and beside one process of the lowest priority.
 
-    python -m storyloom.benchmarks.threads [--rounds 5] [--steps 3]
+    python -m storyloom.benchmarks.threads [--rounds 2] [--steps 3] [--limit 150]
 
-The operations are as many and as small as those of the demo model's UNet with four frames and a negative. Each setting
-has a process of its own, and all of them wait while one works. They take turns in every round, first with nothing
-beside them and then beside one busy process at the lowest priority; medians are shown. Run it on a quiet machine: what
-else runs is in the first column.
+The template "Demo - Character from a Photo" with so many steps through a real server, a new one for each setting. It
+is drawn once to warm up, then so many times with nothing beside it and as often beside a process that never rests; the
+shortest times are shown. What takes longer than the limit is stopped. Run it where nothing else runs.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
-if __package__:
-    from .common import table
-else:  # a process that only works needs nothing of the pack
-    table = None
+from ..scripts import comfyui
+from .common import table
 
-LEVELS = ((32, 32, 0), (64, 16, 2), (128, 8, 10))
-"""Channels, side of the latent, transformer layers: the demo model's levels at 256 x 256."""
-IMAGES, WORDS, WIDTH = 8, 77, 2048
+WORKFLOW = Path(__file__).absolute().parent.parent / "workflows" / "api" / "Demo - Character from a Photo.json"
 OURS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+TWO = {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}
 SETTINGS: dict[str, dict[str, str]] = {
-    "default": {},
-    "1 thread": {"OMP_NUM_THREADS": "1"},
-    "2 threads": {"OMP_NUM_THREADS": "2"},
-    "spin 100": {"GOMP_SPINCOUNT": "100"},
-    "spin 1000": {"GOMP_SPINCOUNT": "1000"},
-    "spin 10000": {"GOMP_SPINCOUNT": "10000"},
-    "passive": {"OMP_WAIT_POLICY": "passive"},
+    "2 threads": TWO,
+    "2, spin 10000": TWO | {"GOMP_SPINCOUNT": "10000"},
+    "2, spin 1000": TWO | {"GOMP_SPINCOUNT": "1000"},
+    "2, spin 100": TWO | {"GOMP_SPINCOUNT": "100"},
+    "1 thread": {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
 }
 
 
-def make_step():
-    """A function that computes the operations of one UNet call."""
-    import torch
-    from torch import nn
-    from torch.nn import functional as F
-
-    torch.manual_seed(0)
-    words = torch.randn(IMAGES, WORDS, WIDTH)
-
-    def attend(q, k, v):
-        heads = [x.unflatten(2, (2, -1)).transpose(1, 2) for x in (q, k, v)]
-        return F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
-
-    def layer(width):
-        sizes = [(width, 3 * width), (width, width), (width, width), (WIDTH, 2 * width), (width, width)]
-        inner = nn.ModuleList(nn.Linear(*size) for size in [*sizes, (width, 4 * width), (4 * width, width)])
-
-        def run(x):
-            normed = F.layer_norm(x, x.shape[-1:])
-            x = x + inner[1](attend(*inner[0](normed).chunk(3, 2)))
-            normed = F.layer_norm(x, x.shape[-1:])
-            x = x + inner[4](attend(inner[2](normed), *inner[3](words).chunk(2, 2)))
-            return x + inner[6](F.gelu(inner[5](F.layer_norm(x, x.shape[-1:]))))
-
-        return run
-
-    def level(width, side, depth):
-        convolutions = [nn.Conv2d(width, width, 3, padding=1) for _ in range(6)]
-        layers, start = [layer(width) for _ in range(3 * depth)], torch.randn(IMAGES, width, side, side)
-
-        def run():
-            x = start
-            for convolution in convolutions:
-                x = x + convolution(F.silu(F.group_norm(x, 8)))
-            x = x.flatten(2).transpose(1, 2)
-            for one in layers:
-                x = one(x)
-
-        return run
-
-    levels = [level(*sizes) for sizes in LEVELS]
-
-    def step():
-        with torch.inference_mode():
-            for run in levels:
-                run()
-
-    return step
+def seeded(workflow: Mapping[str, dict], seed: int, steps: int) -> dict[str, dict]:
+    """The workflow with this seed, so that nothing comes from ComfyUI's cache, and so many steps."""
+    chosen = {"seed": seed, "noise_seed": seed, "steps": steps}
+    return {
+        number: {**node, "inputs": node["inputs"] | {k: v for k, v in chosen.items() if k in node["inputs"]}}
+        for number, node in workflow.items()
+    }
 
 
-def work() -> None:
-    """Compute as many steps as each line says, and answer with their seconds."""
-    step = make_step()
-    step()
-    print("ready", flush=True)
-    for line in sys.stdin:
-        began = time.perf_counter()
-        for _ in range(int(line)):
-            step()
-        print(time.perf_counter() - began, flush=True)
-
-
-class Worker:
-    """A process with a setting."""
-
-    def __init__(self, setting: dict[str, str]):
-        environment = {name: value for name, value in os.environ.items() if name not in OURS} | setting
-        command = [sys.executable, str(Path(__file__).resolve()), "--work"]
-        self.process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-        )
-        self.process.stdout.readline()
-
-    def seconds(self, steps: int) -> float:
-        self.process.stdin.write(f"{steps}\n")
-        return float(self.process.stdout.readline())
-
-    def end(self) -> None:
-        self.process.kill()
-        self.process.wait()
+def seconds(server: comfyui.Server, workflow: dict[str, dict], limit: float) -> float:
+    """How long a server draws; infinite where it is stopped at the limit."""
+    began = time.monotonic()
+    prompt = server.submit(workflow)
+    try:
+        server.wait(prompt, timeout=limit)
+    except comfyui.PromptFailed:
+        server.drop([prompt])
+        return float("inf")
+    return time.monotonic() - began
 
 
 @contextmanager
-def busy(count: int, niceness: int) -> Iterator[None]:
-    """So many processes beside this one that never rest."""
-    command = [sys.executable, "-c", f"import os\nos.nice({niceness})\nwhile True: pass"]
-    processes = [subprocess.Popen(command) for _ in range(count)]
+def restless() -> Iterator[None]:
+    """A process of the lowest priority that never rests."""
+    process = subprocess.Popen([sys.executable, "-c", "import os\nos.nice(19)\nwhile True: pass"])
     try:
         yield
     finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+        process.kill()
+        process.wait()
 
 
-def measured(settings: Sequence[str], rounds: int, steps: int) -> dict[str, tuple[list[float], list[float]]]:
-    """Setting -> seconds of a step in each round, quiet and beside a busy process."""
-    found = {name: ([], []) for name in settings}
-    with ExitStack() as stack:
-        workers = {}
-        for name in settings:
-            workers[name] = Worker(SETTINGS[name])
-            stack.callback(workers[name].end)
-        for _ in range(rounds):
-            for place, others in enumerate((0, 1)):
-                with busy(others, 19):
-                    for name, worker in workers.items():
-                        found[name][place].append(worker.seconds(steps) / steps)
-    return found
+def measured(setting: Mapping[str, str], rounds: int, steps: int, limit: float) -> tuple[float, float]:
+    """Shortest seconds of a server with these variables: with nothing beside it, and beside a busy process."""
+    workflow = json.loads(WORKFLOW.read_text(encoding="utf-8"))
+    others = {name: value for name, value in os.environ.items() if name not in OURS}
+    seeds = iter(range(1, 2 + 2 * rounds))
+
+    def shortest() -> float:
+        return min(seconds(server, seeded(workflow, next(seeds), steps), limit) for _ in range(rounds))
+
+    with comfyui.scratch("threads") as base, mock.patch.dict(os.environ, others | setting, clear=True):
+        with comfyui.Server(comfyui.find_comfyui(), comfyui.pack_base(base), sys.executable) as server:
+            seconds(server, seeded(workflow, next(seeds), steps), limit)
+            quiet = shortest()
+            with restless():
+                return quiet, shortest()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each setting (default 5)")
-    parser.add_argument("--steps", type=int, default=3, help="UNet calls of a turn (default 3)")
+    parser.add_argument("--rounds", type=int, default=2, help="times that each is drawn (default 2)")
+    parser.add_argument("--steps", type=int, default=3, help="steps of the sampler (default 3)")
+    parser.add_argument("--limit", type=float, default=150, help="seconds after which it is stopped (default 150)")
     parser.add_argument("--setting", action="append", choices=SETTINGS, help="one of them, again for more (all)")
-    parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.work:
-        return work()
-    names = options.setting or list(SETTINGS)
-    medians = {
-        name: [statistics.median(times) for times in both]
-        for name, both in measured(names, options.rounds, options.steps).items()
-    }
-    best = min(quiet for quiet, _ in medians.values())
-    rows = [
-        [name, f"{1000 * quiet:.0f}", f"{quiet / best:.2f}", f"{1000 * beside:.0f}", f"{beside / quiet:.2f}"]
-        for name, (quiet, beside) in medians.items()
-    ]
-    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the end, ms a step")
-    print(table(["setting", "quiet", "to the best", "beside one", "ratio"], rows))
+    rows = []
+    for name in options.setting or SETTINGS:
+        quiet, beside = measured(SETTINGS[name], options.rounds, options.steps, options.limit)
+        rows.append([name, f"{quiet:.1f}", f"{beside:.1f}", f"{beside / quiet:.1f}"])
+        print(f"{name}: {quiet:.1f} s, {beside:.1f} s beside a busy process", flush=True)
+    print(f"\n{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the end")
+    print(table(["threads", "quiet, s", "beside one, s", "ratio"], rows))
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except comfyui.FAILURES as error:
+        sys.exit(str(error))
