@@ -29,6 +29,7 @@ TWO = {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}
 SETTINGS: dict[str, dict[str, str]] = {
     "2 threads": TWO,
     "2, spin 10000": TWO | {"GOMP_SPINCOUNT": "10000"},
+    "2, spin 4000": TWO | {"GOMP_SPINCOUNT": "4000"},
     "2, spin 1000": TWO | {"GOMP_SPINCOUNT": "1000"},
     "2, spin 100": TWO | {"GOMP_SPINCOUNT": "100"},
     "1 thread": {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-SPINS = "1000"
+SPINS = "4000"
 """Turns of a wait before a thread of GNU OpenMP goes to sleep, for which its own number is 300000."""
 OWN = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 """What a user may have set, which wins."""

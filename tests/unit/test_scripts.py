@@ -440,7 +440,7 @@ class TestThreads:
         self, chosen, cores, load, processes, threads
     ):
         found = chosen({}, cores, load, processes)
-        assert found.pop("GOMP_SPINCOUNT") == "1000"
+        assert found.pop("GOMP_SPINCOUNT") == "4000"
         assert found == ({} if threads is None else dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads)))
 
     @pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"])
