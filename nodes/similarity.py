@@ -48,15 +48,12 @@ class Managed:
         return self.encoder.name
 
     def images(self, pictures: Tensor) -> Tensor:
-        self._load()
+        load(self.patcher)
         return self.encoder.images(pictures)
 
     def texts(self, texts: Sequence[str]) -> Tensor:
-        self._load()
-        return self.encoder.texts(texts)
-
-    def _load(self) -> None:
         load(self.patcher)
+        return self.encoder.texts(texts)
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,18 +3,9 @@
 import pytest
 import torch
 from story_graphs import build, call, csa, freeu, ipca, sample
-from tiny_models import SDXL, tiny_model
+from tiny_models import SHALLOW, tiny_model
 
 from storyloom.benchmarks.common import fused_attention
-
-SHALLOW = SDXL | {
-    "channel_mult": [1, 2],
-    "num_res_blocks": [1, 1],
-    "transformer_depth": [0, 1],
-    "transformer_depth_middle": 1,
-    "transformer_depth_output": [0, 0, 1, 1],
-}
-"""A UNet with few layers, since compiling takes its time with each."""
 
 
 def nothing(graph, model):

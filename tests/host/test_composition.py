@@ -20,19 +20,11 @@ from story_graphs import (
     sample,
     watched,
 )
-from tiny_models import SDXL, tiny_model
+from tiny_models import SHALLOW, tiny_model
 
 from storyloom.benchmarks.common import fused_attention
 
 IPCA_WEIGHTS = [2.0, 1.5]
-SHALLOW = SDXL | {
-    "channel_mult": [1, 2],
-    "num_res_blocks": [1, 1],
-    "transformer_depth": [0, 1],
-    "transformer_depth_middle": 1,
-    "transformer_depth_output": [0, 0, 1, 1],
-}
-"""A UNet with few layers, since compiling takes its time with each."""
 
 
 def foreign(seen, gain=0.5):

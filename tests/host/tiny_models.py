@@ -27,6 +27,14 @@ SDXL = UNET | {
     "num_classes": "sequential",
     "adm_in_channels": 2816,
 }
+SHALLOW = SDXL | {
+    "channel_mult": [1, 2],
+    "num_res_blocks": [1, 1],
+    "transformer_depth": [0, 1],
+    "transformer_depth_middle": 1,
+    "transformer_depth_output": [0, 0, 1, 1],
+}
+"""A UNet with few layers, since compiling takes its time with each."""
 SD15 = UNET | {
     "channel_mult": [1, 2, 2, 2],
     "num_res_blocks": [2, 2, 2, 2],
