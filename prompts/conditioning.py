@@ -57,8 +57,12 @@ class StoryCond:
 
 
 def per_encoder(hidden: Tensor, edit: Callable[[Tensor], Tensor]) -> Tensor:
-    """Apply `edit` ([T, D] -> [T, D]) to each text encoder's part of SDXL's hidden states [T, 2048]."""
-    return torch.cat([edit(part) for part in hidden.split(ENCODER_WIDTHS, dim=-1)], dim=-1)
+    """Apply `edit` ([T, D] -> [T, D]) to each text encoder's part of SDXL's hidden states [T, 2048].
+
+    Encoders of other widths in the same proportion are split likewise.
+    """
+    first = hidden.shape[-1] * ENCODER_WIDTHS[0] // sum(ENCODER_WIDTHS)
+    return torch.cat([edit(hidden[..., :first]), edit(hidden[..., first:])], dim=-1)
 
 
 def batch_contexts(contexts: Sequence[Tensor]) -> Tensor:

@@ -29,7 +29,7 @@ TESTS = ROOT / "tests"
 HOST_TESTS = TESTS / "host"
 MATRIX = HOST_TESTS / "test_matrix.py"
 """A pass of its own on the newest ComfyUI, so that the passes take about equally long."""
-COMPARED = (HOST_TESTS / "test_consistory.py", HOST_TESTS / "test_standalone_fidelity.py")
+COMPARED = tuple(HOST_TESTS / f"test_{name}.py" for name in ("consistory", "standalone_fidelity", "gpu_benchmark"))
 """What the pack does outside of ComfyUI and beside it: the newest is enough."""
 STANDALONE_TESTS = TESTS / "standalone"
 BROWSER_TESTS = TESTS / "browser"

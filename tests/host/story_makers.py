@@ -4,6 +4,7 @@ from functools import cache
 
 import torch
 from story_graphs import LAYERS, call, images_of
+from tiny_models import SDXL
 from torch.nn.functional import adaptive_avg_pool2d
 
 APPLY = {
@@ -14,7 +15,7 @@ APPLY = {
     "start_percent": 0.0,
     "end_percent": 1.0,
 }
-FACE, IMAGE, CONTEXT, RANK, TOKENS = 32, 64, 2048, 3, 20
+FACE, IMAGE, CONTEXT, RANK, TOKENS = 32, 64, SDXL["context_dim"], 3, 20
 """Widths of a face vector, of a picture's features and of the tokens; rank of the LoRA; tokens of a character."""
 
 NAMES = {
@@ -54,7 +55,7 @@ def weights_of(host, dtype=torch.float64, seed=1):
                 name = f"{NAMES[part, number]}.transformer_blocks.{index}.{attention}.processor.to_{target}_lora"
                 lora |= {f"{name}.down.weight": random(RANK, inside), f"{name}.up.weight": random(width, RANK)}
     network = host.pack("models.ppr").PositionalPerceiverResampler(
-        image_width=IMAGE, id_width=FACE, depth=1, device="meta"
+        width=CONTEXT, image_width=IMAGE, id_width=FACE, depth=1, device="meta"
     )
     ppr = {name: random(*tensor.shape) for name, tensor in network.state_dict().items()}
     return host.pack("models.storymaker").StoryMakerWeights(ppr, lora, image_kv)
@@ -111,7 +112,7 @@ class Reference:
     def __init__(self, host, weights):
         self.weights = weights
         self.network = host.pack("models.ppr").PositionalPerceiverResampler(
-            image_width=IMAGE, id_width=FACE, depth=1, device="meta"
+            width=CONTEXT, image_width=IMAGE, id_width=FACE, depth=1, device="meta"
         )
         self.network.load_state_dict({name: value.double() for name, value in weights.ppr.items()}, assign=True)
         remembered(self.network)
@@ -169,7 +170,7 @@ class Reference:
         """A function of MODEL that gives a tiny SDXL with StoryMaker's changes in its weights."""
 
         def edited(model):
-            from tiny_models import SDXL, tiny_model
+            from tiny_models import tiny_model
 
             other = tiny_model("SDXL", SDXL, torch.float64)
             unet, model = other.model.diffusion_model, model.clone()

@@ -6,8 +6,10 @@ import pytest
 import torch
 from rounding import rounding
 from story_graphs import CAST, CAST_COLUMNS, CAST_PROMPTS, STORY, SVR, build
+from tiny_models import TEXT
 
 EOT = 49407
+WIDTH = sum(TEXT.values())
 
 
 def encode(graph, node="EncodeOnePrompt", clip=None, **changes):
@@ -43,7 +45,7 @@ def test_every_part_gets_its_own_rows_also_when_words_repeat(host, graph, models
     text = "a red fox in a red coat, red " + " ".join(frames)
     ids = [token for token, _ in models[1].tokenize(text)["l"][0]]
     assert ids.index(EOT) == tokens.eot == 1 + sum(map(len, (tokens.identity, *tokens.frames)))
-    assert context.shape == (5, 77, 2048) and tokens.length == 77
+    assert context.shape == (5, 77, WIDTH) and tokens.length == 77
     assert text_of(tokenizer, tokens.identity, ids) == "aredfoxinaredcoat,red"
     found = [text_of(tokenizer, rows, ids) for rows in tokens.frames]
     assert found[:2] == ["aredfox", "fox,aredfox!"]
@@ -89,7 +91,9 @@ def test_every_frame_expresses_its_own_words(host, graph, models, mode, eot):
     for frame, row in enumerate(context):
 
         def expected(hidden, frame=frame):
-            return torch.cat([reference(part, tokens, frame, SVR, eot) for part in hidden.split([768, 1280], -1)], -1)
+            return torch.cat(
+                [reference(part, tokens, frame, SVR, eot) for part in hidden.split(list(TEXT.values()), -1)], -1
+            )
 
         assert (row - expected(whole[0])).abs().max() < rounding(expected, whole[0])
         assert (row - whole[0])[list(tokens.frames[frame])].abs().max() > 0.01, "nothing was reweighted"
@@ -116,12 +120,11 @@ def hand_counted(host, lengths):
 
 
 def express(host, hidden, lengths, frame):
-    """Published SVR on both encoders' hidden states [77, 2048] of a prompt."""
+    """Published SVR on both encoders' hidden states of a prompt."""
     svr = host.pack("prompts.svr")
     tokens, settings = hand_counted(host, lengths), svr.SVRSettings()
-    return torch.cat(
-        [svr.express_frame(hidden[:, a:b], tokens, frame, settings) for a, b in ((0, 768), (768, 2048))], 1
-    )
+    halves = hidden.split(list(TEXT.values()), 1)
+    return torch.cat([svr.express_frame(half, tokens, frame, settings) for half in halves], 1)
 
 
 def test_every_cast_is_a_story_of_its_own_and_frames_of_nobody_are_plain(host, graph, models):
@@ -213,7 +216,7 @@ def test_pooled_summaries(host, graph, models):
     frames = STORY["frames"].split("\n")
     expected = {
         "full": stock(host, models, " ".join([STORY["identity"], *frames]))[1].repeat(3, 1),
-        "zero": torch.zeros(3, 1280),
+        "zero": torch.zeros(3, TEXT["g"]),
         "frame": torch.cat([stock(host, models, f"{STORY['identity']} {frame}")[1] for frame in frames]),
     }
     for pooled, summary in expected.items():
@@ -246,8 +249,8 @@ def save_embedding(host, name, rows_l, rows_g):
 
     generator = torch.Generator().manual_seed(5)
     tensors = {
-        "clip_l": torch.randn(rows_l, 768, generator=generator),
-        "clip_g": torch.randn(rows_g, 1280, generator=generator),
+        "clip_l": torch.randn(rows_l, TEXT["l"], generator=generator),
+        "clip_g": torch.randn(rows_g, TEXT["g"], generator=generator),
     }
     folder = host.base / "models" / "embeddings"
     safetensors.torch.save_file(tensors, folder / f"{name}.safetensors")
@@ -370,7 +373,7 @@ def test_the_report_names_tokens_and_what_is_suppressed(host, graph):
 def test_more_frames_than_one_prompt_holds_frame_by_frame(host, graph):
     encode(graph, "EncodePerFrame", frames="\n".join(f"chapter {number}, a long one" for number in range(16)))
     ((context, info),) = host.run(graph).out
-    assert context.shape == (16, 77, 2048) and len(info["storyloom"].rows) == 16
+    assert context.shape == (16, 77, WIDTH) and len(info["storyloom"].rows) == 16
 
 
 @pytest.mark.parametrize("shared", [True, False])

@@ -125,7 +125,7 @@ def loras(server, host):
     for base in (server.base, host.base):
         folder = base / "models" / "loras"
         folder.mkdir(exist_ok=True)
-        save_file(tiny_lora(width=128), folder / LORA)
+        save_file(tiny_lora(width=128, context=2048), folder / LORA)
 
 
 @pytest.fixture

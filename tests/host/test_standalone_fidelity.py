@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from precision import CLOSE, kept_double
 from rounding import moved, rounding
 from story_graphs import CAST, CSA, STORY, SVR, build, call, csa, distance, ipca
-from tiny_models import fill_
+from tiny_models import TEXT_HEAD, WIDE, WIDE_TEXT, fill_, tiny_clip, tiny_model
 
 pytestmark = pytest.mark.skipif(
     not (find_spec("diffusers") and find_spec("open_clip")),
@@ -57,14 +57,18 @@ def standalone(models):
 
     They are cloned, because a model that a graph has run before holds inference tensors, which no module takes.
     """
+    models[0].detach()  # takes what an earlier file's patches have merged out of the weights
+    return converted(*models)
+
+
+def converted(model, clip):
+    """(UNet, text encoders) on diffusers with the weights of a MODEL and a CLIP."""
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     from storyloom.standalone.demo import filled
     from storyloom.standalone.text import TextEncoders
     from storyloom.standalone.unet import build_unet, to_diffusers
 
-    model, clip = models
-    model.detach()  # takes what an earlier file's patches have merged out of the weights
     config = model.model.model_config.unet_config
     own = {name: tensor.clone() for name, tensor in model.model.diffusion_model.state_dict().items()}
     unet = filled(partial(build_unet, config, config["num_head_channels"]), to_diffusers(own, config))
@@ -72,7 +76,7 @@ def standalone(models):
     for key, kind, activation in (("l", CLIPTextModel, "quick_gelu"), ("g", CLIPTextModelWithProjection, "gelu")):
         theirs = getattr(clip.cond_stage_model, f"clip_{key}").transformer
         width = theirs.text_projection.weight.shape[0]
-        small = {"num_hidden_layers": 3, "intermediate_size": 64, "num_attention_heads": width // 64}
+        small = {"num_hidden_layers": 3, "intermediate_size": 64, "num_attention_heads": width // TEXT_HEAD}
         config = CLIPTextConfig(
             hidden_size=width, projection_dim=width, hidden_act=activation, eos_token_id=49407, **small
         )
@@ -338,7 +342,7 @@ def test_weight_patches_have_the_same_names_and_arithmetic(models, standalone):
     assert all(torch.equal(value, before[key]) for key, value in standalone[0].state_dict().items())
 
 
-def test_a_checkpoint_file_of_comfyui_loads_without_a_hub(host, models, standalone, tmp_path, monkeypatch):
+def test_a_checkpoint_file_of_comfyui_loads_without_a_hub(host, tmp_path, monkeypatch):
     import comfy.sd
     from comfy.ldm.models.autoencoder import AutoencoderKL
 
@@ -349,9 +353,10 @@ def test_a_checkpoint_file_of_comfyui_loads_without_a_hub(host, models, standalo
     network = fill_(AutoencoderKL(embed_dim=4, ddconfig=ddconfig), 2)
     vae = comfy.sd.VAE(sd=network.state_dict(), config={"params": {"embed_dim": 4, "ddconfig": ddconfig}})
     path = tmp_path / "tiny.safetensors"
-    comfy.sd.save_checkpoint(str(path), *models, vae)
+    model, clip = tiny_model("SDXL", WIDE), tiny_clip(widths=WIDE_TEXT)
+    comfy.sd.save_checkpoint(str(path), model, clip, vae)
 
-    own = models[0].model.model_config.unet_config
+    own = model.model.model_config.unet_config
     monkeypatch.setattr(checkpoint, "UNET", own)
     monkeypatch.setattr(checkpoint, "HEAD_CHANNELS", own["num_head_channels"])
     small = {"num_hidden_layers": 3, "intermediate_size": 64}
@@ -359,9 +364,10 @@ def test_a_checkpoint_file_of_comfyui_loads_without_a_hub(host, models, standalo
     monkeypatch.setattr(checkpoint, "CLIP_G", checkpoint.CLIP_G | small)
     monkeypatch.setattr(checkpoint, "VAE", checkpoint.VAE | {"block_out_channels": [32] * 4})
     pipeline = checkpoint.load_checkpoint(path)
-    assert weights_equal(pipeline.unet, standalone[0])
+    unet, text = converted(model, clip)
+    assert weights_equal(pipeline.unet, unet)
     for key, encoder in (("l", pipeline.text_encoder), ("g", pipeline.text_encoder_2)):
-        assert weights_equal(encoder, standalone[1].encoders[key])
+        assert weights_equal(encoder, text.encoders[key])
     latents = torch.linspace(-1, 1, 4 * 8 * 6).view(1, 4, 8, 6)
     with torch.no_grad():
         picture = pipeline.vae.decode(latents / 0.13025)[0]

@@ -7,7 +7,7 @@ import torch
 from precision import CLOSE, kept_double
 from rounding import moved
 from story_graphs import build, call, context_windows, distance, sample, watched
-from story_makers import CONTEXT, Reference, apply, layers, loaded_for, someone, weights_of
+from story_makers import Reference, apply, layers, loaded_for, someone, weights_of
 from test_storymaker import ONCE, TRIO
 
 EFFECT = 1e-4
@@ -168,7 +168,7 @@ def test_all_560_changes_of_the_whole_file_find_their_layer_in_a_full_size_sdxl(
         assert (up.shape[0], down.shape[1]) == sizes[name]
     widths = {key: k.shape[0] for key, (k, _) in weights.image_kv.items()}
     patcher = comfy.model_patcher.ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
-    assert host.pack("nodes.patching").attention_widths(patcher) == (widths, CONTEXT)
+    assert host.pack("nodes.patching").attention_widths(patcher) == (widths, storymaker.CONTEXT)
 
 
 @pytest.mark.parametrize(

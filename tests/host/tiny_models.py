@@ -4,6 +4,9 @@ import math
 
 import torch
 
+TEXT = {"l": 96, "g": 160}
+"""Widths of the two text encoders, an eighth of SDXL's own: projecting text that wide cost more than all else."""
+TEXT_HEAD = 32
 UNET = {
     "use_checkpoint": False,
     "image_size": 32,
@@ -23,10 +26,13 @@ SDXL = UNET | {
     "transformer_depth_middle": 2,
     "transformer_depth_output": [0, 0, 0, 1, 1, 1, 2, 2, 2],
     "use_linear_in_transformer": True,
-    "context_dim": 2048,
+    "context_dim": sum(TEXT.values()),
     "num_classes": "sequential",
-    "adm_in_channels": 2816,
+    "adm_in_channels": TEXT["g"] + 6 * 256,
 }
+WIDE_TEXT = {"l": 768, "g": 1280}
+WIDE = SDXL | {"context_dim": 2048, "adm_in_channels": 2816}
+"""A UNet for text as wide as SDXL's, by which files are known as SDXL."""
 SHALLOW = SDXL | {
     "channel_mult": [1, 2],
     "num_res_blocks": [1, 1],
@@ -108,22 +114,22 @@ def tiny_controlnet():
     return comfy.controlnet.ControlNet(network, load_device=torch.device("cpu"), manual_cast_dtype=None)
 
 
-def tiny_lora(width=64):
+def tiny_lora(width=64, context=SDXL["context_dim"]):
     """State dict of a LoRA for the keys of one layer of the tiny SDXL, in self- and in cross-attention.
 
-    width: channels of the layer; the demo model has 128.
+    width: channels of the layer; context: of the text. The demo model has 128 and 2048.
     """
     generator = torch.Generator().manual_seed(3)
     state = {}
-    for slot, source in (("attn1", width), ("attn2", 2048)):
+    for slot, source in (("attn1", width), ("attn2", context)):
         name = f"diffusion_model.output_blocks.1.1.transformer_blocks.0.{slot}.to_k"
         state[f"{name}.lora_up.weight"] = torch.randn(width, 4, generator=generator) / 2
         state[f"{name}.lora_down.weight"] = torch.randn(4, source, generator=generator) / 2
     return state
 
 
-def tiny_clip(embedding_directory=None):
-    """A CLIP with SDXL's tokenizer and widths, and shallow encoders of random weights."""
+def tiny_clip(embedding_directory=None, widths=TEXT):
+    """A CLIP with SDXL's tokenizer, and shallow and narrow encoders of random weights."""
     import comfy.sd
     import comfy.sdxl_clip
     import comfy.supported_models_base
@@ -133,11 +139,11 @@ def tiny_clip(embedding_directory=None):
             "num_hidden_layers": 3,
             "intermediate_size": 64,
             "hidden_size": width,
-            "num_attention_heads": width // 64,
+            "num_attention_heads": width // TEXT_HEAD,
         }
 
     target = comfy.supported_models_base.ClipTarget(comfy.sdxl_clip.SDXLTokenizer, comfy.sdxl_clip.SDXLClipModel)
-    options = {"clip_l_model_config": encoder(768), "clip_g_model_config": encoder(1280)}
+    options = {"clip_l_model_config": encoder(widths["l"]), "clip_g_model_config": encoder(widths["g"])}
     clip = comfy.sd.CLIP(target, embedding_directory=embedding_directory, model_options=options, parameters=0)
     fill_(clip.cond_stage_model, 1)
     return clip

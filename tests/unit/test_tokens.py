@@ -332,8 +332,9 @@ def test_contexts_of_one_length_are_batched_as_they_are():
     assert torch.equal(batch_contexts(contexts), torch.cat(contexts))
 
 
-def test_each_encoder_is_edited_on_its_own():
-    hidden = torch.randn(5, 2048)
+@pytest.mark.parametrize("shrunk", [1, 8])
+def test_each_encoder_is_edited_on_its_own(shrunk):
+    hidden = torch.randn(5, 2048 // shrunk)
     widths = []
 
     def negate(part):
@@ -341,7 +342,7 @@ def test_each_encoder_is_edited_on_its_own():
         return -part
 
     assert torch.equal(per_encoder(hidden, negate), -hidden)
-    assert widths == [(5, 768), (5, 1280)]
+    assert widths == [(5, 768 // shrunk), (5, 1280 // shrunk)]
 
 
 def story_row(descriptions, length=77):
