@@ -1,1 +1,1 @@
-"""Attention maths and the view of one UNet call. Knows no host; only torch."""
+"""The methods: their maths and their settings."""

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from ..prompts.conditioning import StoryCond
-from .blocks import Blocks
+from ..runtime.blocks import Blocks
+from ..runtime.call import Image, SamplerCall, UNetCall, batch_images
+from ..runtime.chain import Inner
+from ..runtime.kept import Kept
+from ..runtime.memory import GATHER_LIMIT, Level, images_within, in_slices, most_gathered
+from ..runtime.rows import Rows, grouped, named_rows
 from .drawn import DrawnTokens
-from .inner import Inner
-from .kept import Kept
-from .memory import GATHER_LIMIT, Level, images_within, in_slices, most_gathered
-from .rows import Rows, grouped, named_rows
-from .unet_call import Image, SamplerCall, UNetCall, batch_images
 
 Attend = Callable[..., Tensor]
 Schedule = Literal["steady", "published"]

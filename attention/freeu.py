@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..prompts.conditioning import StoryCond
-from .sampling import OUTPUT_BLOCKS
+from ..runtime.sampling import OUTPUT_BLOCKS
 
 
 def scale_backbone(h: Tensor, scale: float) -> Tensor:

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from ..prompts.conditioning import StoryCond
 from ..prompts.tokens import consecutive
-from .blocks import Blocks
-from .inner import Inner
-from .rows import counted_up, grouped, named_rows
-from .unet_call import IdentityGroup, UNetCall
+from ..runtime.blocks import Blocks
+from ..runtime.call import IdentityGroup, UNetCall
+from ..runtime.chain import Inner
+from ..runtime.rows import counted_up, grouped, named_rows
 
 Attend = Callable[..., Tensor]
 

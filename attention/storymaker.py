@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ..prompts.conditioning import StoryCond
-from .blocks import Blocks
+from ..runtime.blocks import Blocks
+from ..runtime.call import Image, UNetCall
+from ..runtime.chain import Below, Inner
+from ..runtime.foresight import Asked, Resident
+from ..runtime.rows import Rows, grouped, named_rows
 from .decoupled import decoupled_cross_attention
-from .foresight import Asked, Resident
-from .inner import Below, Inner
-from .rows import Rows, grouped, named_rows
-from .unet_call import Image, UNetCall
 
 Layer = tuple[str, int, int]
 """(part, number of the block, index in it) of a layer of attention."""

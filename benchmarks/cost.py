@@ -21,17 +21,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..attention.consistent import ConsistentAttention
 from ..attention.identity import COUNTED_DENOMINATOR, IdentityPreserving
-from ..attention.sampling import Opened, StoryRun
 from ..attention.storymaker import ImageConditioning
-from ..attention.unet_call import KEY, Conditioning, SamplerCall, read_call
-from ..models import demo
-from ..models.characters import Character, features_of
-from ..models.ppr import TOKENS, PositionalPerceiverResampler
-from ..models.storymaker import CONTEXT as WIDTH
-from ..models.storymaker import StoryMakerWeights
-from ..models.storymaker_adapter import StoryMakerAdapter
+from ..models.demo import model as demo
+from ..models.storymaker.adapter import StoryMakerAdapter
+from ..models.storymaker.characters import Character, features_of
+from ..models.storymaker.ppr import TOKENS, PositionalPerceiverResampler
+from ..models.storymaker.weights import CONTEXT as WIDTH
+from ..models.storymaker.weights import StoryMakerWeights
 from ..prompts.conditioning import StoryCond, StoryRow
 from ..prompts.tokens import StoryTokens
+from ..runtime.call import KEY, Conditioning, SamplerCall, read_call
+from ..runtime.sampling import Opened, StoryRun
 from .common import enter_comfyui, fused_attention, table
 
 SDXL = {**demo.UNET, "model_channels": 320, "num_head_channels": 64}

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..models import demo
+from ..models.demo import model as demo
 from ..models.files import write_whole
 from ..world.draw import draw
 from ..world.measures import Effect, Estimate, StoryPictures, effect, paired_difference

@@ -23,8 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..attention.consistent import ConsistentAttention
-from ..attention.memory import Level
-from ..attention.unet_call import KEY
+from ..runtime.call import KEY
+from ..runtime.memory import Level
 from .common import enter_comfyui, fused_attention, table
 from .cost import CHANNELS, HALVINGS, NEGATIVE, POSITIVE, Case, Size, masked_replacement, patched_options, tokens_of
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io
 
-from ..models import characters
+from ..models.storymaker import characters
 from .folders import files_in, register
 from .ranges import in_range
 from .types import Character as CharacterType

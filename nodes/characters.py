@@ -9,7 +9,7 @@ import folder_paths
 import numpy as np
 from comfy_api.latest import io
 
-from ..models import characters, crops, faces
+from ..models.storymaker import characters, crops, faces
 from .character_files import character_output, preview_output
 from .folders import register
 from .pictures import ENCODER, encoded, one_mask, one_picture
@@ -207,7 +207,7 @@ class Character(io.ComfyNode):
 
 
 def face_of(picture, area, face_analysis, face_crop, face_embedding) -> tuple[faces.FacePart | None, str]:
-    """As `models.faces.read_face`, from the node's inputs."""
+    """As `models.storymaker.faces.read_face`, from the node's inputs."""
     if face_embedding is not None and face_analysis is None and face_crop is None:
         raise ValueError("face_embedding needs a picture of the face as well: connect face_crop or face_analysis.")
     crop = None if face_crop is None else one_picture(face_crop, "face_crop")

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
+from ..measures.consistency import BACKGROUNDS, Consistency, measure
+from ..measures.encoders import DREAMSIM_FILES
+from ..measures.plots import alignment_picture, matrix_picture
 from ..models.files import write_whole
-from ..models.similarity import DREAMSIM_FILES
-from ..pages.consistency import BACKGROUNDS, Consistency, measure
-from ..pages.plots import alignment_picture, matrix_picture
 from ..prompts.script import Story
 from .folders import checked_prefix, free_file
 from .similarity import ClipVision, dreamsim_of, kept

@@ -19,7 +19,8 @@ from comfy.sdxl_clip import SDXLClipModel
 from comfy.taesd.taesd import TAESD
 from comfy_api.latest import io
 
-from ..models import demo, demo_storymaker
+from ..models.demo import model as demo
+from ..models.demo import storymaker as demo_storymaker
 from .storymaker import storymaker_of
 from .types import StoryMaker as StoryMakerType
 

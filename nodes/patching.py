@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from comfy.ldm.modules import attention as comfy_attention
 from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, Upsample
 
-from ..attention import sampling
-from ..attention.blocks import Blocks, choose_blocks
-from ..attention.memory import Level
-from ..attention.sampling import Patch
+from ..runtime import sampling
+from ..runtime.blocks import Blocks, choose_blocks
+from ..runtime.memory import Level
+from ..runtime.sampling import Patch
 
 
 def with_patch(model, patch: Patch):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ..models import characters, crops
+from ..models.storymaker import characters, crops
 
 MIN_IMAGE, MIN_MASK = 32, 8
 """Smallest height and width in pixels of a picture, and of what a mask shows of it."""

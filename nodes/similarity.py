@@ -15,7 +15,7 @@ import folder_paths
 from comfy_api.latest import io
 from torch import Tensor, nn
 
-from ..models.similarity import DreamSim, OpenClip, load_dreamsim, load_open_clip
+from ..measures.encoders import DreamSim, OpenClip, load_dreamsim, load_open_clip
 from .folders import files_in, register
 from .types import Similarity
 
@@ -209,6 +209,6 @@ class DemoSimilarity(io.ComfyNode):
 
     @classmethod
     def execute(cls) -> io.NodeOutput:
-        from ..models.demo_similarity import DemoReader
+        from ..models.demo.similarity import DemoReader
 
         return io.NodeOutput(DemoReader())

@@ -18,10 +18,16 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..attention.sampling import check_window
 from ..attention.storymaker import ImageConditioning
-from ..models.storymaker import StoryMakerFileError, StoryMakerWeights, listed, load_storymaker, read_checkpoint
-from ..models.storymaker_adapter import StoryMakerAdapter
+from ..models.storymaker.adapter import StoryMakerAdapter
+from ..models.storymaker.weights import (
+    StoryMakerFileError,
+    StoryMakerWeights,
+    listed,
+    load_storymaker,
+    read_checkpoint,
+)
+from ..runtime.sampling import check_window
 from .attention import model_input, model_output, window_inputs
 from .folders import files_in, register
 from .patching import attention_widths, blocks_of, with_patch

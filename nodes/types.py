@@ -8,16 +8,16 @@ Plan = io.Custom("STORYLOOM_PLAN")
 """A `prompts.batches.BatchPlan`."""
 
 FaceAnalysis = io.Custom("STORYLOOM_FACE_ANALYSIS")
-"""A `models.faces.FaceAnalysis`."""
+"""A `models.storymaker.faces.FaceAnalysis`."""
 
 Similarity = io.Custom("STORYLOOM_SIMILARITY")
-"""A `models.similarity.Encoder`."""
+"""A `measures.encoders.Encoder`."""
 
 Measures = io.Custom("STORYLOOM_MEASURES")
-"""A `pages.consistency.Consistency`."""
+"""A `measures.consistency.Consistency`."""
 
 Character = io.Custom("STORYLOOM_CHARACTER")
-"""A `models.characters.Character`."""
+"""A `models.storymaker.characters.Character`."""
 
 StoryMaker = io.Custom("STORYLOOM_STORYMAKER")
 """A `nodes.storymaker.StoryMaker`."""

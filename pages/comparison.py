@@ -8,8 +8,8 @@ from typing import Literal, get_args
 
 from PIL import Image
 
+from ..measures.consistency import Consistency
 from .comic import PageStyle, Panel, auto_caption_size, comic_pages, write
-from .consistency import Consistency
 from .fonts import Typeface
 from .text import band, clean, wrap
 

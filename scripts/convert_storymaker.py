@@ -42,7 +42,7 @@ def convert(source: Path, target: Path, dtype: str | None = None, force: bool = 
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    from storyloom.models.storymaker import load_storymaker, read_checkpoint, split_parts
+    from storyloom.models.storymaker.weights import load_storymaker, read_checkpoint, split_parts
 
     if target.exists() and not force:
         raise ConversionError(f'"{target}" is there already: choose another name, or overwrite it with --force.')
@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--force", action="store_true", help="overwrite the target")
     options = parser.parse_args()
     load_pack()
-    from storyloom.models.storymaker import StoryMakerFileError
+    from storyloom.models.storymaker.weights import StoryMakerFileError
 
     try:
         print(convert(options.source, options.target, options.dtype, options.force))

@@ -177,12 +177,12 @@ def draw_standalone(prompt: dict) -> Drawn:
     import numpy as np
     import torch
 
-    from storyloom.models.demo import DemoFileError
-    from storyloom.models.demo_similarity import DemoReader
+    from storyloom.measures.consistency import measure
+    from storyloom.models.demo.model import DemoFileError
+    from storyloom.models.demo.similarity import DemoReader
     from storyloom.models.files import write_whole
     from storyloom.pages.comic import PageStyle
     from storyloom.pages.comparison import comparison_page, differences
-    from storyloom.pages.consistency import measure
     from storyloom.pages.encoding import encoded
     from storyloom.prompts.script import parse_story
     from storyloom.standalone import StoryPipeline, demo_model

@@ -1,7 +1,7 @@
 """Trains the demo model on the story world: `make demo-model`. No download, no ComfyUI; minutes on a GPU.
 
 The UNet has SDXL's blocks with few channels and learns v-prediction with zero terminal SNR. Its text encoders are
-narrow twins of CLIP's, in the space that `storyloom.models.demo` maps to SDXL's widths. They first learn to read, by
+narrow twins of CLIP's, in the space that `models/demo/model.py` maps to SDXL's widths. They first learn to read, by
 naming what captions say; then the whole learns to draw. Every transformer has one block, which is repeated to SDXL's
 depth with the same weights and a share of the step each time, so that every attention layer of the shipped model is
 alive and the file stays small; most of the training gets by with fewer repetitions, which cost less.
@@ -39,7 +39,7 @@ import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
-from storyloom.models import demo  # noqa: E402
+from storyloom.models.demo import model as demo  # noqa: E402
 from storyloom.models.files import write_whole  # noqa: E402
 from storyloom.prompts.tokens import END, PADDING, ROOM, START  # noqa: E402
 from storyloom.standalone.layers import Remembered  # noqa: E402

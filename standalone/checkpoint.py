@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..models import demo
+from ..models.demo import model as demo
 from ..prompts.tokens import END, ROOM, START
 from .unet import unet_config
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..models import demo
+from ..models.demo import model as demo
 from ..prompts.script import Story
 from ..prompts.tokens import END
 from .checkpoint import schedule

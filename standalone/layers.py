@@ -15,7 +15,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..attention.blocks import Blocks, Key, choose_blocks
+from ..runtime.blocks import Blocks, Key, choose_blocks
 
 OPTIONS = "transformer_options"
 SLOTS = ("attn1", "attn2")

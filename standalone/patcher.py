@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..attention import sampling
-from ..attention.sampling import Patch
+from ..runtime import sampling
+from ..runtime.sampling import Patch
 from .layers import attend
 from .unet import diffusers_names, unet_numbers
 

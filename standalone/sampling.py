@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..attention.sampling import APPLY_MODEL, CALC_COND_BATCH, SAMPLER_SAMPLE
 from ..prompts.conditioning import batch_contexts
 from ..prompts.encode import Entry
+from ..runtime.sampling import APPLY_MODEL, CALC_COND_BATCH, SAMPLER_SAMPLE
 from .layers import OPTIONS, Remembered, replaceable_attention
 from .patcher import UNetPatcher, wrapped
 

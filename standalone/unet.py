@@ -17,7 +17,7 @@ PREFIX = "model.diffusion_model."
 def build_unet(numbers: Mapping[str, Any], head_channels: int):
     """A `diffusers.UNet2DConditionModel` with SDXL's blocks, freshly initialised.
 
-    numbers: as in `models.demo.UNET`; head_channels: channels of one attention head. Raises ValueError for what
+    numbers: as in `models.demo.model.UNET`; head_channels: channels of one attention head. Raises ValueError for what
     diffusers cannot build, such as transformer depths that differ within a resolution.
     """
     from diffusers import UNet2DConditionModel

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...models.characters import Character, CharacterFeatures
-from ...models.ppr import PositionalPerceiverResampler
-from ...models.storymaker import PLACES, StoryMakerWeights
+from ...models.storymaker.characters import Character, CharacterFeatures
+from ...models.storymaker.ppr import PositionalPerceiverResampler
+from ...models.storymaker.weights import PLACES, StoryMakerWeights
 from ...prompts.conditioning import TAG, StoryCond, StoryRow
 from ...prompts.tokens import StoryTokens
 from .. import svr

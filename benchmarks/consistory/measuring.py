@@ -43,12 +43,12 @@ class Ruler:
         """Measure -> name of what measures it, and a sentence for each that cannot be measured."""
         choice, reasons = self.choice, []
         if choice.demo:
-            from ...models.demo_similarity import DemoReader
+            from ...models.demo.similarity import DemoReader
 
             reader = DemoReader()
             self.tools = {"clip_i": reader, "clip_t": reader}
         else:
-            from ...models.similarity import SimilarityError, load_dreamsim, load_open_clip
+            from ...measures.encoders import SimilarityError, load_dreamsim, load_open_clip
 
             how = {"device": choice.device, "download": choice.download}
             loaders = {
@@ -72,7 +72,7 @@ class Ruler:
         import torch
         from PIL import Image
 
-        from ...pages.consistency import measure
+        from ...measures.consistency import measure
 
         images = np.stack(
             [np.asarray(Image.open(io.BytesIO(file)).convert("RGB"), np.float32) / 255 for file in pictures]

@@ -54,11 +54,11 @@ def weights_of(host, dtype=torch.float64, seed=1):
                 inside = source if target in "kv" else width
                 name = f"{NAMES[part, number]}.transformer_blocks.{index}.{attention}.processor.to_{target}_lora"
                 lora |= {f"{name}.down.weight": random(RANK, inside), f"{name}.up.weight": random(width, RANK)}
-    network = host.pack("models.ppr").PositionalPerceiverResampler(
+    network = host.pack("models.storymaker.ppr").PositionalPerceiverResampler(
         width=CONTEXT, image_width=IMAGE, id_width=FACE, depth=1, device="meta"
     )
     ppr = {name: random(*tensor.shape) for name, tensor in network.state_dict().items()}
-    return host.pack("models.storymaker").StoryMakerWeights(ppr, lora, image_kv)
+    return host.pack("models.storymaker.weights").StoryMakerWeights(ppr, lora, image_kv)
 
 
 def remembered(network):
@@ -89,7 +89,7 @@ def maker_of(host, weights):
 
 def someone(host, seed, name="", image=IMAGE, **flags):
     """A character of random features."""
-    characters, generator = host.pack("models.characters"), torch.Generator().manual_seed(seed)
+    characters, generator = host.pack("models.storymaker.characters"), torch.Generator().manual_seed(seed)
     vector = torch.nn.functional.normalize(torch.randn(FACE, generator=generator), dim=0)
     face, whole = torch.randn(2, 5, image, generator=generator)
     has = {"has_face": True, "has_character": True} | flags
@@ -111,7 +111,7 @@ class Reference:
 
     def __init__(self, host, weights):
         self.weights = weights
-        self.network = host.pack("models.ppr").PositionalPerceiverResampler(
+        self.network = host.pack("models.storymaker.ppr").PositionalPerceiverResampler(
             width=CONTEXT, image_width=IMAGE, id_width=FACE, depth=1, device="meta"
         )
         self.network.load_state_dict({name: value.double() for name, value in weights.ppr.items()}, assign=True)

@@ -48,7 +48,9 @@ class OneFace:
     """A face analysis that knows where the faces are."""
 
     def __init__(self, host, *boxes):
-        self.faces = [host.pack("models.faces").Face(np.array(box, float), np.zeros((5, 2))) for box in boxes]
+        self.faces = [
+            host.pack("models.storymaker.faces").Face(np.array(box, float), np.zeros((5, 2))) for box in boxes
+        ]
 
     def find(self, picture):
         return self.faces, 640
@@ -102,8 +104,8 @@ FACES = ((10, 10, 30, 40), (40, 50, 60, 60))
 def test_face_and_appearance_are_the_features_of_both_crops(host, graph, vit_h):
     out = run(graph, host, vit_h, face_analysis=OneFace(host, *FACES))
     assert out.character.name == "Fox" and out.part.has_face and out.part.has_character
-    pixels = host.pack("models.crops").to_pixels(picture()[0])
-    whole = host.pack("models.crops").stretched(pixels)
+    pixels = host.pack("models.storymaker.crops").to_pixels(picture()[0])
+    whole = host.pack("models.storymaker.crops").stretched(pixels)
     assert out.part.face.shape == out.part.character.shape == (257, 1280)
     assert torch.equal(out.part.character, features(vit_h, whole))
     assert torch.equal(out.part.face, features(vit_h, np.full((224, 224, 3), 10)))
@@ -118,7 +120,7 @@ def test_face_and_appearance_are_the_features_of_both_crops(host, graph, vit_h):
 def test_a_mask_chooses_the_face_and_cuts_the_character_out(host, graph, vit_h):
     mask = mask_of(30, 40, 64, 96)
     out = run(graph, host, vit_h, mask=mask, face_analysis=OneFace(host, *FACES))
-    crops = host.pack("models.crops")
+    crops = host.pack("models.storymaker.crops")
     expected = crops.character_crop(crops.to_pixels(picture()[0]), crops.to_mask(mask[0], 96, 64))
     assert torch.equal(out.part.character, features(vit_h, expected))
     assert torch.equal(out.part.face, features(vit_h, np.full((224, 224, 3), 40)))
@@ -141,7 +143,7 @@ def test_transparency_shows_white_and_any_precision_and_any_mask_will_do(host, g
     rows = torch.arange(96)[:, None].expand(96, 64)[None] < 48
     seen = torch.cat([picture(), rows[..., None]], dim=-1).to(kind)
     through = run(graph, host, vit_h, image=seen)
-    crops = host.pack("models.crops")
+    crops = host.pack("models.storymaker.crops")
     white = torch.where(rows[..., None], seen[..., :3].float(), 1.0)
     assert torch.equal(through.part.character, features(vit_h, crops.stretched(crops.to_pixels(white[0]))))
     by_mask = [run(type(graph)(), host, vit_h, mask=mask) for mask in (rows, rows.to(kind), rows[0])]
@@ -165,7 +167,7 @@ def test_without_a_face_it_goes_by_appearance_and_says_so(host, graph, vit_h, ca
 def test_other_clothes_take_the_place_of_the_character(host, graph, vit_h):
     clothing = picture(50, 80, seed=3)
     out = run(graph, host, vit_h, clothing=clothing, mask=mask_of(0, 0, 40, 40), face_analysis=OneFace(host, *FACES))
-    crops = host.pack("models.crops")
+    crops = host.pack("models.storymaker.crops")
     assert torch.equal(out.part.character, features(vit_h, crops.stretched(crops.to_pixels(clothing[0]))))
     assert out.part.has_face and "clothing in place of the character" in out.report
 
@@ -173,7 +175,7 @@ def test_other_clothes_take_the_place_of_the_character(host, graph, vit_h):
 def test_a_face_crop_and_an_embedding_need_no_face_analysis(host, graph, vit_h):
     crop, embedding = picture(50, 40, seed=5), 7 * torch.ones(1, 512)
     out = run(graph, host, vit_h, face_crop=crop, face_embedding=embedding)
-    crops = host.pack("models.crops")
+    crops = host.pack("models.storymaker.crops")
     assert torch.equal(out.part.face, features(vit_h, crops.stretched(crops.to_pixels(crop[0]))))
     assert torch.equal(out.part.id_embed, torch.full((512,), 512**-0.5))
     assert "Face: face_crop, its identity is face_embedding." in out.report

@@ -115,7 +115,7 @@ def test_an_unknown_backend_might_play_the_first_call_again_and_is_refused(draw,
 
 
 def test_which_settings_patches_live_through(host):
-    can_compile = host.pack("attention.compiled").can_compile
+    can_compile = host.pack("runtime.compiled").can_compile
     guards = {"guard_filter_fn": len}
     assert can_compile({"backend": "inductor", "mode": None, "options": guards})
     assert not can_compile(None)

@@ -327,7 +327,7 @@ def test_a_model_that_was_compiled_without_the_patch_still_runs_it_and_follows_i
 
 def test_a_compiled_call_of_ours_is_never_frozen(host):
     """Whoever compiles with the guards on transformer_options dropped still gets the attention of the call at hand."""
-    sampling, unet_call = host.pack("attention.sampling"), host.pack("attention.unet_call")
+    sampling, unet_call = host.pack("runtime.sampling"), host.pack("runtime.call")
     patch = host.pack("attention.identity").IdentityPreserving(2.0, 0.0, 1.0, {("middle", 0): None})
     window = sampling.Opened(patch, 5.0, 0.0)
     seen = []

@@ -91,7 +91,7 @@ def young():
 
 @pytest.mark.parametrize("patch", PATCHES)
 def test_a_run_leaves_no_tensor_and_no_view_of_a_call(host, graph, maker, young, patch):
-    sampling, unet_call = host.pack("attention.sampling"), host.pack("attention.unet_call")
+    sampling, unet_call = host.pack("runtime.sampling"), host.pack("runtime.call")
     ours = (sampling.LayerAttention, sampling.StoryRun, unet_call.UNetCall, unet_call.SamplerCall)
     ours = (*ours, host.pack("attention.storymaker").Group)
     parts = build(graph)
@@ -110,7 +110,7 @@ def test_a_run_leaves_no_tensor_and_no_view_of_a_call(host, graph, maker, young,
 
 @pytest.mark.parametrize("patch", ["IPCA 2", "CSA", "StoryMaker"])
 def test_nothing_is_carried_from_one_unet_call_to_the_next(host, graph, maker, young, patch):
-    sampling = host.pack("attention.sampling")
+    sampling = host.pack("runtime.sampling")
     parts = build(graph)
     counts = {}
 

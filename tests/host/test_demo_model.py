@@ -76,7 +76,7 @@ def test_its_numbers_are_stock_sdxl_s_but_for_the_channels(host, demo, stock):
     model = demo[0]
     assert type(model.model) is comfy.model_base.SDXL
     assert isinstance(model.model.latent_format, comfy.latent_formats.SDXL)
-    ours = host.pack("models.demo").UNET
+    ours = host.pack("models.demo.model").UNET
     assert stock["model_channels"] == 320 and ours["model_channels"] == 32
     same = set(ours) & set(stock) - {"model_channels"}
     assert {key: ours[key] for key in same} == {key: stock[key] for key in same}

@@ -102,7 +102,7 @@ def test_sdxl_needs_the_figures_that_the_readme_tells(host):
 
 @pytest.mark.parametrize("frames", [8, 16])
 def test_a_full_size_layer_of_a_large_batch_needs_little_more_than_the_limit(host, frames):
-    layers, limit = host.pack("benchmarks.layers"), host.pack("attention.memory").GATHER_LIMIT
+    layers, limit = host.pack("benchmarks.layers"), host.pack("runtime.memory").GATHER_LIMIT
     size = layers.Size(frames)
     peaks = {name: layers.peak_bytes(layer, 2, size) for name, layer in layers.layers(2, size, 0.5).items()}
     extra = peaks["CSA"] - peaks["ordinary"]

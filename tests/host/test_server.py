@@ -147,7 +147,7 @@ def test_stories_in_turns_are_as_another_process_draws_each(server, elsewhere):
 
 def test_hostile_files_are_refused_and_the_server_goes_on(server, host):
     """Of StoryMaker, and then of a character."""
-    characters, models = host.pack("models.characters"), server.base / "models"
+    characters, models = host.pack("models.storymaker.characters"), server.base / "models"
     for name in ("storymaker", "storyloom_characters"):
         (models / name).mkdir()
     face = (torch.ones(512) / 512**0.5, torch.ones(257, 1280))

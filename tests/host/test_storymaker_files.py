@@ -35,8 +35,8 @@ def listed():
 
 def whole(host):
     """A file with the real names and shapes, each tensor one number of its own repeated, so that it stays small."""
-    count, network = iter(range(2000)), host.pack("models.ppr").PositionalPerceiverResampler(device="meta")
-    adapter = host.pack("models.storymaker")._adapter_shapes({})
+    count, network = iter(range(2000)), host.pack("models.storymaker.ppr").PositionalPerceiverResampler(device="meta")
+    adapter = host.pack("models.storymaker.weights")._adapter_shapes({})
 
     def number(shape):
         return torch.tensor(float(next(count)), dtype=torch.float16).expand(shape)

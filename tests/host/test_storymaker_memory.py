@@ -152,7 +152,7 @@ def test_what_nobody_foresaw_is_made_during_the_run_and_is_the_same(host, graph,
     model = apply(graph, host, parts["model"], maker, *people, regions=regions)
     sample(graph, parts, "x", model=model, **RUN)
     foreseen = host.run(graph).x["samples"]
-    monkeypatch.setattr(host.pack("attention.sampling"), "foresee", lambda *_: {})
+    monkeypatch.setattr(host.pack("runtime.sampling"), "foresee", lambda *_: {})
     assert torch.equal(host.run(graph, fresh=True).x["samples"], foreseen)
     assert len(loads) == 1 and loaded_for(maker) == []
 

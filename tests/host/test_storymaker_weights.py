@@ -151,7 +151,7 @@ def test_all_560_changes_of_the_whole_file_find_their_layer_in_a_full_size_sdxl(
     import comfy.model_base
     import comfy.supported_models
 
-    storymaker, cost = host.pack("models.storymaker"), host.pack("benchmarks.cost")
+    storymaker, cost = host.pack("models.storymaker.weights"), host.pack("benchmarks.cost")
     config = comfy.supported_models.SDXL({**cost.SDXL, "dtype": torch.float16})
     config.unet_config |= cost.SDXL
     config.set_inference_dtype(torch.float16, None)

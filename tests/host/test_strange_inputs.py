@@ -53,7 +53,7 @@ def places(host, tmp_path):
     import folder_paths
 
     models = Path(folder_paths.models_dir)
-    characters = host.pack("models.characters")
+    characters = host.pack("models.storymaker.characters")
     part = characters.features_of(None, torch.zeros(characters.FEATURES))
     good = characters.Character("Fox", ((part, 1.0),), torch.zeros(8, 8, 3))
     made = []

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 
-from storyloom.models import demo
+from storyloom.models.demo import model as demo
 
 pytest.importorskip("diffusers", reason='the host without ComfyUI needs diffusers: pip install "storyloom[standalone]"')
 pytest.importorskip("open_clip", reason='the host without ComfyUI needs open_clip: pip install "storyloom[standalone]"')

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from storyloom.models import demo
+from storyloom.models.demo import model as demo
 from storyloom.standalone.layers import attend, attention_depths, transformers
 from storyloom.standalone.patcher import UNetPatcher
 from storyloom.standalone.sampling import ModelSampling, sample_euler, story_noise

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from storyloom.models import demo
+from storyloom.models.demo import model as demo
 from storyloom.standalone.demo import demo_model
 from storyloom.standalone.text import TextEncoders, tokenize
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from storyloom.attention.blocks import check_blocks, choose_blocks
+from storyloom.runtime.blocks import check_blocks, choose_blocks
 
 SDXL = {("input", 4): 2, ("input", 5): 2, ("input", 7): 10, ("input", 8): 10, ("middle", 0): 10}
 SDXL |= {("output", n): 10 if n < 3 else 2 for n in range(6)}

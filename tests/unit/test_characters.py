@@ -14,8 +14,8 @@ from PIL import Image
 from rounding import rounding
 from safetensors.torch import load_file, save_file
 
-from storyloom.models import characters, crops
-from storyloom.models.characters import (
+from storyloom.models.storymaker import characters, crops
+from storyloom.models.storymaker.characters import (
     Character,
     CharacterFileError,
     blend,

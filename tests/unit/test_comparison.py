@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from storyloom.measures.consistency import Consistency
 from storyloom.pages.comic import PageStyle
 from storyloom.pages.comparison import comparison_page, differences
-from storyloom.pages.consistency import Consistency
 
 RED, BLUE = np.zeros((30, 40, 3), np.uint8), np.zeros((30, 40, 3), np.uint8)
 RED[..., 0] = BLUE[..., 2] = 255

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from storyloom.pages.consistency import (
+from storyloom.measures.consistency import (
     CONVENTIONS,
     Consistency,
     alignment,

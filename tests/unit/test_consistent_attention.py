@@ -15,9 +15,9 @@ from storyloom.attention.consistent import (
     consistent_self_attention,
     sample_tokens,
 )
-from storyloom.attention.inner import Inner
-from storyloom.attention.sampling import LayerAttention, Opened
-from storyloom.attention.unet_call import (
+from storyloom.prompts.conditioning import StoryCond, StoryRow
+from storyloom.prompts.tokens import StoryTokens
+from storyloom.runtime.call import (
     KEY,
     Chunk,
     Conditioning,
@@ -28,8 +28,8 @@ from storyloom.attention.unet_call import (
     nearest_step,
     read_call,
 )
-from storyloom.prompts.conditioning import StoryCond, StoryRow
-from storyloom.prompts.tokens import StoryTokens
+from storyloom.runtime.chain import Inner
+from storyloom.runtime.sampling import LayerAttention, Opened
 
 HEADS, WIDTH = 4, 32
 

@@ -784,7 +784,7 @@ class TestMeasuring:
     def test_clip_measures_pairs_and_prompts(self, drawn, monkeypatch):
         import torch
 
-        from storyloom.models import similarity
+        from storyloom.measures import encoders as similarity
 
         class Clip:
             """Sees red and blue, and reads how long a text is."""

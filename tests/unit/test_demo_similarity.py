@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from storyloom.models.demo_similarity import DemoReader, understood
-from storyloom.pages.consistency import measure
+from storyloom.measures.consistency import measure
+from storyloom.models.demo.similarity import DemoReader, understood
 from storyloom.world.draw import draw
 from storyloom.world.scene import Figure, Scene
 

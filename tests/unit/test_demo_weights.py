@@ -7,7 +7,7 @@ import torch
 from rounding import rounding
 from safetensors.torch import load_file, save_file
 
-from storyloom.models import demo
+from storyloom.models.demo import model as demo
 from storyloom.prompts.tokens import END, START
 
 SPELLING = {1: "light", 2: "house</w>", 3: "fox</w>", 4: ",</w>", 5: "house</w>"}

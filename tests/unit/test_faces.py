@@ -13,9 +13,15 @@ import pytest
 import torch
 from rounding import rounding
 
-from storyloom.models import faces
-from storyloom.models.crops import stretched
-from storyloom.models.faces import FaceAnalysis, FaceAnalysisError, face_packs, load_face_analysis, read_face
+from storyloom.models.storymaker import faces
+from storyloom.models.storymaker.crops import stretched
+from storyloom.models.storymaker.faces import (
+    FaceAnalysis,
+    FaceAnalysisError,
+    face_packs,
+    load_face_analysis,
+    read_face,
+)
 
 try:
     import insightface
@@ -317,7 +323,7 @@ def test_without_insightface_the_message_says_how_to_get_it(tmp_path):
     code = (
         "import sys; sys.modules['insightface'] = None; sys.modules['onnxruntime'] = None\n"
         "from pathlib import Path\n"
-        "from storyloom.models.faces import load_face_analysis, FaceAnalysisError\n"
+        "from storyloom.models.storymaker.faces import load_face_analysis, FaceAnalysisError\n"
         "try: load_face_analysis(Path(sys.argv[1]), 'CPU')\n"
         "except FaceAnalysisError as error: print(error)\n"
     )

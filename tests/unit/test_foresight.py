@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from storyloom.attention.foresight import Asked, foresee
-from storyloom.attention.kept import Kept
 from storyloom.attention.storymaker import Cast, ImageConditioning
-from storyloom.attention.unet_call import UNetCall
+from storyloom.runtime.call import UNetCall
+from storyloom.runtime.foresight import Asked, foresee
+from storyloom.runtime.kept import Kept
 
 CPU = torch.device("cpu")
 LAYERS = {("input", 4, 0): 8, ("input", 4, 1): 8, ("middle", 0, 0): 16}

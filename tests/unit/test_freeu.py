@@ -5,8 +5,8 @@ import torch
 from rounding import rounding
 
 from storyloom.attention.freeu import FreeU, Stage, scale_backbone, scale_low_frequencies
-from storyloom.attention.sampling import Opened, StoryRun
-from storyloom.attention.unet_call import UNetCall
+from storyloom.runtime.call import UNetCall
+from storyloom.runtime.sampling import Opened, StoryRun
 
 SIZES = [(8, 8), (7, 7), (8, 12), (6, 9), (9, 6), (5, 12), (32, 24), (2, 2), (2, 5), (3, 2), (1, 6), (7, 1), (1, 1)]
 STAGES = (Stage(range(3), 1.1, 0.6), Stage(range(3, 6), 1.2, 0.4))

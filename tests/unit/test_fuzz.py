@@ -22,16 +22,18 @@ from hypothesis import strategies as some
 from safetensors.torch import save_file
 
 import storyloom
-from storyloom.attention.blocks import check_blocks, choose_blocks
 from storyloom.attention.consistent import anchor_sources, consistent_self_attention, sample_tokens
-from storyloom.attention.sampling import check_window
-from storyloom.models import characters, crops, demo, storymaker
+from storyloom.models.demo import model as demo
 from storyloom.models.pickles import things_in
+from storyloom.models.storymaker import characters, crops
+from storyloom.models.storymaker import weights as storymaker
 from storyloom.pages.comic import MAX_PIXELS, PageStyle, comic_pages, parse_colour
 from storyloom.pages.layout import LAYOUTS, parse_rows
 from storyloom.prompts.batches import join_latents, plan_batches, split_latent
 from storyloom.prompts.script import MAX_FRAMES, MAX_TEXT, StoryScriptError, parse_story
 from storyloom.prompts.svr import reweight_rows
+from storyloom.runtime.blocks import check_blocks, choose_blocks
+from storyloom.runtime.sampling import check_window
 
 TIMES = int(os.environ.get("STORYLOOM_FUZZ", "1"))
 TRIED = Counter()
@@ -449,7 +451,8 @@ READ = """
 import resource, sys
 from pathlib import Path
 import torch
-from storyloom.models import characters, storymaker
+from storyloom.models.storymaker import characters
+from storyloom.models.storymaker import weights as storymaker
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for name in sys.argv[1:]:
     read = characters.load_character if "character" in name else storymaker.read_checkpoint

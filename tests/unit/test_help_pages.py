@@ -67,8 +67,8 @@ LEFT_OUT = re.compile(r"\.\.\.|…")
 def texts():
     """Every text in the pack's code, cut where something is filled in; no docstrings."""
     found = set()
-    for folder in ("attention", "models", "nodes", "pages", "prompts"):
-        for path in (PACK / folder).glob("*.py"):
+    for folder in ("attention", "measures", "models", "nodes", "pages", "prompts", "runtime"):
+        for path in (PACK / folder).rglob("*.py"):
             tree = ast.parse(path.read_text(encoding="utf-8"))
             alone = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
             for node in ast.walk(tree):

@@ -8,10 +8,10 @@ import torch
 from rounding import rounding
 
 from storyloom.attention.identity import IdentityPreserving, duplicate_columns, identity_cross_attention
-from storyloom.attention.inner import Inner
-from storyloom.attention.unet_call import Chunk, Conditioning, UNetCall
 from storyloom.prompts.conditioning import StoryCond, StoryRow
 from storyloom.prompts.tokens import StoryTokens
+from storyloom.runtime.call import Chunk, Conditioning, UNetCall
+from storyloom.runtime.chain import Inner
 
 HEADS = 4
 COLUMNS = range(0, 1 + 7)

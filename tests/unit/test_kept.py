@@ -6,8 +6,8 @@ from threading import Barrier, Event, get_ident, local
 import pytest
 import torch
 
-from storyloom.attention.kept import Kept
-from storyloom.attention.unet_call import Chunk, Conditioning, UNetCall
+from storyloom.runtime.call import Chunk, Conditioning, UNetCall
+from storyloom.runtime.kept import Kept
 
 THREADS, PATIENCE = 4, 60
 """PATIENCE: seconds after which a thread that is alone gives up, and its test fails."""

@@ -15,12 +15,19 @@ from storyloom.attention.consistent import (
     sample_tokens,
 )
 from storyloom.attention.identity import IdentityPreserving
-from storyloom.attention.inner import Inner
-from storyloom.attention.memory import GATHER_LIMIT, Level, ToldMemory, gathered_bytes, images_within, most_gathered
-from storyloom.attention.sampling import with_patch
-from storyloom.attention.unet_call import Chunk, Conditioning, UNetCall
 from storyloom.prompts.conditioning import StoryCond, StoryRow
 from storyloom.prompts.tokens import StoryTokens
+from storyloom.runtime.call import Chunk, Conditioning, UNetCall
+from storyloom.runtime.chain import Inner
+from storyloom.runtime.memory import (
+    GATHER_LIMIT,
+    Level,
+    ToldMemory,
+    gathered_bytes,
+    images_within,
+    most_gathered,
+)
+from storyloom.runtime.sampling import with_patch
 
 MIB = 2**20
 SDXL_OUTPUT = (Level(1280, 2), Level(640, 1))

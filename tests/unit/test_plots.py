@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from storyloom.pages.consistency import CONVENTIONS, Consistency, pairwise
-from storyloom.pages.plots import MISSING, alignment_picture, matrix_picture
+from storyloom.measures.consistency import CONVENTIONS, Consistency, pairwise
+from storyloom.measures.plots import MISSING, alignment_picture, matrix_picture
 
 NAN = float("nan")
 GREY = np.array([int(MISSING[i : i + 2], 16) for i in (1, 3, 5)]) / 255

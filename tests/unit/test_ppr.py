@@ -5,7 +5,7 @@ import torch
 from rounding import rounding
 from torch.nn import functional as F
 
-from storyloom.models.ppr import PerceiverAttention, PositionalPerceiverResampler
+from storyloom.models.storymaker.ppr import PerceiverAttention, PositionalPerceiverResampler
 
 WIDTH, IMAGE, ID, DEPTH, HEAD = 32, 24, 16, 2, 8
 SMALL = {"width": WIDTH, "image_width": IMAGE, "id_width": ID, "depth": DEPTH, "head_width": HEAD}

@@ -11,7 +11,7 @@ from storyloom.attention.consistent import anchor_sources, consistent_self_atten
 from storyloom.attention.decoupled import decoupled_cross_attention
 from storyloom.attention.freeu import scale_low_frequencies
 from storyloom.attention.identity import identity_cross_attention
-from storyloom.models.ppr import PositionalPerceiverResampler
+from storyloom.models.storymaker.ppr import PositionalPerceiverResampler
 from storyloom.prompts.svr import SVRSettings, express_frame
 from storyloom.prompts.tokens import StoryTokens
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from storyloom.attention.drawn import DrawnTokens, copied
-from storyloom.attention.rows import counted_up, grouped, named_rows
+from storyloom.runtime.rows import counted_up, grouped, named_rows
 
 CPU = torch.device("cpu")
 ASCENDING = some.lists(some.integers(0, 40), min_size=1, unique=True).map(sorted)

@@ -741,8 +741,11 @@ class TestPackaging:
         return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
     def test_every_package_folder_is_listed(self, project):
-        folders = {f"storyloom.{path.parent.name}" for path in ROOT.glob("*/__init__.py")} - {"storyloom.tests"}
-        assert set(project["tool"]["setuptools"]["packages"]) == folders | {"storyloom"}
+        listed = set(project["tool"]["setuptools"]["packages"])
+        roots = {package.split(".")[1] for package in listed - {"storyloom"}}
+        files = [path.relative_to(ROOT) for root in roots for path in (ROOT / root).rglob("*.py")]
+        assert listed == {"storyloom", *(".".join(["storyloom", *file.parent.parts]) for file in files)}
+        assert roots == {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests"}
 
     def test_requirements_txt_matches_the_project(self, project):
         assert (ROOT / "requirements.txt").read_text().split() == project["project"]["dependencies"]

@@ -13,8 +13,8 @@ from PIL import Image
 from rounding import rounding
 from safetensors.torch import save_file
 
-from storyloom.models import similarity
-from storyloom.models.similarity import SimilarityError, load_dreamsim, load_open_clip
+from storyloom.measures import encoders as similarity
+from storyloom.measures.encoders import SimilarityError, load_dreamsim, load_open_clip
 
 try:
     import open_clip
@@ -286,11 +286,11 @@ def test_without_the_packages_the_error_says_what_to_install():
     code = (
         "import sys\n"
         "sys.modules['open_clip'] = sys.modules['dreamsim'] = None\n"
-        "from storyloom.models import similarity\n"
-        "for load in (similarity.load_open_clip, similarity.load_dreamsim):\n"
+        "from storyloom.measures import encoders\n"
+        "for load in (encoders.load_open_clip, encoders.load_dreamsim):\n"
         "    try:\n"
         "        load('ensemble', '.')\n"
-        "    except similarity.SimilarityError as error:\n"
+        "    except encoders.SimilarityError as error:\n"
         "        print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -8,16 +8,16 @@ import torch
 from rounding import rounding
 from torch.func import functional_call
 
-from storyloom.attention.kept import Kept
-from storyloom.attention.sampling import _one_around_the_other
 from storyloom.attention.storymaker import Cast, ImageConditioning, region_cover
-from storyloom.attention.unet_call import Chunk, Conditioning, UNetCall
-from storyloom.models.characters import Character, CharacterFeatures
-from storyloom.models.ppr import PositionalPerceiverResampler
-from storyloom.models.storymaker import StoryMakerWeights
-from storyloom.models.storymaker_adapter import StoryMakerAdapter
+from storyloom.models.storymaker.adapter import StoryMakerAdapter
+from storyloom.models.storymaker.characters import Character, CharacterFeatures
+from storyloom.models.storymaker.ppr import PositionalPerceiverResampler
+from storyloom.models.storymaker.weights import StoryMakerWeights
 from storyloom.prompts.conditioning import StoryCond, StoryRow
 from storyloom.prompts.tokens import StoryTokens
+from storyloom.runtime.call import Chunk, Conditioning, UNetCall
+from storyloom.runtime.kept import Kept
+from storyloom.runtime.sampling import _one_around_the_other
 
 HEADS, WIDTH, TOKENS = 2, 8, 20
 TEXT = StoryTokens(range(1, 2), (range(2, 3),), 3, 77)

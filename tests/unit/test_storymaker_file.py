@@ -16,9 +16,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from storyloom.models import storymaker
-from storyloom.models.ppr import PositionalPerceiverResampler
-from storyloom.models.storymaker import StoryMakerFileError, load_storymaker, read_checkpoint
+from storyloom.models.storymaker import weights as storymaker
+from storyloom.models.storymaker.ppr import PositionalPerceiverResampler
+from storyloom.models.storymaker.weights import StoryMakerFileError, load_storymaker, read_checkpoint
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "convert_storymaker.py"
 

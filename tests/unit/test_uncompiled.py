@@ -9,12 +9,12 @@ import pytest
 import torch
 
 import storyloom
-from storyloom.attention.uncompiled import uncompiled
+from storyloom.runtime.uncompiled import uncompiled
 
 FIRST_CALL_INSIDE = """
 import sys
 import torch
-from storyloom.attention.uncompiled import uncompiled
+from storyloom.runtime.uncompiled import uncompiled
 
 seen = []
 

@@ -8,18 +8,10 @@ import pytest
 import torch
 
 from storyloom.attention.identity import IdentityPreserving
-from storyloom.attention.sampling import LayerAttention, Opened, StoryRun, StorySampling, check_window
-from storyloom.attention.unet_call import (
-    KEY,
-    Chunk,
-    Conditioning,
-    SamplerCall,
-    UNetCall,
-    read_call,
-    window_images,
-)
 from storyloom.prompts.conditioning import StoryCond, StoryRow
 from storyloom.prompts.tokens import StoryTokens
+from storyloom.runtime.call import KEY, Chunk, Conditioning, SamplerCall, UNetCall, read_call, window_images
+from storyloom.runtime.sampling import LayerAttention, Opened, StoryRun, StorySampling, check_window
 
 HEADS = 4
 

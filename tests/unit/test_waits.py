@@ -9,10 +9,10 @@ import torch
 
 from storyloom.attention.consistent import ConsistentAttention
 from storyloom.attention.identity import IdentityPreserving
-from storyloom.attention.sampling import Opened, StoryRun
 from storyloom.attention.storymaker import ImageConditioning
 from storyloom.prompts.conditioning import StoryCond, StoryRow
 from storyloom.prompts.tokens import StoryTokens
+from storyloom.runtime.sampling import Opened, StoryRun
 from storyloom.tests.waits import PackWaits, Waits
 
 HEADS, WIDTH, TOKENS = 2, 8, 4

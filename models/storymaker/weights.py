@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .files import read_weights
+from ..files import read_weights
 from .ppr import PositionalPerceiverResampler
 
 log = logging.getLogger(__name__)

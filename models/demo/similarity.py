@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..world.hearing import hear_frame, hear_identity
-from ..world.measures import match
-from ..world.reader import Reader
-from ..world.scene import ACTIONS, LOOKS, PLACES, PROPS, SPECIES, Figure, Scene
-from ..world.words import FigureTold, FrameTold
+from ...world.hearing import hear_frame, hear_identity
+from ...world.measures import match
+from ...world.reader import Reader
+from ...world.scene import ACTIONS, LOOKS, PLACES, PROPS, SPECIES, Figure, Scene
+from ...world.words import FigureTold, FrameTold
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .characters import Character
 from .ppr import CHARACTERS, PositionalPerceiverResampler
-from .storymaker import Key, StoryMakerWeights
+from .weights import Key, StoryMakerWeights
 
 
 class StoryMakerAdapter(nn.Module):

@@ -2,7 +2,7 @@
 
 CLIP-I is the mean cosine of all pairs of image features, CLIP-T the cosine of each image and its text, DreamSim a mean
 pairwise distance: the protocol of One-Prompt-One-Story (arXiv 2501.13554), with CLIP-T scaled as CLIPScore (arXiv
-2104.08718) is, without its cut at zero. Encoders come in as arguments; see `models/similarity.py`.
+2104.08718) is, without its cut at zero. Encoders come in as arguments; see `measures/encoders.py`.
 """
 
 from __future__ import annotations
@@ -232,11 +232,11 @@ def measure(
     """Measure pictures [N, H, W, 3] in 0..1 with what is given; what is not given is not measured.
 
     prompts        one per picture; without them there is no alignment
-    image_encoder  `models.similarity.Encoder` for CLIP-I: images(pictures) -> [N, D]
+    image_encoder  `measures.encoders.Encoder` for CLIP-I: images(pictures) -> [N, D]
     text_encoder   the same for CLIP-T, with texts(list) -> [N, D] too. Where it has images_for(pictures, texts) ->
                    [N, D], pictures are seen with their text at hand. Its `conventions` may be fewer than CONVENTIONS.
-    faces          `models.faces.FaceAnalysis`: embeddings(pictures) -> [N, D], nan where there is no face
-    dreamsim       distance(pictures) -> [N, N], `models.similarity.load_dreamsim`
+    faces          `models.storymaker.faces.FaceAnalysis`: embeddings(pictures) -> [N, D], nan where there is no face
+    dreamsim       distance(pictures) -> [N, N], `measures.encoders.load_dreamsim`
     masks          [N or 1, h, w] of the character: as published, what CLIP-I and DreamSim see outside it is replaced,
                    see `replace_background`; CLIP-T and faces see the whole pictures
     progress       called as progress(done, total)

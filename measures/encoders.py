@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from .crops import to_pixels
-from .files import read_weights
+from ..models.files import read_weights
+from ..models.storymaker.crops import to_pixels
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class Encoder(Protocol):
     """Says of pictures and of texts where they lie in one space.
 
     name: what it is, for reports. May also have image_label, text_label, conventions and images_for, see
-    `pages.consistency.measure`.
+    `measures.consistency.measure`.
     """
 
     name: str

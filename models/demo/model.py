@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from ..prompts.tokens import END, START
+from ...prompts.tokens import END, START
 
 FILE = Path(__file__).with_name("demo.safetensors")
 

@@ -21,8 +21,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from ..files import write_whole
 from .crops import SIDE
-from .files import write_whole
 
 IDENTITY = (512,)
 FEATURES = (257, 1280)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .inner import HostAttend
+from .chain import HostAttend
 
 SLOTS = ("attn1", "attn2")
 BACKENDS = ("inductor", "eager")

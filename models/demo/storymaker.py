@@ -14,9 +14,9 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
-from . import demo
-from .ppr import PositionalPerceiverResampler
-from .storymaker import CONTEXT, StoryMakerWeights, layers
+from ..storymaker.ppr import PositionalPerceiverResampler
+from ..storymaker.weights import CONTEXT, StoryMakerWeights, layers
+from . import model as demo
 
 SEED = 7
 LORA_RANK = 4

@@ -20,13 +20,13 @@ from torch import Tensor
 
 from ..prompts.conditioning import TAG, StoryCond
 from .blocks import Blocks
+from .call import KEY, Conditioning, SamplerCall, UNetCall, nearest_step, read_call, window_images
+from .chain import Below, HostAttend, Inner, Replacement
 from .compiled import CompiledUNet, can_compile
 from .foresight import FORESEEN, OUTER_SAMPLE, Asked, foresee
-from .inner import Below, HostAttend, Inner, Replacement
 from .kept import Kept
 from .memory import PREPARE_SAMPLING, TELL, Gathering, ToldMemory
 from .uncompiled import uncompiled
-from .unet_call import KEY, Conditioning, SamplerCall, UNetCall, nearest_step, read_call, window_images
 
 SAMPLER_SAMPLE, CALC_COND_BATCH, APPLY_MODEL = "sampler_sample", "calc_cond_batch", "apply_model"
 """ComfyUI's names for what is wrapped: a sampling run, an evaluation of all conditionings, a call of the UNet."""

@@ -1,0 +1,1 @@
+"""The demo model, its StoryMaker adapter and the reader of its images."""

@@ -1,0 +1,1 @@
+"""StoryMaker: its file, its networks, and the features of characters."""

@@ -1,0 +1,1 @@
+"""How a patch meets a sampling run of a host."""
