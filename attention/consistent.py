@@ -1,50 +1,47 @@
-"""Consistent self-attention (CSA) of StoryDiffusion (arXiv 2405.01434): the images of a batch look at each other.
+"""Consistent self-attention (CSA) of StoryDiffusion (arXiv 2405.01434): the images of a batch attend to each other.
 
-Every image attends to all of its own tokens and to a random part of those of other images, with the weights that the
-model has. The published program computes the attention over all tokens of all images and masks most of it out. Keys and
-values are projected token by token, so projecting and choosing can change places: here the keys and values that the
-host has projected once are gathered, and the ordinary kernels attend to the chosen ones only.
+Every image attends to all of its own tokens and to a random subset of the tokens of other images, with the model's own
+weights. The published code computes attention over all tokens of all images and masks most of it out. Keys and values
+are projected token by token, so projection and selection commute: here the keys and values that the host has projected
+once are gathered, and the ordinary kernels attend to the selected ones only.
 """
 
 from __future__ import annotations
 
 import hashlib
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ..prompts.conditioning import StoryCond
 from ..runtime.blocks import Blocks
+from ..runtime.cache import RunCache
 from ..runtime.call import Image, SamplerCall, UNetCall, batch_images
-from ..runtime.chain import Inner
-from ..runtime.kept import Kept
-from ..runtime.memory import GATHER_LIMIT, Level, images_within, in_slices, most_gathered
-from ..runtime.rows import Rows, grouped, named_rows
-from .drawn import DrawnTokens
+from ..runtime.chain import Chain
+from ..runtime.memory import GATHER_LIMIT, Level, most_gathered
+from .gathering import Attend, ImageGroup, attend_around, attend_in_groups, group_images
+from .sampled_tokens import SampledTokens
 
-Attend = Callable[..., Tensor]
 Schedule = Literal["steady", "published"]
 
 EARLY = 0.4
-"""Part of the published schedule in which more layers are left out: 20 of its 50 steps."""
+"""Fraction of the published schedule in which more layers are skipped: 20 of its 50 steps."""
 
 SKIPPED_EARLY, SKIPPED_LATE = 0.3, 0.1
-"""Published probabilities that a layer is left out, before and after."""
+"""Published probabilities that a layer is skipped, before and after."""
 
 
 def sample_tokens(
     seed: int, step: int, image: int, tokens: int, rate: float, bernoulli: bool = False
 ) -> torch.LongTensor:
-    """Tokens of an image that others see, ascending, on the CPU.
+    """Numbers of the tokens of an image that others attend to, ascending, on the CPU.
 
-    tokens: how many the image has, which names the resolution; rate: 0 to 1, the part that is seen: exactly
-    floor(rate * tokens) of them, or with `bernoulli` (published) each with this probability. The draw depends on the
-    arguments alone, so it is the same in all layers of a resolution, for both halves of guidance and on any device.
+    tokens: the image's token count, which also identifies the resolution; rate: 0 to 1, the fraction to sample: exactly
+    floor(rate * tokens) tokens, or with `bernoulli` (published) each token with this probability. The sample depends on
+    the arguments alone, so it is the same in all layers of a resolution, in both halves of guidance and on any device.
     """
     drawn = torch.rand(tokens, generator=_generator("tokens", seed, step, tokens, image), device="cpu")
     if bernoulli:
@@ -53,12 +50,13 @@ def sample_tokens(
 
 
 def anchor_sources(images: int | Sequence[int], anchors: int) -> list[list[int]]:
-    """The images that each image of a batch looks at besides itself, by their places in the batch.
+    """Batch indices of the images that each image of a batch attends to besides itself.
 
-    images: how many there are, or the number of each in the whole story; anchors: 0 lets all see all, otherwise images
-    with a number below it look at each other only, and the others at them only. So anchors do not depend on who else
-    is there, and a batch of others without them is one of single images. An image that is there again, as the last one
-    of a story that fills up its batch, is looked at once.
+    images: the batch size, or the number of each image in the whole story; anchors: with 0 every image attends to every
+    other; otherwise the anchors, which are the images with a number below it, attend only to each other, and all others
+    attend only to them. So anchors do not depend on the rest of the batch, and without anchors in the batch the other
+    images are independent of each other. An image that occurs twice, such as the last one when it pads a batch, counts
+    once.
     """
     numbers = list(range(images) if isinstance(images, int) else images)
     seen = {other: numbers.index(other) for other in numbers if not anchors or other < anchors}
@@ -74,124 +72,28 @@ def consistent_self_attention(
     sources: Sequence[Sequence[int]],
     attend: Attend,
 ) -> Tensor:
-    """Self-attention in which image i also sees the tokens subsets[j] of every image j in sources[i].
+    """Self-attention in which image i also attends to the tokens subsets[j] of every image j in sources[i].
 
-    q, k, v: [B, N, C] projected, one row per image; subsets: token rows of each image, possibly none; sources: places
-    in the batch, without i itself. attend(q, k, v, heads) -> [B, N, C], called once for all images that see equally
-    many tokens. StoryDiffusion (arXiv 2405.01434), equation 2, with the tokens of S_i already chosen.
+    q, k, v: [B, N, C] projected, one row per image; subsets: token numbers of each image, possibly none; sources: batch
+    indices, without i itself. attend(q, k, v, heads) -> [B, N, C] is called once for all images with the same number of
+    keys. StoryDiffusion (arXiv 2405.01434), equation 2, with the tokens of S_i already sampled.
     """
     return attend_in_groups(q, k, v, heads, group_images(subsets, sources, k.shape[1], k.device), attend)
 
 
-class Group(NamedTuple):
-    """Images that see equally many tokens.
-
-    rows  their rows
-    keys  [images, n] the tokens that they see, their own first, as places in the flattened [B, N]; None: just their own
-    """
-
-    rows: Rows
-    keys: Tensor | None
-
-    def of(self, part: Tensor) -> Tensor:
-        """The keys or values that these images see. part: [B, N, C] of the whole batch."""
-        return part[self.rows] if self.keys is None else part.flatten(0, 1)[self.keys]
-
-    def within(self, limit: int, k: Tensor) -> list[Group]:
-        """These images some at a time, so that gathering for them takes at most `limit` bytes. k: [B, N, C]."""
-        if self.keys is None and isinstance(self.rows, slice):
-            return [self]
-        images = images_within(limit, _count(self) or k.shape[1], k.shape[2], k.element_size())
-        return [Group(*part) for part in in_slices(self.rows, self.keys, images)]
-
-
-def group_images(
-    subsets: Sequence[Tensor], sources: Sequence[Sequence[int]], tokens: int, device: torch.device, first: int = 0
-) -> list[Group]:
-    """Groups of images for consecutive rows of a batch. tokens: N; first: the row of the first image.
-
-    Subsets that are on the device already are joined there: nothing is copied to it.
-    """
-    places = [torch.as_tensor(s, dtype=torch.long, device=device) + (first + j) * tokens for j, s in enumerate(subsets)]
-    looking = enumerate(sources, start=first)
-    groups = []
-    for count, members in grouped(looking, key=lambda member: sum(len(subsets[j]) for j in member[1])).items():
-        keys = None
-        if count:
-            each = ((torch.arange(i * tokens, (i + 1) * tokens, device=device), seen) for i, seen in members)
-            keys = torch.stack([torch.cat([own, *(places[j] for j in seen)]) for own, seen in each])
-        groups.append(Group(named_rows([image for image, _ in members], device), keys))
-    return groups
-
-
-def attend_in_groups(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    heads: int,
-    groups: Sequence[Group],
-    attend: Attend,
-    limit: int = sys.maxsize,
-) -> Tensor:
-    """Attention of every group of images, whose rows are all rows of q, to what it sees.
-
-    limit: bytes of keys and values that are gathered at once. A group that needs more is attended to in slices, with
-    the same result: no image's attention depends on another row. What one image sees is never cut.
-    """
-    slices = [part for group in groups for part in group.within(limit, k)]
-    if len(slices) == 1:
-        (group,) = slices
-        return attend(q, k, v, heads) if group.keys is None else attend(q, group.of(k), group.of(v), heads)
-    out = torch.empty_like(q)
-    for group in slices:
-        out[group.rows] = attend(q[group.rows], group.of(k), group.of(v), heads)
-    return out
-
-
-def attend_around(q: Tensor, k: Tensor, v: Tensor, heads: int, groups: Sequence[Group], inner: Attend) -> Tensor:
-    """As attend_in_groups, with an attention that wants the whole batch every time.
-
-    Rows of other groups see their own tokens over and over meanwhile. An attention that does not look at q answers with
-    one row per value (PAG: the values themselves): it has nothing to share and is asked as it would be without us.
-    Here slices would bound nothing: the whole batch has to be gathered, however few of its rows are wanted.
-    """
-    alone = cache(lambda: inner(q, k, v, heads))
-    out = torch.empty_like(q)
-    for count in dict.fromkeys(_count(group) for group in groups):
-        together = [group for group in groups if _count(group) == count]
-        answer = None
-        if count:
-            batch, tokens = k.shape[:2]
-            first = torch.arange(0, batch * tokens, tokens, device=k.device)
-            keys = first[:, None] + torch.arange(count, device=k.device) % tokens
-            for group in together:
-                keys[group.rows] = group.keys
-            everyone = Group(slice(0, batch), keys)
-            answer = inner(q, everyone.of(k), everyone.of(v), heads)
-        if answer is None or answer.shape != q.shape:
-            answer = alone()
-        for group in together:
-            out[group.rows] = answer[group.rows]
-    return out
-
-
-def _count(group: Group) -> int:
-    return 0 if group.keys is None else group.keys.shape[1]
-
-
 @dataclass(frozen=True, eq=False)
 class ConsistentAttention:
-    """What a consistent self-attention node asks of a model.
+    """Settings of a consistent self-attention node.
 
-    sampling_rate     part of every image's tokens that the others see
-    anchors           images that all others look at, 0: everyone looks at everyone. Of a story that was split into
-                      batches its own number counts, since every batch has these
-    skip_first_steps  steps of a sampling run before it begins
+    sampling_rate     fraction of every image's tokens that the others attend to
+    anchors           number of images that all others attend to; 0: every image attends to every other. The number of a
+                      story that was split into batches takes precedence, since every batch has these anchors
+    skip_first_steps  steps of a sampling run before the patch acts
     start_percent, end_percent, blocks   when (percent of the schedule) and in which blocks
-    seed              of the choice of tokens
+    seed              for sampling tokens
     schedule          "steady": the same number of tokens and all layers in every step; "published": tokens by
-                      Bernoulli draws, and layers left out at random
-    levels            resolutions of these blocks, from which memory is reckoned; none: it is not told
+                      Bernoulli draws, and layers skipped at random
+    levels            resolutions of these blocks, for the memory estimate; empty: no estimate
     """
 
     sampling_rate: float
@@ -212,11 +114,11 @@ class ConsistentAttention:
         return self.sampling_rate == 0
 
     def combine(self, other: object) -> ConsistentAttention | None:
-        """Two nodes on one layer at one time: the one nearer to the sampler counts."""
+        """Two nodes on one layer at one time: the one nearer to the sampler takes effect."""
         return other if isinstance(other, ConsistentAttention) else None
 
-    def hindrance(self, story: StoryCond | None, images: int) -> str | None:
-        """Why nothing can be shared in a run over so many images, None when something can."""
+    def no_effect_reason(self, story: StoryCond | None, images: int) -> str | None:
+        """Why no image of a run can attend to another, None when one can."""
         if images < 2:
             return f"it needs at least 2 images in the batch, got {images}: raise batch_size or add frames to the story"
         if not any(self._sources(batch_images(story, range(images)), story)):
@@ -225,39 +127,39 @@ class ConsistentAttention:
             return f"no image shares a character with {others}"
         return None
 
-    def remark(self, story: StoryCond | None) -> str | None:
-        """What these settings and the story say differently. Said of a story's first batch, not of those after it."""
+    def warning(self, story: StoryCond | None) -> str | None:
+        """The conflict between these settings and the story, for its first batch only; None when they agree."""
         anchors = self._anchors(story)
         if self.anchors in (0, anchors) or [row.frame for row in story.rows] != [*range(len(story.rows))]:
             return None
         return (
-            f"anchors is {self.anchors} in Consistent self-attention, but {anchors} in Split a long story: {anchors} "
-            "counts, for these are in every batch. Set anchors of Consistent self-attention to 0, or to the same number"
+            f"anchors is {self.anchors} in Consistent self-attention, but {anchors} in Split a long story. "
+            f"{anchors} is used, because every batch has these. Set anchors of Consistent self-attention to 0, or to "
+            "the same number"
         )
 
     def gathers(self, story: StoryCond | None, images: int, size: Sequence[int], itemsize: int, whole: bool) -> int:
-        """Most bytes of keys and values that a layer gathers at once for one conditioning, 0 where nothing is shared.
+        """Most bytes of keys and values that a layer gathers at once for one conditioning, 0 when nothing is shared.
 
-        size: height and width of the latents; itemsize: bytes of a number; whole: another node's attention gets all
-        images every time, with which no limit can be kept.
+        size: height and width of the latents; itemsize: bytes per element; whole: another node's attention gets all
+        images in every call, so that the limit does not apply.
         """
         if self.neutral:
             return 0
-        looks = map(len, self._sources(batch_images(story, range(images)), story))
-        return most_gathered(looks, self.levels, self.sampling_rate, size, itemsize, whole)
+        sources = map(len, self._sources(batch_images(story, range(images)), story))
+        return most_gathered(sources, self.levels, self.sampling_rate, size, itemsize, whole)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, heads: int, call: UNetCall, inner: Inner) -> Tensor:
-        """Self-attention of one layer of one UNet call, acting on all of its chunks alike.
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, heads: int, call: UNetCall, inner: Chain) -> Tensor:
+        """Self-attention of one layer of one UNet call, the same for all of its chunks.
 
-        q: [rows, N, C]; k, v: [rows, M, C]. Where another node has cut the queries into tiles (HyperTile), the rows
-        are those of the tiles, the host reads keys and values as equally many, and the same tile of other images is
-        looked at.
+        q: [rows, N, C]; k, v: [rows, M, C]. Where another node has cut the queries into tiles (HyperTile), each tile is
+        a row, the host reshapes keys and values to as many rows, and a tile attends to the same tile of other images.
         """
-        if self._left_out(call, inner.options):
+        if self._skipped(call, inner.options):
             return inner(q, k, v, heads)
         tiles = q.shape[0] // call.rows
         tokens = k.shape[0] * k.shape[1] // q.shape[0]
-        groups = call.once((self, tiles, tokens, k.device), lambda: self._groups(call, tiles, tokens, k.device))
+        groups = call.cached((self, tiles, tokens, k.device), lambda: self._groups(call, tiles, tokens, k.device))
         if all(group.keys is None for group in groups):
             return inner(q, k, v, heads)
         k, v = (part.reshape(q.shape[0], tokens, -1) for part in (k, v))
@@ -265,7 +167,7 @@ class ConsistentAttention:
             return attend_in_groups(q, k, v, heads, groups, inner, GATHER_LIMIT)
         return attend_around(q, k, v, heads, groups, inner)
 
-    def _left_out(self, call: UNetCall, options) -> bool:
+    def _skipped(self, call: UNetCall, options) -> bool:
         if self.schedule == "steady":
             return False
         layer = (*options["block"], options["block_index"])
@@ -273,22 +175,22 @@ class ConsistentAttention:
         return float(drawn) <= (SKIPPED_EARLY if call.step < EARLY * call.steps else SKIPPED_LATE)
 
     def prepare(self, evaluation: SamplerCall) -> None:
-        """Draw the tokens of an evaluation's step for all sizes and images that earlier ones had."""
-        for drawn in list(self._drawn(evaluation.kept).values()):
-            drawn.renew(evaluation.step)
+        """Sample the tokens of an evaluation's step for all sizes and images of earlier evaluations."""
+        for sampled in list(self._sampled(evaluation.cache).values()):
+            sampled.renew(evaluation.step)
 
-    def _drawn(self, kept: Kept) -> Kept:
-        """The run's draws of this node, a DrawnTokens by number of tokens and device."""
-        return kept.once((self, "drawn"), Kept)
+    def _sampled(self, cache: RunCache) -> RunCache:
+        """This node's samples in a run: SampledTokens by token count and device."""
+        return cache.get_or_make((self, "sampled tokens"), RunCache)
 
-    def _groups(self, call: UNetCall, tiles: int, tokens: int, device: torch.device) -> list[Group]:
-        def draw(step: int, image: int) -> Tensor:
+    def _groups(self, call: UNetCall, tiles: int, tokens: int, device: torch.device) -> list[ImageGroup]:
+        def sample(step: int, image: int) -> Tensor:
             published = self.schedule == "published"
             return sample_tokens(self.seed, step, image, tokens, self.sampling_rate, bernoulli=published)
 
-        drawn = self._drawn(call.kept).once((tokens, device), lambda: DrawnTokens(draw, device))
+        sampled = self._sampled(call.cache).get_or_make((tokens, device), lambda: SampledTokens(sample, device))
         shown = [call.images_of(chunk) for chunk in call.chunks]
-        seen_of = drawn.of(call.step, (image.number for images in shown for image in images))
+        seen_of = sampled.of(call.step, (image.number for images in shown for image in images))
         groups = []
         for chunk, images in zip(call.chunks, shown, strict=True):
             story = chunk.conditioning.story or call.story
@@ -311,6 +213,6 @@ class ConsistentAttention:
 
 
 def _generator(*key: int | str) -> torch.Generator:
-    """Random numbers of the CPU that depend on nothing but the key."""
+    """A CPU generator that depends on the key alone."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return torch.Generator(device="cpu").manual_seed(int.from_bytes(digest, "little"))

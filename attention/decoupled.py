@@ -1,6 +1,6 @@
-"""Decoupled cross-attention, with which a UNet looks at pictures besides text in StoryMaker (arXiv 2409.12576).
+"""Decoupled cross-attention: how StoryMaker (arXiv 2409.12576) adds image tokens to a UNet's text tokens.
 
-Text and pictures have keys and values of their own, and the layer adds what the two attentions answer to one query.
+Text and images have separate keys and values; the layer adds the results of the two attentions to the same queries.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ def decoupled_cross_attention(
 ) -> Tensor:
     """text_out + scale * attention of q to the image tokens, before the layer's output projection.
 
-    text_out, q: [B, N, C] the attention to the text and its queries; k_image, v_image: [B, M, C], or [1, M, C] for all
+    text_out, q: [B, N, C], the text attention and its queries; k_image, v_image: [B, M, C], or [1, M, C] for all
     rows; scale: a number, or a tensor that broadcasts to [B, N, 1], such as a mask of the region in which the tokens
-    act; attend(q, k, v, heads) -> [B, N, C]. The number 0 returns text_out itself and asks nothing. StoryMaker
-    (arXiv 2409.12576), equation 8, as its program has it: K and V from full matrices of their own.
+    act; attend(q, k, v, heads) -> [B, N, C]. The number 0 returns text_out itself and calls nothing. StoryMaker
+    (arXiv 2409.12576), equation 8, as in its published code: K and V from full matrices of their own.
     """
     if not isinstance(scale, Tensor) and scale == 0:
         return text_out

@@ -21,16 +21,16 @@ from ..prompts.conditioning import StoryCond
 from ..prompts.tokens import consecutive
 from ..runtime.blocks import Blocks
 from ..runtime.call import IdentityGroup, UNetCall
-from ..runtime.chain import Inner
+from ..runtime.chain import Chain
 from ..runtime.rows import counted_up, grouped, named_rows
 
 Attend = Callable[..., Tensor]
 
 COUNTED_DENOMINATOR = 4
-"""Weights in quarters are numbers of columns: a mask would take the fast kernels away. Finer ones are a mask."""
+"""Weights in quarters repeat columns, because a mask rules out the fast kernels. Finer weights use a mask."""
 
 MAX_DENOMINATOR = 16
-"""Weights are products of quarters; finer ones are rounded where no mask can be given."""
+"""Weights are products of quarters; finer ones are rounded where a mask is not possible."""
 
 
 def identity_cross_attention(
@@ -48,7 +48,7 @@ def identity_cross_attention(
     `range(0, 1 + identity length)`, ascending; weight: above 0, 1 is ordinary attention.
     attend(q, k, v, heads, mask=None) -> [B, N, C].
     One-Prompt-One-Story (arXiv 2501.13554), equation 5 with its stored keys and values. Weights above 1 in quarters
-    repeat columns (any kernel), others add log(weight) to their logits. Rows are asked for by equal columns.
+    repeat columns (any kernel), others add log(weight) to their logits. Rows with equal columns share a call.
     """
     if weight == 1 or not columns:
         return attend(q, k, v, heads)
@@ -68,10 +68,10 @@ def identity_cross_attention(
 
 
 def duplicate_columns(k: Tensor, v: Tensor, columns: Sequence[int] | Tensor, weight: Fraction) -> tuple[Tensor, Tensor]:
-    """Keys and values in which `columns` count `weight` times as often as the others, exactly and without a mask.
+    """Keys and values in which `columns` count `weight` times as much as the others, exactly and without a mask.
 
     k, v: [B, T, C]; columns: ascending, for all rows, or a tensor [B, n] with those of each row; weight at least 1. A
-    weight p/q repeats these columns p times and all others q times, because softmax does not see a common factor.
+    weight p/q repeats these columns p times and all others q times: a common factor cancels in the softmax.
     """
     p, q = weight.numerator, weight.denominator
 
@@ -85,7 +85,7 @@ def duplicate_columns(k: Tensor, v: Tensor, columns: Sequence[int] | Tensor, wei
 
 @dataclass(frozen=True, eq=False)
 class IdentityPreserving:
-    """What an IPCA node asks of a model: the weight, when (percent of the schedule) and in which blocks."""
+    """Settings of an IPCA node: the weight, when it acts (percent of the schedule) and in which blocks."""
 
     weight: float
     start_percent: float
@@ -106,16 +106,16 @@ class IdentityPreserving:
             return None
         return replace(self, weight=self.weight * other.weight)
 
-    def hindrance(self, story: StoryCond | None, images: int) -> str | None:
-        """Why there is no identity to count in a run, None when there is one."""
+    def no_effect_reason(self, story: StoryCond | None, images: int) -> str | None:
+        """Why a run has no identity columns, None when it has some."""
         return None if story else "no conditioning comes from a StoryLoom encode node"
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, heads: int, call: UNetCall, inner: Inner) -> Tensor:
-        """Attention of one layer of one UNet call, acting on the rows of a story's conditioning only.
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, heads: int, call: UNetCall, inner: Chain) -> Tensor:
+        """Cross-attention of one layer of one UNet call; only rows of a story's conditioning change.
 
         q: [rows, N, C]; k, v: [rows, T, C] with the chunks of the call along the rows. Rows are cut back to their own
-        context where the host has repeated it, unless other nodes have appended columns or want the whole batch: then
-        the identity counts in every repeat, which is the same.
+        context where the host has repeated it, unless other nodes have appended columns or need the whole batch: then
+        the identity counts in every repeat, which is equivalent.
         """
         groups = call.identity_groups(cut=inner.takes_rows and k.shape[1] == call.context_length)
         if not groups:
@@ -133,17 +133,17 @@ class IdentityPreserving:
                 out[rest] = inner(q, k, v, heads)[rest]
             weight = Fraction(self.weight).limit_denominator(MAX_DENOMINATOR)
             for count, together in grouped(groups, key=lambda group: len(group.columns)).items():
-                columns = call.once_in_a_layout(("columns", count), partial(_columns_of, together, call))
-                answer = inner(q, *duplicate_columns(k, v, columns, weight), heads)
+                columns = call.cached_by_layout(("columns", count), partial(_columns_of, together, call))
+                result = inner(q, *duplicate_columns(k, v, columns, weight), heads)
                 for rows, _, _ in together:
-                    out[rows] = answer[rows]
+                    out[rows] = result[rows]
         return out
 
 
 def _columns_of(groups: Sequence[IdentityGroup], call: UNetCall) -> Sequence[int] | Tensor:
-    """Columns to duplicate for groups with equally many, which one call for the whole batch serves.
+    """Columns to duplicate in one call for the whole batch, for groups with the same number of columns.
 
-    Shared when there is one group, else a tensor [rows, n] with those of each row (of rows in no group: any).
+    One sequence when there is one group, else a tensor [rows, n] with those of each row (arbitrary for other rows).
     """
     if len(groups) == 1:
         return groups[0].columns

@@ -15,8 +15,8 @@ from torch.nn.functional import interpolate
 from ..prompts.conditioning import StoryCond
 from ..runtime.blocks import Blocks
 from ..runtime.call import Image, UNetCall
-from ..runtime.chain import Below, Inner
-from ..runtime.foresight import Asked, Resident
+from ..runtime.chain import Chain
+from ..runtime.precompute import Resident, RunConditioning
 from ..runtime.rows import Rows, grouped, named_rows
 from .decoupled import decoupled_cross_attention
 
@@ -25,27 +25,27 @@ Layer = tuple[str, int, int]
 
 
 class Named(Protocol):
-    """A character, who may have a name."""
+    """A character; its name may be empty."""
 
     name: str
 
 
 class Adapter(Protocol):
-    """StoryMaker's networks. widths: by layer of a UNet for which they make keys and values."""
+    """StoryMaker's networks. widths: channels of each UNet layer that they make keys and values for."""
 
     widths: Mapping[Layer, int]
 
     def tokens(
         self, characters: Sequence[Any], face_strength: float, appearance_strength: float, device: torch.device
     ) -> tuple[Tensor, Tensor]:
-        """Image tokens of some characters, [1, 20 * (characters + 1), context], for the positive and the negative."""
+        """Image tokens [1, 20 * (characters + 1), context] of some characters, for the positive and the negative."""
 
     def keys_values(self, layer: Layer, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [1, M, C] of a layer for image tokens [1, M, context]."""
 
 
-class Cast(NamedTuple):
-    """Who is in a row: numbers of the characters, each one's mask, and what the row's conditioning is for."""
+class RowCharacters(NamedTuple):
+    """The characters of a row by number, the number of each one's mask, and the sign and area of its conditioning."""
 
     characters: tuple[int, ...]
     masks: tuple[int, ...]
@@ -54,26 +54,26 @@ class Cast(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Group:
-    """Rows with equally many characters. casts: of each row."""
+class RowGroup:
+    """Rows with equally many characters. shown: the characters of each row."""
 
     rows: Rows
-    casts: tuple[Cast, ...]
+    shown: tuple[RowCharacters, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class ImageConditioning:
-    """What a node that applies StoryMaker asks of a model.
+    """Settings of a node that applies StoryMaker.
 
     adapter                    StoryMaker's networks
-    characters                 who may appear, 1 to 3
-    regions                    for each of them None or masks [masks, H, W] in 0..1 of the whole picture, one mask or
-                               one for each image of the batch or frame of the story: its tokens act only there
-    strength                   factor of what is added to the attention to the text
+    characters                 the characters that may appear, 1 to 3
+    regions                    for each character None, or masks [masks, H, W] in 0..1 of the whole image: one mask, or
+                               one per image of the batch or frame of the story. Its tokens act only there
+    strength                   factor of the image attention that is added to the text attention
     face_strength, appearance_strength   factors of each character's face and appearance tokens
     start_percent, end_percent, blocks   when (percent of the schedule) and in which blocks
-    resident                   puts the adapter onto its device for the time of making keys and values, which then are
-                               made before a run; None: they are made during it, wherever the adapter lies
+    resident                   keeps the adapter on its device while keys and values are computed, before the run;
+                               None: they are computed during the run, on the device where the adapter is
     """
 
     adapter: Adapter
@@ -96,19 +96,19 @@ class ImageConditioning:
         return self.strength == 0
 
     def combine(self, other: object) -> None:
-        """Two nodes on one layer: both add what they see."""
+        """Two nodes on one layer each add their own image attention."""
 
-    def hindrance(self, story: StoryCond | None, images: int) -> str | None:
-        """Why nobody of these characters appears in a run, None when somebody does.
+    def no_effect_reason(self, story: StoryCond | None, images: int) -> str | None:
+        """Why none of these characters appears in a run, None when one does.
 
-        Raises ValueError for a name that the story does not know, and for a region with too few or too many masks.
+        Raises ValueError for a name that is not in the story, and for a region with the wrong number of masks.
         """
         for region in self.regions:
             known = region is None or len(region) in (1, images) or (story is not None and _by_frame(region, story))
             if not known:
                 raise ValueError(
-                    f"A region has {len(region)} masks, but the batch has {images} images: give it one mask for all "
-                    "images, or one for each."
+                    f"A region has {len(region)} masks, but the batch has {images} images. Use one mask for all "
+                    "images, or one per image."
                 )
         if story is None:
             return None
@@ -118,11 +118,11 @@ class ImageConditioning:
         return "none of its characters is in these frames"
 
     def roles(self, story: StoryCond) -> dict[str, tuple[int, ...]]:
-        """Which characters play each of a story's: name in the script -> numbers.
+        """Numbers of the reference characters for each character of a story, by its name in the script.
 
-        A story of one character without a name is played by all. Otherwise those with a name play the one of that name,
-        and those without the remaining ones, in the order of their first appearance. Raises ValueError for a name that
-        the story does not know.
+        In a story with one unnamed character, all of them are that character. Otherwise those with a name match the
+        script's character of that name, and those without one take the remaining characters in the order of their first
+        appearance. Raises ValueError for a name that is not in the story.
         """
         if set(story.cast) <= {""}:
             return {"": tuple(range(len(self.characters)))}
@@ -131,8 +131,8 @@ class ImageConditioning:
         for character, name in zip(self.characters, wanted, strict=True):
             if name and name not in names:
                 raise ValueError(
-                    f'Nobody in the story is called "{character.name}". Its characters are {", ".join(story.cast)}: '
-                    "give the character one of these names, or none."
+                    f'The story has no character named "{character.name}". Its characters are '
+                    f"{', '.join(story.cast)}. Give the character one of these names, or no name."
                 )
         free = iter([name for name in story.cast if name.casefold() not in wanted])
         played: dict[str, tuple[int, ...]] = {}
@@ -142,11 +142,11 @@ class ImageConditioning:
                 played[role] = (*played.get(role, ()), number)
         return played
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, heads: int, call: UNetCall, inner: Inner | Below) -> Tensor:
-        """Attention of one layer of one UNet call to text and pictures. q: [rows, N, C]; k, v: [rows, T, C]."""
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, heads: int, call: UNetCall, inner: Chain) -> Tensor:
+        """Text and image attention at one layer of one UNet call. q: [rows, N, C]; k, v: [rows, T, C]."""
         out = inner(q, k, v, heads)
         layer = (*inner.options["block"], inner.options["block_index"])
-        for group in call.once_in_a_layout(self, lambda: self._groups(call)):
+        for group in call.cached_by_layout(self, lambda: self._groups(call)):
             k_image, v_image = self._keys_values(layer, group, q, call)
             mask = self._mask(group, call, q, k_image.shape[1], inner.options)
             look = partial(inner.plain, mask=mask)
@@ -159,8 +159,8 @@ class ImageConditioning:
             out[group.rows] = seen
         return out
 
-    def _groups(self, call: UNetCall) -> list[Group]:
-        members: list[tuple[int, Cast]] = []
+    def _groups(self, call: UNetCall) -> list[RowGroup]:
+        members: list[tuple[int, RowCharacters]] = []
         for chunk in call.chunks:
             story = chunk.conditioning.story or call.story
             roles = {} if story is None else self.roles(story)
@@ -170,34 +170,34 @@ class ImageConditioning:
                     shown = _shown(image.characters, roles)
                 if shown:
                     masks = tuple(_mask_number(self.regions[number], image, story) for number in shown)
-                    cast = Cast(shown, masks, chunk.conditioning.positive, chunk.conditioning.area)
-                    members.append((row, cast))
+                    conditioning = chunk.conditioning
+                    members.append((row, RowCharacters(shown, masks, conditioning.positive, conditioning.area)))
         together = grouped(members, key=lambda member: len(member[1].characters)).values()
         groups = (zip(*each, strict=True) for each in together)
-        return [Group(named_rows(rows, call.device), casts) for rows, casts in groups]
+        return [RowGroup(named_rows(rows, call.device), shown) for rows, shown in groups]
 
-    def foreseen(
-        self, asked: Sequence[Asked], device: torch.device, dtype: torch.dtype | None
+    def precomputed(
+        self, conditionings: Sequence[RunConditioning], device: torch.device, dtype: torch.dtype | None
     ) -> dict[Hashable, tuple[Tensor, Tensor]]:
-        """Keys and values of every layer for everybody who will be seen together, by what `_keys_values` asks for."""
+        """Keys and values of every layer for all characters that appear together, under the keys of `_keys_values`."""
         everybody = tuple(range(len(self.characters)))
         kinds = {
             (shown, positive): None
-            for story, positive in asked
-            for shown in ([everybody] if story is None else self._casts(story))
+            for story, positive in conditionings
+            for shown in ([everybody] if story is None else self._shown_in(story))
             if shown
         }
         layers = [layer for layer in self.adapter.widths if self._acts_at(layer)]
-        kept = {}
+        values = {}
         for characters in dict.fromkeys(characters for characters, _ in kinds):
             tokens = self._tokens(characters, device)
             for positive in (each for shown, each in kinds if shown == characters):
                 for layer in layers:
                     made = self.adapter.keys_values(layer, tokens[0 if positive else 1])
-                    kept[self, layer, characters, positive] = tuple(part.to(dtype=dtype) for part in made)
-        return kept
+                    values[self, layer, characters, positive] = tuple(part.to(dtype=dtype) for part in made)
+        return values
 
-    def _casts(self, story: StoryCond) -> list[tuple[int, ...]]:
+    def _shown_in(self, story: StoryCond) -> list[tuple[int, ...]]:
         roles = self.roles(story)
         return [_shown(row.characters, roles) for row in story.rows]
 
@@ -205,23 +205,23 @@ class ImageConditioning:
         chosen = self.blocks.get(layer[:2], ())
         return chosen is None or layer[2] in chosen
 
-    def _keys_values(self, layer: Layer, group: Group, q: Tensor, call: UNetCall) -> tuple[Tensor, ...]:
-        """Keys and values [rows, M, C] of a group's image tokens, each cast's made once in a run.
+    def _keys_values(self, layer: Layer, group: RowGroup, q: Tensor, call: UNetCall) -> tuple[Tensor, ...]:
+        """Keys and values [rows, M, C] of a group's image tokens, made once in a run for each set of characters.
 
-        A cast that nobody foresaw has them made here, by an adapter that may lie elsewhere: its layers cast weights.
+        Those that were not precomputed are made here, even by an adapter on another device: its layers cast weights.
         """
 
         def make(characters: tuple[int, ...], positive: bool) -> tuple[Tensor, Tensor]:
-            made = call.kept.get((self, layer, characters, positive))
+            made = call.cache.get((self, layer, characters, positive))
             if made is None:
-                tokens = call.once_in_a_run((self, characters, q.device), lambda: self._tokens(characters, q.device))
+                tokens = call.cached_for_run((self, characters, q.device), lambda: self._tokens(characters, q.device))
                 made = self.adapter.keys_values(layer, tokens[0 if positive else 1])
             k, v = made
             return k.to(q), v.to(q)
 
-        kinds = [(cast.characters, cast.positive) for cast in group.casts]
+        kinds = [(row.characters, row.positive) for row in group.shown]
         made = {
-            kind: call.once_in_a_run((self, layer, *kind, q.device), lambda kind=kind: make(*kind))
+            kind: call.cached_for_run((self, layer, *kind, q.device), lambda kind=kind: make(*kind))
             for kind in dict.fromkeys(kinds)
         }
         if len(made) == 1:
@@ -232,29 +232,29 @@ class ImageConditioning:
         shown = [self.characters[number] for number in characters]
         return self.adapter.tokens(shown, self.face_strength, self.appearance_strength, device)
 
-    def _mask(self, group: Group, call: UNetCall, q: Tensor, columns: int, options: dict[str, Any]) -> Tensor | None:
-        """[rows, 1, N, columns] added to the logits: a character's tokens count as much as its region covers a query.
+    def _mask(self, group: RowGroup, call: UNetCall, q: Tensor, columns: int, options: dict[str, Any]) -> Tensor | None:
+        """Mask [rows, 1, N, columns] for the logits: a character's tokens count as much as its region covers a query.
 
-        Made once in a run for each size of layer. columns: image tokens of the background and then of each character,
-        equally many.
+        Made once in a run for each layer size. columns: image tokens of the background and then of each character, the
+        same number of each.
         """
-        if all(self.regions[number] is None for cast in group.casts for number in cast.characters):
+        if all(self.regions[number] is None for row in group.shown for number in row.characters):
             return None
         grid = tuple(options["activations_shape"][-2:])
 
         def make() -> Tensor:
-            covers = torch.stack([self._cover(cast, columns, call.size, grid) for cast in group.casts])
+            covers = torch.stack([self._cover(row, columns, call.size, grid) for row in group.shown])
             return covers.to(torch.promote_types(q.dtype, covers.dtype)).log()[:, None].to(q)
 
-        return call.once_in_a_run((self, group.casts, grid, q.dtype, q.device), make)
+        return call.cached_for_run((self, group.shown, grid, q.dtype, q.device), make)
 
-    def _cover(self, cast: Cast, columns: int, size: tuple[int, int], grid: tuple[int, ...]) -> Tensor:
-        """How much each token of a cast counts for each query, [N, columns] in 0..1."""
-        tokens = columns // (1 + len(cast.characters))
+    def _cover(self, row: RowCharacters, columns: int, size: tuple[int, int], grid: tuple[int, ...]) -> Tensor:
+        """How much each image token of a row counts for each query, [N, columns] in 0..1."""
+        tokens = columns // (1 + len(row.characters))
         cover = torch.ones(math.prod(grid), columns)
-        for place, (number, mask) in enumerate(zip(cast.characters, cast.masks, strict=True), start=1):
+        for place, (number, mask) in enumerate(zip(row.characters, row.masks, strict=True), start=1):
             if self.regions[number] is not None:
-                covered = region_cover(self.regions[number][mask], size, cast.area, grid)
+                covered = region_cover(self.regions[number][mask], size, row.area, grid)
                 cover[:, place * tokens : (place + 1) * tokens] = covered.flatten()[:, None]
         return cover
 
@@ -262,8 +262,8 @@ class ImageConditioning:
 def region_cover(mask: Tensor, size: tuple[int, int], area: Sequence[int] | None, grid: tuple[int, int]) -> Tensor:
     """How much of each cell of a layer's grid a region covers, [*grid] in 0..1.
 
-    mask: [H, W] of the whole picture; size: height and width of the picture's latents; area: (height, width, top, left)
-    of the part of them that the layer sees, None: all of it.
+    mask: [H, W] of the whole image; size: height and width of its latents; area: (height, width, top, left) of the part
+    of them that the layer computes, None: all of it.
     """
     cover = interpolate(mask[None, None].float(), size, mode="area")
     if area is not None:
@@ -273,17 +273,17 @@ def region_cover(mask: Tensor, size: tuple[int, int], area: Sequence[int] | None
 
 
 def _by_frame(region: Tensor, story: StoryCond) -> bool:
-    """Whether a region's masks are one for each frame of the whole story, and not of the batch that is drawn."""
+    """Whether a region has one mask per frame of the whole story, rather than per image of the batch."""
     return len(region) > max(row.frame for row in story.rows)
 
 
 def _mask_number(region: Tensor | None, image: Image, story: StoryCond | None) -> int:
-    """Which mask of a region is for an image."""
+    """Number of the mask of a region that an image uses."""
     if region is None or len(region) == 1:
         return 0
-    return image.number if story is None or _by_frame(region, story) else image.place
+    return image.number if story is None or _by_frame(region, story) else image.batch_index
 
 
 def _shown(names: Sequence[str], roles: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
-    """Numbers of the characters that play these of a story's, ascending."""
+    """Numbers of the reference characters for these names of a story, ascending."""
     return tuple(sorted({number for name in names for number in roles.get(name, ())}))

@@ -31,7 +31,8 @@ from ..models.storymaker.weights import StoryMakerWeights
 from ..prompts.conditioning import StoryCond, StoryRow
 from ..prompts.tokens import StoryTokens
 from ..runtime.call import KEY, Conditioning, SamplerCall, read_call
-from ..runtime.sampling import Opened, StoryRun
+from ..runtime.patch import ScheduledPatch
+from ..runtime.run import StoryRun
 from .common import enter_comfyui, fused_attention, table
 
 SDXL = {**demo.UNET, "model_channels": 320, "num_head_channels": 64}
@@ -168,7 +169,7 @@ def patched_options(case: Case, frames: int) -> dict[str, Any]:
         blocks = dict.fromkeys(BLOCKS)
         patches.append(ImageConditioning(sdxl_adapter(), people, regions, 0.8, 1.0, 1.0, 0.0, 1.0, blocks))
     window = (SIGMA, SIGMA) if case.open else (SIGMA / 2, SIGMA / 4)
-    run = StoryRun(tuple(Opened(patch, *window) for patch in patches), attend)
+    run = StoryRun(tuple(ScheduledPatch(patch, *window) for patch in patches), attend)
     return run.installed(options, read_call(options, 2 * frames))
 
 

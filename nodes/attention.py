@@ -6,7 +6,7 @@ from ..attention.consistent import ConsistentAttention
 from ..attention.freeu import FreeU, Stage
 from ..attention.identity import IdentityPreserving
 from ..runtime.blocks import check_blocks
-from ..runtime.sampling import check_window
+from ..runtime.patch import check_window
 from .patching import attention_levels, blocks_of, lowest_stages, with_patch
 from .ranges import in_range
 

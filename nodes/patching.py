@@ -10,7 +10,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, Upsample
 from ..runtime import sampling
 from ..runtime.blocks import Blocks, choose_blocks
 from ..runtime.memory import Level
-from ..runtime.sampling import Patch
+from ..runtime.patch import Patch
 
 
 def with_patch(model, patch: Patch):

@@ -27,7 +27,7 @@ from ..models.storymaker.weights import (
     load_storymaker,
     read_checkpoint,
 )
-from ..runtime.sampling import check_window
+from ..runtime.patch import check_window
 from .attention import model_input, model_output, window_inputs
 from .folders import files_in, register
 from .patching import attention_widths, blocks_of, with_patch

@@ -1,4 +1,4 @@
-"""Which attention layers of a UNet a patch works on, as one string.
+"""The attention layers of a UNet that a patch acts on, as one string.
 
 all                          every layer
 output                       every layer of the output (up) blocks
@@ -25,15 +25,15 @@ _CHOICE = re.compile(rf"(input|middle|output)(?:\s+{_RANGE}(?:\s*\.\s*{_RANGE})?
 
 
 def check_blocks(text: str) -> None:
-    """Raise ValueError, showing the text, when a block string cannot be read."""
+    """Raise ValueError, quoting the text, when a block string is malformed."""
     _choices(text)
 
 
 def choose_blocks(text: str, depths: Mapping[Key, int]) -> Blocks:
-    """Blocks that a string names in a UNet.
+    """The blocks of a UNet that a string selects.
 
     depths: number of attention layers of every block that has any, for example {("input", 4): 2, ("middle", 0): 10}.
-    Raises ValueError naming the text and what the model has when a choice is malformed or names nothing there.
+    Raises ValueError, quoting the text and listing the model's blocks, when a choice is malformed or selects nothing.
     """
     chosen: dict[Key, tuple[int, ...] | None] = {}
     for choice, part, numbers, layers in _choices(text):
@@ -47,7 +47,7 @@ def choose_blocks(text: str, depths: Mapping[Key, int]) -> Blocks:
             inside = None if layers is None else tuple(j for j in layers if j < depths[key])
             if inside == ():
                 has = f"{key[0]} {key[1]} has layers 0 to {depths[key] - 1}"
-                raise ValueError(f'Blocks "{short(text)}": "{choice}" names layers that are not there, {has}.')
+                raise ValueError(f'Blocks "{short(text)}": "{choice}" has no such layers: {has}.')
             chosen[key] = _union(chosen[key], inside) if key in chosen else inside
     return chosen
 
@@ -57,7 +57,7 @@ def _union(a: tuple[int, ...] | None, b: tuple[int, ...] | None) -> tuple[int, .
 
 
 def _choices(text: str) -> list[tuple[str, str | None, range | None, range | None]]:
-    """Every choice as (its text, part, numbers, layers); None is all of them."""
+    """Every choice as (its text, part, numbers, layers); None means all."""
     choices = []
     for choice in (item.strip() for item in text.split(",")):
         if choice.lower() == "all":

@@ -1,9 +1,9 @@
-"""The view of one UNet call: which rows belong to which conditioning, and what a story says about them.
+"""The view of one UNet call: which rows belong to which conditioning, and to which frames of a story.
 
-The only place that learns rows and images from the host's `transformer_options`. A host calls the UNet with several
+The only place that reads rows and images from the host's `transformer_options`. A host calls the UNet with several
 conditionings stacked along the rows ("chunks"), in any order and split over several calls as memory allows. Chunks are
-known by the uuid that the host gives every conditioning, never by their place or number alone: what is 0 in one guider
-is the negative in another.
+identified by the uuid that the host gives every conditioning, never by position or number alone: number 0 is the
+positive in one guider and the negative in another.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from typing import Any, NamedTuple
 import torch
 
 from ..prompts.conditioning import StoryCond
-from .kept import Kept
+from .cache import RunCache
 from .rows import Rows, grouped, named_rows
 
 CPU = torch.device("cpu")
 
 KEY = "storyloom"
-"""Where a SamplerCall travels in the transformer_options of a call."""
+"""Key of the SamplerCall in the transformer_options of a call."""
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What is known of one conditioning before it is batched. Equal ones are alike in all of it.
+    """One conditioning before it is batched.
 
     story     its story, if any
     length    its own context length
-    positive  whether it asks for the picture, or is what guidance leads away from
-    area      (height, width, top, left) in latent pixels of the part of the picture that it is for, None: all of it
+    positive  whether guidance leads towards it or away from it
+    area      (height, width, top, left) in latent pixels of the part of the image that it is for, None: all of it
     """
 
     story: StoryCond | None
@@ -44,16 +44,16 @@ class Conditioning:
 
 @dataclass(frozen=True, eq=False)
 class SamplerCall:
-    """One evaluation asked for by a sampler.
+    """One evaluation of the model by a sampler.
 
     sigma           noise level
-    conditionings   by the guider's number and the uuid: for regions the host puts a copy with the same uuid and another
-                    context into the guider's other list
-    images          numbers, in the latent batch, of the images that a chunk holds; None: of the whole batch
-    step, steps     number of the run's step at this noise level, and how many there are
-    story           the run's story, which conditionings without one are sampled beside
-    kept            what patches have made once for the whole run, whichever card they work on
-    size            height and width of the whole picture's latents
+    conditionings   by the guider's number and the uuid: for regions the host adds a copy with the same uuid and another
+                    context to the guider's other list
+    images          batch indices of the images in each chunk; None: the whole batch
+    step, steps     number of the run's step at this sigma, and the number of steps
+    story           the run's story, beside which conditionings without a story are sampled
+    cache           values that patches compute once for the whole run, on any card
+    size            height and width of the whole image's latents
     """
 
     sigma: float
@@ -62,7 +62,7 @@ class SamplerCall:
     step: int = 0
     steps: int = 1
     story: StoryCond | None = None
-    kept: Kept = field(default_factory=Kept, repr=False)
+    cache: RunCache = field(default_factory=RunCache, repr=False)
     size: tuple[int, int] = (0, 0)
 
 
@@ -75,7 +75,7 @@ class Chunk:
 
 
 class IdentityGroup(NamedTuple):
-    """Rows of a call whose identity stands in the same columns of the first `length` keys (None: of all keys)."""
+    """Rows of a call with the same identity columns among the first `length` keys (None: among all keys)."""
 
     rows: Rows
     columns: tuple[int, ...]
@@ -83,36 +83,36 @@ class IdentityGroup(NamedTuple):
 
 
 class Image(NamedTuple):
-    """What a row of a chunk draws.
+    """The image of a row in a chunk.
 
-    number      of the image in the story, or in the batch where there is none
-    characters  who is in it, None: nobody knows
-    place       of the image in the batch
+    number       in the story, or in the batch when there is no story
+    characters   names of the characters in it, None: unknown
+    batch_index  in the latent batch
     """
 
     number: int
     characters: tuple[str, ...] | None
-    place: int
+    batch_index: int
 
     def shares_a_character(self, other: Image) -> bool:
-        """Whether somebody is in both images, or nobody knows."""
+        """Whether a character is in both images. True when the characters of either are unknown."""
         if self.characters is None or other.characters is None:
             return True
         return not set(self.characters).isdisjoint(other.characters)
 
 
-def batch_images(story: StoryCond | None, places: Iterable[int]) -> list[Image]:
-    """The images at these places of a batch that draws a story, or of any batch."""
+def batch_images(story: StoryCond | None, indices: Iterable[int]) -> list[Image]:
+    """The images at these indices of a batch, of a story or without one."""
     if story is None:
-        return [Image(place, None, place) for place in places]
-    return [Image(story.rows[place].frame, story.rows[place].characters, place) for place in places]
+        return [Image(index, None, index) for index in indices]
+    return [Image(story.rows[index].frame, story.rows[index].characters, index) for index in indices]
 
 
 @dataclass(frozen=True, eq=False)
 class UNetCall:
-    """One call of the UNet. `images`, `step`, `steps`, `story`, `kept` and `size` as in SamplerCall.
+    """One call of the UNet. `images`, `step`, `steps`, `story`, `cache` and `size` as in SamplerCall.
 
-    device: where its tensors are.
+    device: of its tensors; call_cache: values that patches compute once for this call.
     """
 
     sigma: float
@@ -121,56 +121,56 @@ class UNetCall:
     step: int = 0
     steps: int = 1
     story: StoryCond | None = None
-    kept: Kept = field(default_factory=Kept, repr=False)
+    cache: RunCache = field(default_factory=RunCache, repr=False)
     size: tuple[int, int] = (0, 0)
     device: torch.device = CPU
-    made: Kept = field(default_factory=Kept, repr=False)
+    call_cache: RunCache = field(default_factory=RunCache, repr=False)
 
     @cached_property
     def context_length(self) -> int:
-        """Key columns of the call: conditionings of different length are repeated to their least common multiple."""
+        """Key columns of the call: contexts of different length are repeated to their least common multiple."""
         return lcm(*(chunk.conditioning.length for chunk in self.chunks))
 
     @property
     def rows(self) -> int:
         return self.chunks[-1].rows.stop
 
-    def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """What `make` gives, made for the first layer of this call that asks and kept for the others."""
-        return self.made.once(key, make)
+    def cached(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """The value of `make`, computed in the first layer of this call that needs it."""
+        return self.call_cache.get_or_make(key, make)
 
-    def once_in_a_layout(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """As `once`, kept for all calls of the sampling run whose rows are the same, on the same device."""
+    def cached_by_layout(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """As `cached`, for all calls of the sampling run with the same rows, on the same device."""
         layout = self.chunks, self.images, self.device
-        return self.once("layout", lambda: self.kept.once(layout, Kept)).once(key, make)
+        return self.cached("layout", lambda: self.cache.get_or_make(layout, RunCache)).get_or_make(key, make)
 
-    def once_in_a_run(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """As `once`, kept for all calls of the sampling run, on all cards: what lies on one has it in its key."""
-        return self.kept.once(key, make)
+    def cached_for_run(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """As `cached`, for all calls of the sampling run on all cards: a tensor on a card has the card in its key."""
+        return self.cache.get_or_make(key, make)
 
     def images_of(self, chunk: Chunk) -> list[Image]:
-        """The images that a chunk's rows draw: of its own story, else of the run's, else of any batch.
+        """The images of a chunk's rows: of its own story, else of the run's, else of the batch.
 
-        Raises ValueError when it has not as many rows as there are images.
+        Raises ValueError when the numbers of rows and images differ.
         """
         story = chunk.conditioning.story or self.story
         known = len(chunk.rows) if story is None else len(story.rows)
-        places = range(known) if self.images is None else self.images
-        if len(places) != len(chunk.rows):
-            raise _unknown_images(len(chunk.rows), len(places))
-        return batch_images(story, places)
+        indices = range(known) if self.images is None else self.images
+        if len(indices) != len(chunk.rows):
+            raise _unknown_images(len(chunk.rows), len(indices))
+        return batch_images(story, indices)
 
     def identity_groups(self, cut: bool) -> list[IdentityGroup]:
-        """Rows that tell of a story's identity, grouped by the key columns that do.
+        """Rows that have identity columns, grouped by these columns.
 
-        cut: for keys that are cut back to each conditioning's own length. Otherwise for keys as the host makes them,
-        repeated to `context_length`: the columns of every repeat.
+        cut: for keys cut back to each conditioning's own length. Otherwise for keys as the host makes them, repeated to
+        `context_length`: the columns of every repeat.
         """
-        return self.once_in_a_layout(("identity groups", cut), lambda: self._grouped(cut))
+        return self.cached_by_layout(("identity groups", cut), lambda: self._grouped(cut))
 
     def rows_without_identity(self) -> Rows | None:
-        """Rows of the call that are in none of these groups, None when there are none."""
-        return self.once_in_a_layout("rows without identity", self._without_identity)
+        """Rows of the call that are in no identity group, None when there are none."""
+        return self.cached_by_layout("rows without identity", self._without_identity)
 
     def _grouped(self, cut: bool) -> list[IdentityGroup]:
         known = [(row, columns, own) for row, columns, own in self._columns_by_row() if columns]
@@ -187,7 +187,7 @@ class UNetCall:
         return named_rows(others, self.device) if others else None
 
     def _columns_by_row(self) -> Iterator[tuple[int, tuple[int, ...], int]]:
-        """Every row, its identity's columns and its context's own length."""
+        """Every row with its identity columns and its own context length."""
         for chunk in self.chunks:
             story = chunk.conditioning.story
             columns = [()] * len(chunk.rows) if story is None else self._identity_columns(chunk)
@@ -207,16 +207,16 @@ class UNetCall:
 
 def _unknown_images(rows: int, images: int) -> ValueError:
     return ValueError(
-        f"The model is called with {rows} images for a story of {images} frames, so it is unknown which frame is "
-        "which. Another node splits or repeats the images (tiled sampling?): remove it."
+        f"The model is called with {rows} images for a story of {images} frames, so their frames are unknown. "
+        "Another node splits or repeats the images (tiled sampling?): remove it."
     )
 
 
 def window_images(options: Mapping[str, Any], rows: int) -> tuple[int, ...] | None:
-    """Numbers, in the latent batch, of the images that one evaluation holds.
+    """Batch indices of the images in one evaluation.
 
-    None, which is all of them in order, unless the host slides a context window over the batch. Raises ValueError when
-    a window does not have as many images as there are rows.
+    None, which means all of them in order, unless the host slides a context window over the batch. Raises ValueError
+    when the numbers of images and rows differ.
     """
     window = options.get("context_window")
     if window is None or window.dim != 0:
@@ -225,16 +225,16 @@ def window_images(options: Mapping[str, Any], rows: int) -> tuple[int, ...] | No
     images = (*([] if anchor is None or anchor < 0 else [anchor]), *window.index_list)
     if len(images) != rows:
         raise ValueError(
-            f"A context window over the batch names {len(images)} images but the model is called with {rows}. "
+            f"A context window over the batch has {len(images)} images but the model is called with {rows}. "
             "Use context windows over the batch (dim 0) without retained latents, or remove the context window node."
         )
     return images
 
 
 def read_call(options: Mapping[str, Any], rows: int, device: torch.device = CPU) -> UNetCall | None:
-    """The view of a UNet call with `rows` rows, or None when it was not made by a sampler that StoryLoom follows.
+    """The view of a UNet call with `rows` rows, None when it does not come from a patched sampling run.
 
-    device: where its tensors are.
+    device: of its tensors.
     """
     sampler: SamplerCall | None = options.get(KEY)
     if sampler is None:
@@ -252,15 +252,15 @@ def read_call(options: Mapping[str, Any], rows: int, device: torch.device = CPU)
         sampler.step,
         sampler.steps,
         sampler.story,
-        sampler.kept,
+        sampler.cache,
         sampler.size,
         device,
     )
 
 
 def nearest_step(sigma: float, sigmas: Sequence[float]) -> int:
-    """Number of the step that begins nearest to a noise level; some samplers evaluate between two steps.
+    """Number of the step whose start is nearest to a sigma; some samplers evaluate between two steps.
 
-    sigmas: noise levels at which the steps of a run begin.
+    sigmas: where the steps of a run begin.
     """
     return min(range(len(sigmas)), key=lambda step: abs(sigmas[step] - sigma), default=0)

@@ -1,9 +1,9 @@
-"""The attention that stood at a layer before a StoryLoom patch came: another node's replacement, or the host's own."""
+"""What stands below a patch at one attention layer: other patches, another node's replacement, the host's attention."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -16,46 +16,37 @@ Replacement = Callable[[Tensor, Tensor, Tensor, dict[str, Any]], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class Inner:
-    """Calls the attention underneath.
+class Chain:
+    """Calls the attention below a patch.
 
-    A replacement takes no mask, and it may tell its rows from the call (which conditioning is which), so it must always
-    get the whole batch; the host's own attention takes any rows and a mask. `takes_rows` says which one it is.
+    options  the call's transformer_options
+    host     the host's attention
+    owner    another node's replacement at this layer, if any
+    patches  StoryLoom's patches below this one, from the innermost to the outermost
+    call     the UNet call, which they need
+
+    A replacement takes no mask and may derive its rows from the call (which conditioning is which), so it always gets
+    the whole batch. The host's attention takes any rows and a mask: `takes_rows` says whether it is next.
     """
 
     options: dict[str, Any]
     host: HostAttend
     owner: Replacement | None
+    patches: tuple[Any, ...] = ()
+    call: Any = None
 
     @property
     def takes_rows(self) -> bool:
-        return self.owner is None
+        return self.owner is None and not self.patches
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
+        if self.patches:
+            *below, patch = self.patches
+            return patch.attend(q, k, v, heads, self.call, replace(self, patches=tuple(below)))
         if self.owner is None:
             return self.plain(q, k, v, heads, mask)
         return self.owner(q, k, v, self.options)
 
     def plain(self, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
-        """The host's own attention, whatever stands here, for other keys and values than the layer's."""
+        """The host's attention, for keys and values other than the layer's own. Skips the rest of the chain."""
         return self.host(q, k, v, heads, mask, self.options)
-
-
-@dataclass(frozen=True, eq=False)
-class Below:
-    """A StoryLoom patch, as the attention underneath another one that only adds to what it answers."""
-
-    patch: Any
-    call: Any
-    inner: Inner | Below
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return self.inner.options
-
-    def plain(self, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
-        """As of the attention underneath all of ours."""
-        return self.inner.plain(q, k, v, heads, mask)
-
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-        return self.patch.attend(q, k, v, heads, self.call, self.inner)

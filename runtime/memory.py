@@ -1,9 +1,9 @@
-"""Memory of gathered keys and values: what it comes to, how it is bounded, and how the host learns of it.
+"""Memory for gathered keys and values: its size, its limit, and how it enters the host's estimate.
 
 Consistent self-attention gathers keys and values [images, keys, C] for one layer at a time, and the number of keys
 grows with the number of images: in half precision at 1024 x 1024 it is 100 MiB for four images, 360 for eight, 1360
-for sixteen, 5280 for thirty-two. Above GATHER_LIMIT they are gathered for some images at a time. The host loads as
-much of a model as its estimate for the batch leaves room for, so it is told of what comes on top.
+for sixteen, 5280 for thirty-two. Above GATHER_LIMIT they are gathered for a few images at a time. The host loads as
+much of a model as its memory estimate for the batch allows, so this memory is added to the estimate.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from torch import Tensor
 from ..prompts.conditioning import TAG, StoryCond
 
 PREPARE_SAMPLING = "prepare_sampling"
-"""ComfyUI's name for what estimates a run's memory and loads its models."""
+"""ComfyUI's name for the function that estimates a run's memory and loads its models."""
 
-TELL = "storyloom_memory"
+MEMORY_KEY = "storyloom_memory"
 """Key of our wrapper around it."""
 
 GATHER_LIMIT = 256 * 2**20
-"""Bytes of keys and values that are gathered at once, or those of one image where one has more. In half precision at
-1024 x 1024 that is four images of four, five of eight, three of sixteen, one of thirty-two. A constant, about what
-ComfyUI reckons for an image of this size: the free memory would be another in every run, and asking for it waits."""
+"""Bytes of keys and values that are gathered at once, or those of one image if that is more. In half precision at
+1024 x 1024 that is four images of four, five of eight, three of sixteen, one of thirty-two. A constant, about
+ComfyUI's estimate for one image of this size: free memory would differ between runs, and querying it synchronises."""
 
 
 class Level(NamedTuple):
-    """Attention layers of one resolution: their channels, and how often the latents' sides are halved there."""
+    """Attention layers of one resolution: their channels, and how often the latents are halved there."""
 
     channels: int
     halvings: int
@@ -43,17 +43,17 @@ class Level(NamedTuple):
 
 
 def gathered_bytes(images: int, keys: int, channels: int, itemsize: int) -> int:
-    """Bytes of keys and values, [images, keys, channels] each. itemsize: bytes of a number."""
+    """Bytes of keys and values, [images, keys, channels] each. itemsize: bytes per element."""
     return 2 * images * keys * channels * itemsize
 
 
 def images_within(limit: int, keys: int, channels: int, itemsize: int) -> int:
-    """How many images' keys and values take at most `limit` bytes; 1 at least, since one image is never cut."""
+    """Number of images whose keys and values fit `limit` bytes; at least 1, since one image is never split."""
     return max(1, limit // gathered_bytes(1, keys, channels, itemsize))
 
 
 def in_slices(rows: slice | Tensor, keys: Tensor | None, images: int) -> list[tuple[slice | Tensor, Tensor | None]]:
-    """Rows, and the keys [rows, n] that each sees if there are any, so many images at a time."""
+    """Rows, and their keys [rows, n] if any, in slices of `images` rows."""
     if isinstance(rows, slice):
         parts = [slice(first, min(first + images, rows.stop)) for first in range(rows.start, rows.stop, images)]
     else:
@@ -62,14 +62,14 @@ def in_slices(rows: slice | Tensor, keys: Tensor | None, images: int) -> list[tu
 
 
 def most_gathered(
-    looks: Iterable[int], levels: Iterable[Level], rate: float, size: Sequence[int], itemsize: int, whole: bool
+    sources: Iterable[int], levels: Iterable[Level], rate: float, size: Sequence[int], itemsize: int, whole: bool
 ) -> int:
-    """Most bytes that a layer gathers at once for images which look at so many others each.
+    """Most bytes that a layer gathers at once.
 
-    rate: part of another image's tokens that is seen; size: height and width of the latents; whole: all images at once
-    instead of those that fit GATHER_LIMIT. Images that look at nobody gather nothing.
+    sources: for each image, the number of images that it attends to (0 gathers nothing); rate: fraction of their
+    tokens; size: height and width of the latents; whole: all images at once instead of those that fit GATHER_LIMIT.
     """
-    groups = Counter(looks)
+    groups = Counter(sources)
     images = groups.total()
     most = 0
     for level, (others, together) in product(levels, groups.items()):
@@ -83,24 +83,24 @@ def most_gathered(
 
 @runtime_checkable
 class Gathering(Protocol):
-    """A patch by which images look at each other."""
+    """A patch with which images attend to each other."""
 
-    def remark(self, story: StoryCond | None) -> str | None:
-        """What its settings and the story of a run say differently, None when they agree."""
+    def warning(self, story: StoryCond | None) -> str | None:
+        """The conflict between its settings and the story of a run, None when they agree."""
 
     def gathers(self, story: StoryCond | None, images: int, size: Sequence[int], itemsize: int, whole: bool) -> int:
         """Most bytes that a layer gathers at once for one conditioning of a run.
 
-        size: height and width of its latents; whole: another node's attention gets the whole batch every time.
+        size: height and width of its latents; whole: another node's attention gets the whole batch in every call.
         """
 
 
 @dataclass(frozen=True, eq=False)
-class ToldMemory:
-    """PREPARE_SAMPLING wrapper: the host makes as much more room as patches gather, by estimating a wider picture.
+class MemoryWrapper:
+    """PREPARE_SAMPLING wrapper: makes the host reserve the memory that patches gather, by estimating a wider image.
 
-    As core's own context windows do, it changes the noise's shape, which the host uses for its estimate alone. It
-    changes the width, for windows of another node cut the batch, before or after.
+    Like core's context windows, it changes the noise shape, which the host uses only for its estimate. It changes the
+    width, because context windows of another node change the batch, before or after.
     """
 
     patches: tuple[Gathering, ...]
@@ -115,8 +115,8 @@ class ToldMemory:
         more = max(patch.gathers(story, images, rest[-2:], itemsize, whole) for patch in self.patches)
         if more:
             *rest, width = rest
-            reckoned = model.model.memory_required([images, *rest, width])
-            noise_shape = [noise_shape[0], *rest, ceil(width * (1 + more / reckoned))]
+            estimate = model.model.memory_required([images, *rest, width])
+            noise_shape = [noise_shape[0], *rest, ceil(width * (1 + more / estimate))]
         return executor(model, noise_shape, conds, *args, model_options=model_options, **kwargs)
 
 

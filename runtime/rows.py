@@ -1,7 +1,7 @@
-"""Rows of a UNet call: how they are grouped, and how they are named so that no index is copied to the card.
+"""Rows of a UNet call: how they are grouped, and how they are indexed without a copy to the card.
 
-A Python list as an index becomes a tensor of the CPU at every use, and the card has to wait for it. Row numbers here
-are a slice where they are consecutive, else a LongTensor that the device counts up itself.
+A Python list used as an index becomes a CPU tensor at every use, and the card waits for its upload. Row numbers here
+are a slice where they are consecutive, else a LongTensor that is made on the device.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Member = TypeVar("Member")
 
 
 def grouped(members: Iterable[Member], key: Callable[[Member], Hashable]) -> dict[Hashable, list[Member]]:
-    """Members by what `key` says of them, in the order of their first appearance."""
+    """Members by `key`, in the order of their first appearance."""
     groups: dict[Hashable, list[Member]] = {}
     for member in members:
         groups.setdefault(key(member), []).append(member)
@@ -29,11 +29,11 @@ def grouped(members: Iterable[Member], key: Callable[[Member], Hashable]) -> dic
 
 
 def named_rows(numbers: Sequence[int], device: torch.device) -> Rows:
-    """Ascending row numbers, at least one, as what indexes a tensor on this device."""
+    """Ascending row numbers, at least one, as an index for a tensor on this device."""
     first, last = numbers[0], numbers[-1]
     return slice(first, last + 1) if last - first + 1 == len(numbers) else counted_up(numbers, device)
 
 
 def counted_up(numbers: Sequence[int], device: torch.device) -> torch.LongTensor:
-    """Ascending numbers, at least one, as a LongTensor [n] that is made on the device: nothing is copied to it."""
+    """Ascending numbers, at least one, as a LongTensor [n] made on the device without a copy."""
     return torch.cat([torch.arange(run.start, run.stop, device=device) for run in consecutive(numbers)])

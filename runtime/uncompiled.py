@@ -1,4 +1,4 @@
-"""Keeps a function out of what torch.compile makes, without importing the compiler for those who never compile."""
+"""Excludes a function from torch.compile, without importing the compiler when nothing is compiled."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 
 
 def uncompiled(function: Callable) -> Callable:
-    """`function` as the decorator torch.compiler.disable gives it, once the compiler is there; until then as it is.
+    """`function` under torch.compiler.disable once the compiler has been imported; unchanged until then.
 
-    The decorator itself imports torch._dynamo, which takes a second or two at the start of a host. Nobody can compile
-    before somebody has imported that, so looking for it at each call is enough.
+    The decorator imports torch._dynamo, which takes a second or two at the start of a host. Nothing can be compiled
+    before that import, so checking for it at each call is enough.
     """
     disabled: list[Callable] = []
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..runtime import sampling
-from ..runtime.sampling import Patch
+from ..runtime.patch import Patch
 from .layers import attend
 from .unet import diffusers_names, unet_numbers
 

@@ -21,7 +21,7 @@ from ..pages.comic import PageStyle, comic_pages
 from ..prompts.encode import Entry, Reweighting
 from ..prompts.script import Story, parse_story
 from ..prompts.windows import WINDOW_KINDS, WindowKind
-from ..runtime.sampling import check_window
+from ..runtime.patch import check_window
 from .conditioning import frame_by_frame, one_prompt
 from .layers import blocks_of
 from .model import StoryModel, model_of

@@ -327,13 +327,13 @@ def test_a_model_that_was_compiled_without_the_patch_still_runs_it_and_follows_i
 
 def test_a_compiled_call_of_ours_is_never_frozen(host):
     """Whoever compiles with the guards on transformer_options dropped still gets the attention of the call at hand."""
-    sampling, unet_call = host.pack("runtime.sampling"), host.pack("runtime.call")
+    run, unet_call = host.pack("runtime.run"), host.pack("runtime.call")
     patch = host.pack("attention.identity").IdentityPreserving(2.0, 0.0, 1.0, {("middle", 0): None})
-    window = sampling.Opened(patch, 5.0, 0.0)
+    window = host.pack("runtime.patch").ScheduledPatch(patch, 5.0, 0.0)
     seen = []
 
     def options(sigma):
-        attention = sampling.LayerAttention((window,), unet_call.UNetCall(sigma, (), None), note, None)
+        attention = run.LayerAttention((window,), unet_call.UNetCall(sigma, (), None), note, None)
         return {"patches_replace": attention, "n_heads": 1}
 
     def note(q, k, v, heads, mask, options):
@@ -345,12 +345,13 @@ def test_a_compiled_call_of_ours_is_never_frozen(host):
     filtered = {"guard_filter_fn": lambda guards: ["transformer_options" not in guard.name for guard in guards]}
     torch.compiler.reset()
     compiled = torch.compile(layer, backend="eager", options=filtered)
-    original = sampling.Opened.at
-    sampling.Opened.at = lambda self, sigma: seen.append(sigma) or original(self, sigma)
+    scheduled = host.pack("runtime.patch").ScheduledPatch
+    original = scheduled.acts_at
+    scheduled.acts_at = lambda self, sigma: seen.append(sigma) or original(self, sigma)
     try:
         for sigma in (9.0, 4.0):
             compiled(torch.ones(1, 2, 4), options(sigma))
     finally:
-        sampling.Opened.at = original
+        scheduled.acts_at = original
         torch.compiler.reset()
     assert seen == [9.0, 4.0]

@@ -141,7 +141,7 @@ def test_context_windows_look_at_the_anchors_that_they_hold(host, graph):
 
     graph = type(graph)(base)
     sample(graph, parts, "x", model=call(graph, host, misnamed, csa(graph, parts["model"])))
-    with pytest.raises(Exception, match="names 2 images but the model is called with 3") as failed:
+    with pytest.raises(Exception, match="has 2 images but the model is called with 3") as failed:
         host.run(graph)
     assert failed.value.node == "KSampler"
 

@@ -91,26 +91,26 @@ def young():
 
 @pytest.mark.parametrize("patch", PATCHES)
 def test_a_run_leaves_no_tensor_and_no_view_of_a_call(host, graph, maker, young, patch):
-    sampling, unet_call = host.pack("runtime.sampling"), host.pack("runtime.call")
-    ours = (sampling.LayerAttention, sampling.StoryRun, unet_call.UNetCall, unet_call.SamplerCall)
-    ours = (*ours, host.pack("attention.storymaker").Group)
+    run, unet_call = host.pack("runtime.run"), host.pack("runtime.call")
+    ours = (run.LayerAttention, run.StoryRun, unet_call.UNetCall, unet_call.SamplerCall)
+    ours = (*ours, host.pack("attention.storymaker").RowGroup)
     parts = build(graph)
     sample(graph, parts, "latent", model=PATCHES[patch](graph, host, maker, parts["model"]))
 
-    def run():
+    def tensors_after():
         host.run(graph, fresh=True).latent.clear()
         gc.collect()
         return objects(torch.Tensor)
 
-    run()
-    before = {id(thing) for thing in [*run(), *objects(*ours)]}
-    assert [tensor.shape for tensor in run() if id(tensor) not in before] == []
+    tensors_after()
+    before = {id(thing) for thing in [*tensors_after(), *objects(*ours)]}
+    assert [tensor.shape for tensor in tensors_after() if id(tensor) not in before] == []
     assert [view for view in objects(*ours) if id(view) not in before] == []
 
 
 @pytest.mark.parametrize("patch", ["IPCA 2", "CSA", "StoryMaker"])
 def test_nothing_is_carried_from_one_unet_call_to_the_next(host, graph, maker, young, patch):
-    sampling = host.pack("runtime.sampling")
+    layer_attention = host.pack("runtime.run").LayerAttention
     parts = build(graph)
     counts = {}
 
@@ -120,7 +120,7 @@ def test_nothing_is_carried_from_one_unet_call_to_the_next(host, graph, maker, y
         def append(self, entry):
             entry.clear()
             gc.collect()
-            super().append((len(objects(torch.Tensor)), len(objects(sampling.LayerAttention))))
+            super().append((len(objects(torch.Tensor)), len(objects(layer_attention))))
 
     for name, model in (("plain", parts["model"]), ("ours", PATCHES[patch](graph, host, maker, parts["model"]))):
         counts[name] = Seen()

@@ -75,9 +75,9 @@ def interrupt_now():
 
 STAGES = {
     "the text": ("nodes.conditioning", "encode_prompts", 1, interrupt),
-    "the first step": ("runtime.sampling", "StoryRun.call_unet", 1, interrupt_now),
-    "the last step": ("runtime.sampling", "StoryRun.call_unet", STEPS, interrupt_now),
-    "a layer of a step": ("runtime.sampling", "LayerAttention.__call__", 30, interrupt_now),
+    "the first step": ("runtime.run", "StoryRun.call_unet", 1, interrupt_now),
+    "the last step": ("runtime.run", "StoryRun.call_unet", STEPS, interrupt_now),
+    "a layer of a step": ("runtime.run", "LayerAttention.__call__", 30, interrupt_now),
     "the page": ("nodes.page", "comic_pages", 1, interrupt),
 }
 
@@ -96,7 +96,7 @@ def next_is_right(host, new_graph, monkeypatch, undisturbed, models, maker, fox)
     def check():
         monkeypatch.undo()
         gc.collect()
-        run = host.pack("runtime.sampling").StoryRun
+        run = host.pack("runtime.run").StoryRun
         assert not [thing for thing in gc.get_objects() if isinstance(thing, run)]
         model = models[0]
         assert not model.patches and not model.additional_models

@@ -200,7 +200,7 @@ def test_without_a_story_it_acts_alike(host, graph):
 
 def test_a_window_that_ends_before_it_starts_is_refused(host, graph):
     graph.capture(x=freeu(graph, graph.add("TestTiny")(), start_percent=0.8, end_percent=0.5))
-    with pytest.raises(Exception, match=r"start_percent 0\.8 lies after end_percent 0\.5") as failed:
+    with pytest.raises(Exception, match=r"start_percent 0\.8 is after end_percent 0\.5") as failed:
         host.run(graph)
     assert failed.value.node == "StoryLoom_FreeU"
 

@@ -398,7 +398,7 @@ def test_a_name_that_the_story_does_not_know_is_refused(host, graph, maker):
     model = apply(graph, host, parts["model"], maker, someone(host, 1, "fox"), someone(host, 2, "Wolf"))
     sample(graph, parts, "x", **ONCE, model=model)
     with pytest.raises(
-        Exception, match='Nobody in the story is called "Wolf". Its characters are Owl, Fox, Cat: '
+        Exception, match='The story has no character named "Wolf". Its characters are Owl, Fox, Cat. '
     ) as failed:
         host.run(graph)
     assert failed.value.node == "KSampler" and str(failed.value).endswith(".")
@@ -531,7 +531,7 @@ def test_another_number_of_masks_than_of_images_is_refused(host, graph, maker, f
     ends = {} if tagged else {"positive": text, "negative": text}
     model = apply(graph, host, parts["model"], maker, fox, regions=[torch.ones(masks, 8, 8)])
     sample(graph, parts, "x", **ONCE, **ends, model=model)
-    with pytest.raises(Exception, match=f"A region has {masks} masks, but the batch has 3 images: give it one mask"):
+    with pytest.raises(Exception, match=f"A region has {masks} masks, but the batch has 3 images. Use one mask"):
         host.run(graph)
 
 
@@ -545,7 +545,7 @@ def test_another_number_of_masks_than_of_images_is_refused(host, graph, maker, f
             "width",
             rf'The character "Fox" has a face vector of 32 numbers and features of width 48, and .* 32 and {IMAGE}: ',
         ),
-        ("window", "start_percent 0.9 lies after end_percent 0.2"),
+        ("window", "start_percent 0.9 is after end_percent 0.2"),
     ],
 )
 def test_what_is_of_no_use_is_refused_with_what_to_change(host, graph, maker, fox, case, said):

@@ -151,9 +151,9 @@ def test_what_nobody_foresaw_is_made_during_the_run_and_is_the_same(host, graph,
     regions = [torch.tensor([[1.0, 0.0]])] if case == "regions" else []
     model = apply(graph, host, parts["model"], maker, *people, regions=regions)
     sample(graph, parts, "x", model=model, **RUN)
-    foreseen = host.run(graph).x["samples"]
-    monkeypatch.setattr(host.pack("runtime.sampling"), "foresee", lambda *_: {})
-    assert torch.equal(host.run(graph, fresh=True).x["samples"], foreseen)
+    precomputed = host.run(graph).x["samples"]
+    monkeypatch.setattr(host.pack("runtime.sampling"), "precompute", lambda *_: {})
+    assert torch.equal(host.run(graph, fresh=True).x["samples"], precomputed)
     assert len(loads) == 1 and loaded_for(maker) == []
 
 

@@ -349,7 +349,7 @@ def test_a_pipeline_of_the_users_own_draws_and_is_left_untouched(small):
         ({"steps": 0}, "at least 1 step"),
         ({"width": 100}, "width must be at least 64 pixels and a multiple of 8, got 100"),
         ({"identity_weight": 0.5}, "identity_weight must be at least 1"),
-        ({"start_percent": 0.5, "end_percent": 0.2}, "lies after end_percent"),
+        ({"start_percent": 0.5, "end_percent": 0.2}, "is after end_percent"),
         ({"blocks": "output 77"}, '"output 77" has no attention in this model'),
         ({"style": "ink"}, "Put {prompt} once"),
     ],

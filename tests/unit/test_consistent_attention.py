@@ -9,12 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 from rounding import rounding
 
-from storyloom.attention.consistent import (
-    ConsistentAttention,
-    anchor_sources,
-    consistent_self_attention,
-    sample_tokens,
-)
+from storyloom.attention.consistent import ConsistentAttention, anchor_sources, consistent_self_attention, sample_tokens
 from storyloom.prompts.conditioning import StoryCond, StoryRow
 from storyloom.prompts.tokens import StoryTokens
 from storyloom.runtime.call import (
@@ -28,8 +23,9 @@ from storyloom.runtime.call import (
     nearest_step,
     read_call,
 )
-from storyloom.runtime.chain import Inner
-from storyloom.runtime.sampling import LayerAttention, Opened
+from storyloom.runtime.chain import Chain
+from storyloom.runtime.patch import ScheduledPatch
+from storyloom.runtime.run import LayerAttention
 
 HEADS, WIDTH = 4, 32
 
@@ -223,7 +219,7 @@ def owner(q, k, v, options):
 
 
 def layer(call, patch, tensors, own=None, told=None):
-    return patch.attend(*tensors, HEADS, call, Inner(told or options(), host, own))
+    return patch.attend(*tensors, HEADS, call, Chain(told or options(), host, own))
 
 
 def expected(tensors, chunks, sources, numbers, rate=0.5, seed=4, step=1):
@@ -291,7 +287,7 @@ def alike(call, patch, tensors, own=None, told=None):
         return q
 
     told = told or options()
-    given = Inner(told, note, own and note)
+    given = Chain(told, note, own and note)
     assert patch.attend(*tensors, HEADS, call, given) is tensors[0] or seen != [[True] * 3]
     return seen == [[True] * 3]
 
@@ -347,7 +343,7 @@ def test_tiles_look_at_the_same_tile_of_other_images(own, cut):
 
 def test_steps_before_the_first_are_skipped_and_layers_of_a_step_share_their_draws():
     tensors = qkv(3)
-    opened = Opened(csa(skip=2), 5.0, 0.0)
+    opened = ScheduledPatch(csa(skip=2), 5.0, 0.0)
 
     def run(step, block=("output", 1)):
         return LayerAttention((opened,), call_of(None, step=step), host, None)(*tensors, options(block))
@@ -436,4 +432,4 @@ def test_the_view_of_a_call_carries_step_and_story():
     ],
 )
 def test_a_run_in_which_nothing_can_be_shared_says_why(patch, run, images, said):
-    assert re.search(said or "^None$", str(patch.hindrance(run, images)))
+    assert re.search(said or "^None$", str(patch.no_effect_reason(run, images)))

@@ -6,7 +6,8 @@ from rounding import rounding
 
 from storyloom.attention.freeu import FreeU, Stage, scale_backbone, scale_low_frequencies
 from storyloom.runtime.call import UNetCall
-from storyloom.runtime.sampling import Opened, StoryRun
+from storyloom.runtime.patch import ScheduledPatch
+from storyloom.runtime.run import StoryRun
 
 SIZES = [(8, 8), (7, 7), (8, 12), (6, 9), (9, 6), (5, 12), (32, 24), (2, 2), (2, 5), (3, 2), (1, 6), (7, 1), (1, 1)]
 STAGES = (Stage(range(3), 1.1, 0.6), Stage(range(3, 6), 1.2, 0.4))
@@ -129,7 +130,7 @@ def test_what_another_node_has_joined_already_is_left_alone():
 
 def run(*patches):
     """A run in which percent 0 is sigma 10 and percent 1 is sigma 0."""
-    opened = (Opened(patch, 10 * (1 - patch.start_percent), 10 * (1 - patch.end_percent)) for patch in patches)
+    opened = (ScheduledPatch(patch, 10 * (1 - patch.start_percent), 10 * (1 - patch.end_percent)) for patch in patches)
     return StoryRun(tuple(opened), None)
 
 

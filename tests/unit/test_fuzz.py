@@ -33,7 +33,7 @@ from storyloom.prompts.batches import join_latents, plan_batches, split_latent
 from storyloom.prompts.script import MAX_FRAMES, MAX_TEXT, StoryScriptError, parse_story
 from storyloom.prompts.svr import reweight_rows
 from storyloom.runtime.blocks import check_blocks, choose_blocks
-from storyloom.runtime.sampling import check_window
+from storyloom.runtime.patch import check_window
 
 TIMES = int(os.environ.get("STORYLOOM_FUZZ", "1"))
 TRIED = Counter()

@@ -11,7 +11,7 @@ from storyloom.attention.identity import IdentityPreserving, duplicate_columns, 
 from storyloom.prompts.conditioning import StoryCond, StoryRow
 from storyloom.prompts.tokens import StoryTokens
 from storyloom.runtime.call import Chunk, Conditioning, UNetCall
-from storyloom.runtime.chain import Inner
+from storyloom.runtime.chain import Chain
 
 HEADS = 4
 COLUMNS = range(0, 1 + 7)
@@ -113,7 +113,7 @@ def test_rows_of_equal_columns_are_asked_for_together(weight, calls_of_rows):
 @pytest.mark.parametrize("weight, masked", [(1.5, False), (2.25, False), (1.25 * 1.25, True)])
 def test_a_cast_in_turn_is_masked_for_weights_finer_than_quarters_only(weight, masked):
     q, k, v = qkv(rows=8, dtype=torch.float64)
-    told = Inner({"n_heads": HEADS}, lambda *args: kernels(calls)(*args[:5]), None)
+    told = Chain({"n_heads": HEADS}, lambda *args: kernels(calls)(*args[:5]), None)
     calls, identities = [], (7, 3, 7, 3)
     out = IdentityPreserving(weight, 0.0, 1.0, {}).attend(
         q, k, v, HEADS, call_of(cast(identities), PLAIN, images=4), told
@@ -243,7 +243,7 @@ def test_only_a_storys_rows_count_the_identity(weight, own, order):
     call = call_of(*order)
     q, k, v = qkv(rows=3 * len(order))
     patch = IdentityPreserving(weight, 0.0, 1.0, {})
-    out = patch.attend(q, k, v, HEADS, call, Inner({"n_heads": HEADS}, host, own))
+    out = patch.attend(q, k, v, HEADS, call, Chain({"n_heads": HEADS}, host, own))
     columns = [COLUMNS if c is STORY else [] for c in order for _ in range(3)]
     assert off(out, biased(q, k, v, columns, weight)) < 1e-12
 
@@ -255,7 +255,7 @@ def test_a_repeated_context_counts_as_the_short_one(weight, own):
     q, k, v = qkv(rows=6, columns=154)
     k[:3, 77:], v[:3, 77:] = k[:3, :77], v[:3, :77]
     patch = IdentityPreserving(weight, 0.0, 1.0, {})
-    out = patch.attend(q, k, v, HEADS, call_of(STORY, long), Inner({"n_heads": HEADS}, host, own))
+    out = patch.attend(q, k, v, HEADS, call_of(STORY, long), Chain({"n_heads": HEADS}, host, own))
     assert off(out[:3], biased(q[:3], k[:3, :77], v[:3, :77], [COLUMNS] * 3, weight)) < 1e-12
     assert off(out[3:], attend(q, k, v, HEADS)[3:]) < 1e-12
 
@@ -263,14 +263,14 @@ def test_a_repeated_context_counts_as_the_short_one(weight, own):
 def test_columns_appended_by_other_nodes_count_once():
     q, k, v = qkv(columns=81)
     patch = IdentityPreserving(2.0, 0.0, 1.0, {})
-    out = patch.attend(q, k, v, HEADS, call_of(STORY), Inner({}, host, None))
+    out = patch.attend(q, k, v, HEADS, call_of(STORY), Chain({}, host, None))
     assert off(out, biased(q, k, v, [COLUMNS] * 3, 2.0)) < 1e-12
 
 
 def test_a_frame_without_a_character_stays_ordinary():
     q, k, v = qkv()
     conditioning = Conditioning(story(3, without=(1,)), 77)
-    out = IdentityPreserving(2.0, 0.0, 1.0, {}).attend(q, k, v, HEADS, call_of(conditioning), Inner({}, host, None))
+    out = IdentityPreserving(2.0, 0.0, 1.0, {}).attend(q, k, v, HEADS, call_of(conditioning), Chain({}, host, None))
     assert off(out, biased(q, k, v, [COLUMNS, [], COLUMNS], 2.0)) < 1e-12
 
 
@@ -288,7 +288,7 @@ def cast(identities, length=77):
 @pytest.mark.parametrize("identities", [(7, 0, 3), (3, 7, 3), (0, 0, 5), (0, 0, 0)])
 def test_every_row_of_a_cast_counts_its_own_identity_and_a_row_of_nobody_is_left_alone(weight, own, identities):
     q, k, v = qkv(rows=6)
-    inner = Inner({"n_heads": HEADS}, host, own)
+    inner = Chain({"n_heads": HEADS}, host, own)
     out = IdentityPreserving(weight, 0.0, 1.0, {}).attend(q, k, v, HEADS, call_of(cast(identities), PLAIN), inner)
     columns = [range(1 + n) if n else [] for n in (*identities, 0, 0, 0)]
     assert off(out, biased(q, k, v, columns, weight)) < 1e-12
@@ -302,7 +302,7 @@ def test_a_call_without_a_story_is_one_untouched_call():
         calls.append(args)
         return attend(*args[:4])
 
-    out = IdentityPreserving(2.0, 0.0, 1.0, {}).attend(q, k, v, HEADS, call_of(PLAIN, PLAIN), Inner({}, seen, None))
+    out = IdentityPreserving(2.0, 0.0, 1.0, {}).attend(q, k, v, HEADS, call_of(PLAIN, PLAIN), Chain({}, seen, None))
     assert len(calls) == 1 and calls[0][0] is q and calls[0][1] is k
     assert torch.equal(out, attend(q, k, v, HEADS))
 
@@ -312,7 +312,7 @@ def test_the_input_tensors_are_left_as_they_are():
     before = [x.clone() for x in (q, k, v)]
     for own in (None, owner):
         patch = IdentityPreserving(1.25, 0.0, 1.0, {})
-        patch.attend(q, k, v, HEADS, call_of(STORY, PLAIN), Inner({"n_heads": HEADS}, host, own))
+        patch.attend(q, k, v, HEADS, call_of(STORY, PLAIN), Chain({"n_heads": HEADS}, host, own))
     assert all(torch.equal(a, b) for a, b in zip(before, (q, k, v), strict=True))
 
 

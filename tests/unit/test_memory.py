@@ -7,22 +7,17 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from storyloom.attention import consistent
-from storyloom.attention.consistent import (
-    ConsistentAttention,
-    anchor_sources,
-    attend_in_groups,
-    group_images,
-    sample_tokens,
-)
+from storyloom.attention.consistent import ConsistentAttention, anchor_sources, sample_tokens
+from storyloom.attention.gathering import attend_in_groups, group_images
 from storyloom.attention.identity import IdentityPreserving
 from storyloom.prompts.conditioning import StoryCond, StoryRow
 from storyloom.prompts.tokens import StoryTokens
 from storyloom.runtime.call import Chunk, Conditioning, UNetCall
-from storyloom.runtime.chain import Inner
+from storyloom.runtime.chain import Chain
 from storyloom.runtime.memory import (
     GATHER_LIMIT,
     Level,
-    ToldMemory,
+    MemoryWrapper,
     gathered_bytes,
     images_within,
     most_gathered,
@@ -148,7 +143,7 @@ def test_a_layer_of_a_large_batch_gathers_within_the_limit_and_a_small_one_as_ev
     chunks = tuple(Chunk(range(i * images, (i + 1) * images), Conditioning(None, 77)) for i in range(2))
 
     def layer():
-        inner = Inner({}, lambda q, k, v, heads, mask, options: recorded(calls)(q, k, v, heads), None)
+        inner = Chain({}, lambda q, k, v, heads, mask, options: recorded(calls)(q, k, v, heads), None)
         return csa().attend(*tensors, HEADS, UNetCall(1.0, chunks, None), inner)
 
     out, (keys,) = layer(), {keys for _, keys in calls}
@@ -182,7 +177,7 @@ def test_thirty_two_full_size_images_gather_within_the_limit_and_an_owner_of_the
     call = UNetCall(1.0, (Chunk(range(images), Conditioning(None, 77)),), None)
 
     def gathered(owner):
-        inner = Inner({}, lambda q, k, v, heads, mask, options: torch.empty_like(q), owner)
+        inner = Chain({}, lambda q, k, v, heads, mask, options: torch.empty_like(q), owner)
         with Gathered() as counted:
             csa().attend(q, k, v, 10, call, inner)
         return [number for number in counted.bytes if number > 2 * k[0].numel()]
@@ -215,7 +210,7 @@ def told(patches, images=4, conds=None, model_options=None, after=lambda shape: 
 
     model = host_model()
     given = {"model_options": model_options, "force_full_load": False}
-    assert ToldMemory(tuple(patches))(executor, model, torch.Size([images, 4, 128, 128]), conds or {}, **given)
+    assert MemoryWrapper(tuple(patches))(executor, model, torch.Size([images, 4, 128, 128]), conds or {}, **given)
     ((shape, kwargs),) = seen
     assert kwargs == given
     return model.model.memory_required(shape) - model.model.memory_required(after([images, 4, 128, 128]))

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as some
 
-from storyloom.attention.drawn import DrawnTokens, copied
+from storyloom.attention.sampled_tokens import SampledTokens, copied
 from storyloom.runtime.rows import counted_up, grouped, named_rows
 
 CPU = torch.device("cpu")
@@ -41,7 +41,7 @@ def drawn(asked):
         asked.append((step, image))
         return torch.arange(image) + 100 * step
 
-    return DrawnTokens(draw, CPU)
+    return SampledTokens(draw, CPU)
 
 
 def as_lists(tokens):

@@ -8,16 +8,16 @@ import torch
 from rounding import rounding
 from torch.func import functional_call
 
-from storyloom.attention.storymaker import Cast, ImageConditioning, region_cover
+from storyloom.attention.storymaker import ImageConditioning, RowCharacters, region_cover
 from storyloom.models.storymaker.adapter import StoryMakerAdapter
 from storyloom.models.storymaker.characters import Character, CharacterFeatures
 from storyloom.models.storymaker.ppr import PositionalPerceiverResampler
 from storyloom.models.storymaker.weights import StoryMakerWeights
 from storyloom.prompts.conditioning import StoryCond, StoryRow
 from storyloom.prompts.tokens import StoryTokens
+from storyloom.runtime.cache import RunCache
 from storyloom.runtime.call import Chunk, Conditioning, UNetCall
-from storyloom.runtime.kept import Kept
-from storyloom.runtime.sampling import _one_around_the_other
+from storyloom.runtime.patch import nested
 
 HEADS, WIDTH, TOKENS = 2, 8, 20
 TEXT = StoryTokens(range(1, 2), (range(2, 3),), 3, 77)
@@ -58,8 +58,8 @@ def test_who_plays_whom(names, cast, played):
 
 
 def test_a_name_of_nobody_is_refused_with_the_names_there_are():
-    with pytest.raises(ValueError, match='called "Wolf". Its characters are Fox, Owl: give the character one of these'):
-        patch(named("Wolf")).hindrance(story(("Fox",), ("Owl",)), 2)
+    with pytest.raises(ValueError, match='named "Wolf". Its characters are Fox, Owl. Give the character one of these'):
+        patch(named("Wolf")).no_effect_reason(story(("Fox",), ("Owl",)), 2)
 
 
 @pytest.mark.parametrize(
@@ -73,8 +73,8 @@ def test_a_name_of_nobody_is_refused_with_the_names_there_are():
 )
 def test_a_run_in_which_nobody_of_them_appears_is_hindered(names, frames, seen):
     tag = StoryCond(story(*frames).rows, 77, ("Fox", "Owl"))
-    assert (patch(named(*names)).hindrance(tag, len(frames)) is None) is seen
-    assert patch(named(*names)).hindrance(None, 3) is None
+    assert (patch(named(*names)).no_effect_reason(tag, len(frames)) is None) is seen
+    assert patch(named(*names)).no_effect_reason(None, 3) is None
 
 
 @pytest.mark.parametrize(
@@ -92,13 +92,13 @@ def test_masks_are_one_for_all_one_per_image_or_one_per_frame_of_the_story(masks
     asked = patch(named(""), regions=(torch.ones(masks, 2, 2),))
     tag = story(*[("",)] * len(numbers), numbers=numbers)
     if fits:
-        assert asked.hindrance(tag, len(numbers)) is None
+        assert asked.no_effect_reason(tag, len(numbers)) is None
     else:
         with pytest.raises(ValueError, match=f"A region has {masks} masks, but the batch has 2 images"):
-            asked.hindrance(tag, len(numbers))
+            asked.no_effect_reason(tag, len(numbers))
     if masks == 5:
         with pytest.raises(ValueError, match="A region has 5 masks"):
-            asked.hindrance(None, 2)
+            asked.no_effect_reason(None, 2)
 
 
 def call_of(*conditionings, rows, images=None, **more):
@@ -113,18 +113,18 @@ def test_rows_are_grouped_by_how_many_are_in_them():
     area = (2, 2, 0, 4)
     assert one.rows.tolist() == [0, 3, 4, 7] and two.rows.tolist() == [2, 6]
     fox, owl = (0,), (1,)
-    assert [(cast.characters, cast.positive, cast.area) for cast in one.casts] == [
+    assert [(cast.characters, cast.positive, cast.area) for cast in one.shown] == [
         (fox, False, None),
         (owl, False, None),
         (fox, True, area),
         (owl, True, area),
     ]
-    assert two.casts == (Cast((0, 1), (0, 0), False, None), Cast((0, 1), (0, 0), True, area))
+    assert two.shown == (RowCharacters((0, 1), (0, 0), False, None), RowCharacters((0, 1), (0, 0), True, area))
 
 
 def test_without_a_story_everybody_is_everywhere():
     (group,) = patch(named("Fox", ""))._groups(call_of(Conditioning(None, 77), rows=3))
-    assert group.rows == slice(0, 3) and {cast.characters for cast in group.casts} == {(0, 1)}
+    assert group.rows == slice(0, 3) and {cast.characters for cast in group.shown} == {(0, 1)}
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_a_mask_is_that_of_the_frame_or_of_the_place_in_the_batch(count, places,
     tag = story(("",), ("",), ("",), numbers=(0, 3, 4))
     asked = patch(named(""), regions=(torch.ones(count, 2, 2),))
     (group,) = asked._groups(call_of(Conditioning(tag, 77), rows=len(expected), images=places))
-    assert [cast.masks for cast in group.casts] == [(number,) for number in expected]
+    assert [cast.masks for cast in group.shown] == [(number,) for number in expected]
 
 
 @pytest.mark.parametrize("area", [None, (4, 6, 2, 1)])
@@ -166,7 +166,7 @@ def attend(q, k, v, heads, mask=None, options=None):
     return (torch.softmax(logits, dim=-1) @ v).transpose(1, 2).flatten(2)
 
 
-class Inner:
+class Chain:
     """The host's attention at one layer."""
 
     def __init__(self, grid=(2, 3), layer=("middle", 0), index=1):
@@ -209,7 +209,7 @@ def test_every_row_looks_at_its_own_cast_inside_their_regions():
     )
     call = call_of(Conditioning(None, 77, False), Conditioning(tag, 77), rows=3, story=tag, size=(2, 3))
     q, k, v = qkv(6)
-    out = asked.attend(q, k, v, HEADS, call, Inner())
+    out = asked.attend(q, k, v, HEADS, call, Chain())
 
     def written(region):
         rows = attend(q, k, v, HEADS)
@@ -234,7 +234,7 @@ def test_prompts_for_two_parts_of_a_picture_have_their_own_parts_of_a_region():
     asked, areas = patch(named("Fox"), regions=(region,)), ((2, 3, 0, 0), (2, 3, 2, 1))
     call = call_of(*(Conditioning(None, 77, area=area) for area in areas), rows=1, size=(4, 4))
     (group,) = asked._groups(call)
-    mask = asked._mask(group, call, qkv(2)[0], 2 * TOKENS, Inner((2, 3)).options)
+    mask = asked._mask(group, call, qkv(2)[0], 2 * TOKENS, Chain((2, 3)).options)
     first, second = mask.exp()[:, 0, :, TOKENS:]
     bound = rounding(lambda region: region.log().exp(), region)
     assert off(first, region[0, :2, :3].reshape(6, 1).expand(6, TOKENS)) < bound
@@ -242,19 +242,19 @@ def test_prompts_for_two_parts_of_a_picture_have_their_own_parts_of_a_region():
 
 
 def test_tokens_are_made_once_in_a_run_and_keys_once_for_every_layer():
-    adapter, kept = Pictures(), Kept()
+    adapter, kept = Pictures(), RunCache()
     asked = patch(named("Fox"), adapter)
     for layer in (0, 1, 0):
-        call = call_of(Conditioning(None, 77, False), Conditioning(None, 77), rows=2, kept=kept)
-        asked.attend(*qkv(4), HEADS, call, Inner(index=layer))
+        call = call_of(Conditioning(None, 77, False), Conditioning(None, 77), rows=2, cache=kept)
+        asked.attend(*qkv(4), HEADS, call, Chain(index=layer))
     assert adapter.asked.count(("tokens", "Fox")) == 1 and len(adapter.asked) == 1 + 2 * 2
     assert {question[3] for question in adapter.asked[1:]} == {0, 1}
-    patch(named("Fox"), adapter).attend(*qkv(4), HEADS, call, Inner())
+    patch(named("Fox"), adapter).attend(*qkv(4), HEADS, call, Chain())
     assert adapter.asked.count(("tokens", "Fox")) == 2, "another node's strengths may be others"
 
 
 def test_a_region_is_measured_once_in_a_run_for_every_size_of_layer(monkeypatch):
-    asked, kept, sizes = patch(named("Fox"), Pictures(), (torch.rand(1, 4, 6),)), Kept(), []
+    asked, kept, sizes = patch(named("Fox"), Pictures(), (torch.rand(1, 4, 6),)), RunCache(), []
 
     def counted(mask, size, area, grid):
         sizes.append(grid)
@@ -262,16 +262,16 @@ def test_a_region_is_measured_once_in_a_run_for_every_size_of_layer(monkeypatch)
 
     monkeypatch.setattr("storyloom.attention.storymaker.region_cover", counted)
     for grid in ((2, 3), (2, 3), (3, 2)):
-        call = call_of(Conditioning(None, 77, False), Conditioning(None, 77), rows=1, size=(4, 6), kept=kept)
+        call = call_of(Conditioning(None, 77, False), Conditioning(None, 77), rows=1, size=(4, 6), cache=kept)
         for index in (0, 1):
-            asked.attend(*qkv(2), HEADS, call, Inner(grid, index=index))
+            asked.attend(*qkv(2), HEADS, call, Chain(grid, index=index))
     assert sizes == [(2, 3)] * 2 + [(3, 2)] * 2, "once for either of the two rows"
 
 
 def test_a_call_with_nobody_in_it_asks_nothing():
     tag, adapter = story((), ()), Pictures()
     tensors = qkv(2)
-    out = patch(named("Fox"), adapter).attend(*tensors, HEADS, call_of(Conditioning(tag, 77), rows=2), Inner())
+    out = patch(named("Fox"), adapter).attend(*tensors, HEADS, call_of(Conditioning(tag, 77), rows=2), Chain())
     assert torch.equal(out, attend(*tensors, HEADS)) and adapter.asked == []
 
 
@@ -285,9 +285,9 @@ class Settings:
 
 def test_what_adds_goes_around_what_changes_keys_and_what_combines_is_one():
     plus, first, second, more = Settings("+", True), Settings("a", with_name="b"), Settings("b"), Settings("-", True)
-    chain = _one_around_the_other([plus, first, more, second])
+    chain = nested([plus, first, more, second])
     assert [patch.name for patch in chain] == ["ab", "+", "-"]
-    assert _one_around_the_other([]) == []
+    assert nested([]) == ()
 
 
 KEY, OTHER = ("input", 4, 0), ("middle", 0, 1)

@@ -11,7 +11,9 @@ from storyloom.attention.identity import IdentityPreserving
 from storyloom.prompts.conditioning import StoryCond, StoryRow
 from storyloom.prompts.tokens import StoryTokens
 from storyloom.runtime.call import KEY, Chunk, Conditioning, SamplerCall, UNetCall, read_call, window_images
-from storyloom.runtime.sampling import LayerAttention, Opened, StoryRun, StorySampling, check_window
+from storyloom.runtime.patch import ScheduledPatch, check_window
+from storyloom.runtime.run import LayerAttention, StoryRun
+from storyloom.runtime.sampling import StorySampling
 
 HEADS = 4
 
@@ -159,7 +161,7 @@ def test_an_evaluation_of_other_images_than_the_story_s_is_refused_unless_all_ar
 @pytest.mark.parametrize("rows", [1, 3, 4])
 def test_a_window_of_another_length_is_refused(rows):
     window = SimpleNamespace(dim=0, index_list=[1, 3], causal_anchor_index=None)
-    with pytest.raises(ValueError, match=f"names 2 images but the model is called with {rows}.*remove the context"):
+    with pytest.raises(ValueError, match=f"has 2 images but the model is called with {rows}.*remove the context"):
         window_images({"context_window": window}, rows)
 
 
@@ -204,7 +206,7 @@ def qkv(rows, columns=77):
 
 
 def ipca(blocks, weight=2.0, first=10.0, last=0.0):
-    return Opened(IdentityPreserving(weight, 0.0, 1.0, blocks), first, last)
+    return ScheduledPatch(IdentityPreserving(weight, 0.0, 1.0, blocks), first, last)
 
 
 def installed(options, *patches, call=None):
@@ -396,9 +398,7 @@ def sample(patches, conds, images=2, sigmas=(10.0, 5.0, 0.0)):
     )
     given = {"model_options": {"transformer_options": {"wrappers": {"apply_model": {"other": ["theirs"]}}}}}
     seen = []
-    sampling = StorySampling((), attend)
-    for patch in patches:
-        sampling = sampling.with_patch(patch)
+    sampling = StorySampling(tuple(patches), attend)
     sampling(lambda *args: seen.append(args), guider, torch.tensor(sigmas), given, None, torch.zeros(images, 4, 8, 8))
     assert given == {"model_options": {"transformer_options": {"wrappers": {"apply_model": {"other": ["theirs"]}}}}}
     ((guider, _, extra_args, *_),) = seen
@@ -414,7 +414,7 @@ def test_a_run_adds_its_wrappers_beside_those_of_others():
 def test_a_window_that_ends_before_it_starts_is_refused():
     for window in ((0.0, 1.0), (0.5, 0.5)):
         check_window(*window)
-    with pytest.raises(ValueError, match="start_percent 0.5 lies after end_percent 0.2, so the patch would never act"):
+    with pytest.raises(ValueError, match="start_percent 0.5 is after end_percent 0.2, so the patch would never act"):
         check_window(0.5, 0.2)
 
 

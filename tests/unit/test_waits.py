@@ -12,7 +12,8 @@ from storyloom.attention.identity import IdentityPreserving
 from storyloom.attention.storymaker import ImageConditioning
 from storyloom.prompts.conditioning import StoryCond, StoryRow
 from storyloom.prompts.tokens import StoryTokens
-from storyloom.runtime.sampling import Opened, StoryRun
+from storyloom.runtime.patch import ScheduledPatch
+from storyloom.runtime.run import StoryRun
 from storyloom.tests.waits import PackWaits, Waits
 
 HEADS, WIDTH, TOKENS = 2, 8, 4
@@ -90,7 +91,7 @@ class Host:
     """
 
     def __init__(self, patches, tag, device=CARD, split=False, owner=None):
-        self.run = StoryRun(tuple(Opened(patch, 10.0, 0.0) for patch in patches), attend, (3.0, 2.0, 1.0), tag)
+        self.run = StoryRun(tuple(ScheduledPatch(patch, 10.0, 0.0) for patch in patches), attend, (3.0, 2.0, 1.0), tag)
         self.tag, self.device, self.owner = tag, device, owner
         self.orders = ([1], [0]) if split else ([1, 0],)
         self.calls, self.evaluations = [], []

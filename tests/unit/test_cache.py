@@ -6,14 +6,14 @@ from threading import Barrier, Event, get_ident, local
 import pytest
 import torch
 
+from storyloom.runtime.cache import RunCache
 from storyloom.runtime.call import Chunk, Conditioning, UNetCall
-from storyloom.runtime.kept import Kept
 
 THREADS, PATIENCE = 4, 60
 """PATIENCE: seconds after which a thread that is alone gives up, and its test fails."""
 
 
-class AskedAtOnce(Kept):
+class AskedAtOnce(RunCache):
     """In which the threads that ask for something all learn that it is not there before one of them goes on.
 
     Making it takes until all of them are at the lock, or have looked again without one: see `hold`.
@@ -66,11 +66,13 @@ def in_threads(function):
 
 def call_of(kept, number=0):
     device = torch.device("meta") if number % 2 else torch.device("cpu")
-    return UNetCall(1.0, (Chunk(range(2), Conditioning(None, 77)),), None, kept=kept, device=device)
+    return UNetCall(1.0, (Chunk(range(2), Conditioning(None, 77)),), None, cache=kept, device=device)
 
 
 @pytest.mark.parametrize(
-    "ask", [Kept.once, lambda kept, key, make: call_of(kept).once_in_a_run(key, make)], ids=["kept", "in a run"]
+    "ask",
+    [RunCache.get_or_make, lambda kept, key, make: call_of(kept).cached_for_run(key, make)],
+    ids=["kept", "in a run"],
 )
 def test_who_asks_at_the_same_time_is_given_the_same_thing(ask):
     kept, made = AskedAtOnce(), []
@@ -88,7 +90,7 @@ def test_every_card_has_its_own_things_and_layers_of_one_call_share_them():
     kept, made = AskedAtOnce(), []
 
     def ask(number):
-        return call_of(kept, number).once_in_a_layout("rows", lambda: kept.hold() or made.append(number) or number)
+        return call_of(kept, number).cached_by_layout("rows", lambda: kept.hold() or made.append(number) or number)
 
     given = in_threads(ask)
     assert sorted(number % 2 for number in made) == [0, 1]
@@ -96,37 +98,37 @@ def test_every_card_has_its_own_things_and_layers_of_one_call_share_them():
 
 
 def test_one_call_that_several_threads_ask():
-    call, made = call_of(Kept()), []
+    call, made = call_of(RunCache()), []
     kept = AskedAtOnce()
-    call = UNetCall(1.0, call.chunks, None, made=kept)
-    in_threads(lambda number: call.once("key", lambda: kept.hold() or made.append(number)))
+    call = UNetCall(1.0, call.chunks, None, call_cache=kept)
+    in_threads(lambda number: call.cached("key", lambda: kept.hold() or made.append(number)))
     assert len(made) == 1
 
 
 def test_what_is_made_may_ask_for_other_things():
-    kept = Kept()
-    assert kept.once("sum", lambda: kept.once("one", lambda: 1) + kept.once("two", lambda: 2)) == 3
+    kept = RunCache()
+    assert kept.get_or_make("sum", lambda: kept.get_or_make("one", lambda: 1) + kept.get_or_make("two", lambda: 2)) == 3
     assert dict(kept) == {"one": 1, "two": 2, "sum": 3}
 
 
 def test_what_could_not_be_made_is_made_by_the_next_who_asks():
-    kept = Kept()
+    kept = RunCache()
     with pytest.raises(ZeroDivisionError):
-        kept.once("key", lambda: 1 / 0)
-    assert "key" not in kept and kept.once("key", lambda: 1) == 1
+        kept.get_or_make("key", lambda: 1 / 0)
+    assert "key" not in kept and kept.get_or_make("key", lambda: 1) == 1
 
 
 def test_nothing_is_a_thing_too():
-    kept, made = Kept(), []
-    assert [kept.once("key", lambda: made.append(0)) for _ in range(2)] == [None, None] and made == [0]
+    kept, made = RunCache(), []
+    assert [kept.get_or_make("key", lambda: made.append(0)) for _ in range(2)] == [None, None] and made == [0]
 
 
 def test_a_layout_is_known_again_by_what_its_rows_are():
-    kept, made = Kept(), []
+    kept, made = RunCache(), []
 
     def ask(length=77, rows=2, images=None):
         chunk = Chunk(range(rows), Conditioning(None, length))
-        UNetCall(1.0, (chunk,), images, kept=kept).once_in_a_layout("key", lambda: made.append((length, rows, images)))
+        UNetCall(1.0, (chunk,), images, cache=kept).cached_by_layout("key", lambda: made.append((length, rows, images)))
 
     for _ in range(2):
         ask(), ask(154), ask(rows=3), ask(images=(1, 2)), ask(images=(2, 1))

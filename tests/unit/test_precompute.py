@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from storyloom.attention.storymaker import Cast, ImageConditioning
+from storyloom.attention.storymaker import ImageConditioning, RowCharacters
+from storyloom.runtime.cache import RunCache
 from storyloom.runtime.call import UNetCall
-from storyloom.runtime.foresight import Asked, foresee
-from storyloom.runtime.kept import Kept
+from storyloom.runtime.precompute import RunConditioning, precompute
 
 CPU = torch.device("cpu")
 LAYERS = {("input", 4, 0): 8, ("input", 4, 1): 8, ("middle", 0, 0): 16}
@@ -61,7 +61,7 @@ def test_every_cast_of_a_story_is_made_for_what_is_asked_of_it():
     adapter = Pictures()
     told = story(("fox",), ("bear", "fox"), (), ("fox",))
     wanted = patch(adapter, people("fox", "bear"))
-    kept = foresee([wanted], [Asked(told, True), Asked(told, False)], None)
+    kept = precompute([wanted], [RunConditioning(told, True), RunConditioning(told, False)], None)
     assert adapter.said == ["here", (1,), (1, 2), "gone"]
     assert set(kept) == {
         (wanted, layer, who, positive) for layer in LAYERS for who in ((0,), (0, 1)) for positive in (True, False)
@@ -73,17 +73,17 @@ def test_every_cast_of_a_story_is_made_for_what_is_asked_of_it():
 
 def test_without_a_story_everybody_is_seen_together():
     wanted = patch(Pictures(), people("fox", "bear"))
-    assert {who for _, _, who, _ in foresee([wanted], [Asked(None, True)], None)} == {(0, 1)}
+    assert {who for _, _, who, _ in precompute([wanted], [RunConditioning(None, True)], None)} == {(0, 1)}
 
 
 @pytest.mark.parametrize("blocks, layers", [({("input", 4): (1,)}, {("input", 4, 1)}), ({("output", 0): None}, set())])
 def test_only_the_layers_of_the_chosen_blocks_are_made(blocks, layers):
-    kept = foresee([patch(Pictures(), people(""), blocks)], [Asked(None, True)], None)
+    kept = precompute([patch(Pictures(), people(""), blocks)], [RunConditioning(None, True)], None)
     assert {layer for _, layer, *_ in kept} == layers
 
 
 def test_they_are_kept_in_the_precision_that_is_asked_for():
-    kept = foresee([patch(Pictures(), people(""))], [Asked(None, True)], torch.float16)
+    kept = precompute([patch(Pictures(), people(""))], [RunConditioning(None, True)], torch.float16)
     assert {part.dtype for pair in kept.values() for part in pair} == {torch.float16}
 
 
@@ -91,13 +91,13 @@ def test_networks_that_are_shared_are_loaded_once_and_others_after_each_other():
     one, other = Pictures(), Pictures()
     other.said = one.said
     patches = [patch(one, people("")), patch(other, people("")), patch(one, people("", "")), object()]
-    foresee(patches, [Asked(None, True)], None)
+    precompute(patches, [RunConditioning(None, True)], None)
     assert one.said == ["here", (1,), (1, 2), "gone", "here", (1,), "gone"]
 
 
 def test_networks_that_nobody_moves_are_not_asked_before_a_run():
     adapter = Pictures()
-    assert foresee([patch(adapter, people(""), resident=False)], [Asked(None, True)], None) == {}
+    assert precompute([patch(adapter, people(""), resident=False)], [RunConditioning(None, True)], None) == {}
     assert adapter.said == []
 
 
@@ -105,15 +105,15 @@ def test_networks_go_also_after_an_error():
     adapter = Pictures()
     adapter.keys_values = None
     with pytest.raises(TypeError):
-        foresee([patch(adapter, people(""))], [Asked(None, True)], None)
+        precompute([patch(adapter, people(""))], [RunConditioning(None, True)], None)
     assert adapter.said[-1] == "gone"
 
 
 def test_every_device_of_a_run_has_its_own_copy():
     wanted = patch(Pictures(), people(""))
-    kept = Kept(foresee([wanted], [Asked(None, True)], torch.float32))
-    view = UNetCall(1.0, (), None, kept=kept)
-    group = SimpleNamespace(casts=(Cast((0,), (0,), True, None),))
+    kept = RunCache(precompute([wanted], [RunConditioning(None, True)], torch.float32))
+    view = UNetCall(1.0, (), None, cache=kept)
+    group = SimpleNamespace(shown=(RowCharacters((0,), (0,), True, None),))
     for device in (CPU, torch.device("meta"), CPU):
         q = torch.ones(1, 4, 16, device=device, dtype=torch.float16)
         for part in wanted._keys_values(("middle", 0, 0), group, q, view):
