@@ -20,6 +20,7 @@ from pathlib import Path
 import comfyui
 import environment
 from cpu_threads import thread_settings
+from progress import ProgressBars, title_of
 
 ROOT = Path(__file__).absolute().parent.parent
 OUT = ROOT / "out"
@@ -46,30 +47,6 @@ class Drawn:
     rows: Mapping[str, Sequence]
 
 
-class ProgressBars:
-    """A bar for each node that reports steps."""
-
-    def __init__(self, prompt: dict):
-        self.titles = {node: title_of(entry) for node, entry in prompt.items()}
-        self.node = None
-        self.bar = None
-
-    def __call__(self, node: str, value: int, maximum: int) -> None:
-        from tqdm import tqdm
-
-        if node != self.node:
-            self.close()
-            self.node = node
-            self.bar = tqdm(total=maximum, desc=f"  {self.titles.get(node, node)}", unit="step", ncols=90)
-        self.bar.total = maximum
-        self.bar.update(value - self.bar.n)
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
-
-
 # ---- the workflow ----------------------------------------------------------------------------------------------------
 
 
@@ -86,10 +63,6 @@ def read_workflow(path: Path) -> dict:
     ):
         raise DemoError(f"{path} is not in ComfyUI's API format: export it with 'Export (API)'.")
     return prompt
-
-
-def title_of(node: dict) -> str:
-    return node.get("_meta", {}).get("title") or node["class_type"]
 
 
 def source_of(prompt: dict, node: dict, name: str) -> str | None:

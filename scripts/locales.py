@@ -1,8 +1,8 @@
-"""Writes locales/en/nodeDefs.json, the nodes' names and tooltips for ComfyUI's front end, from their schemas.
+"""Writes locales/en/nodeDefs.json, the nodes' names and tooltips for ComfyUI's front end, from the schemas.
 
     python scripts/locales.py
 
-Needs a ComfyUI to import the nodes, found as `make test` finds it (COMFYUI_PATH names one).
+Needs a ComfyUI to import the nodes. It is found in the same way as by `make test`; COMFYUI_PATH overrides.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from typing import Any
 FILE = Path(__file__).absolute().parent.parent / "locales" / "en" / "nodeDefs.json"
 
 SYNTAX = re.compile(r"[{}@|]")
-"""Signs that vue-i18n reads as its own syntax.
+"""Characters that vue-i18n reads as its own syntax.
 
-Some versions of the front end read a tooltip as a message and others as it stands, so no spelling of these signs is
-right in all of them. A text with one is left out: the front end then shows the schema's own text, which is the same.
+Some versions of the front end parse a tooltip as a message and others show it verbatim, so no escape works in all of
+them. A text with such a character is left out; the front end then shows the schema's text, which is the same.
 """
 
 
 def definitions(nodes: Iterable[type]) -> dict[str, Any]:
-    """Texts of V3 node classes in ComfyUI's format of node translations."""
+    """Texts of V3 node classes in ComfyUI's format for node translations."""
     schemas = sorted((node.GET_SCHEMA() for node in nodes), key=lambda schema: schema.node_id)
     return {_key(schema.node_id): _node(schema) for schema in schemas}
 
 
 def written(definitions: dict[str, Any]) -> str:
-    """The file's text."""
+    """Text of the file."""
     return json.dumps(definitions, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -59,7 +59,7 @@ def _texts(**texts: str | None) -> dict[str, str]:
 
 
 def _key(name: str) -> str:
-    """A name as the front end looks it up: dots would be taken for nesting."""
+    """A name as the front end looks it up: a dot would mean nesting."""
     return name.replace(".", "_")
 
 

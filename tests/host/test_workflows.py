@@ -1,4 +1,4 @@
-"""The example workflows: what the browser interface opens, what POST /prompt runs, and that both say the same."""
+"""The templates: what the browser interface opens, what POST /prompt runs, and that both are the same graph."""
 
 import asyncio
 import importlib
@@ -126,17 +126,17 @@ def values_of(node, node_class):
 def links_of(workflow):
     """(node, input name) -> (node, output number), every link checked at both of its ends."""
     by_id = {node["id"]: node for node in workflow["nodes"]}
-    found = {}
+    sources = {}
     for number, source, output, target, slot, kind in workflow["links"]:
         sender, receiver = by_id[source]["outputs"][output], by_id[target]["inputs"][slot]
         assert number in sender["links"], f"link {number} is unknown to node {source}"
         assert receiver["link"] == number, f"link {number} is unknown to node {target}"
         assert kind == sender["type"] and receiver["type"] in (kind, "*"), f"link {number} joins different types"
-        found[target, receiver["name"]] = (source, output)
+        sources[target, receiver["name"]] = (source, output)
     ends = [i["link"] for node in workflow["nodes"] for i in node["inputs"] if i["link"] is not None]
     starts = [link for node in workflow["nodes"] for output in node["outputs"] for link in output["links"] or ()]
     assert sorted(ends) == sorted(starts) == sorted(link[0] for link in workflow["links"])
-    return found
+    return sources
 
 
 def real_nodes(workflow):
@@ -230,8 +230,8 @@ def source(workflow, links, number, name):
         return link
     kind = node["outputs"][link[1]]["type"]
     through = (i["name"] for i in node["inputs"] if i["type"] == kind and i["link"] is not None)
-    found = next(through, None)
-    return None if found is None else source(workflow, links, node["id"], found)
+    name = next(through, None)
+    return None if name is None else source(workflow, links, node["id"], name)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -296,13 +296,13 @@ def test_did_it_work_measures_with_the_published_encoders_what_the_demo_reads():
 
 @pytest.mark.parametrize("name", STORYMAKER)
 def test_those_with_storymaker_name_their_files_and_have_the_published_settings(name):
-    told = [model for node in real_nodes(read(name)) for model in node["properties"].get("models", ())]
+    models = [model for node in real_nodes(read(name)) for model in node["properties"].get("models", ())]
     expected = {(kind, file) for kind in ("checkpoints", "storymaker", "clip_vision") for file in FILES[kind]}
     if name == OUTFIT:
         expected |= {("controlnet", file) for file in FILES["controlnet"]}
-    assert {(model["directory"], model["name"]) for model in told} == expected
+    assert {(model["directory"], model["name"]) for model in models} == expected
     assert all(
-        model["url"].startswith("https://huggingface.co/") and "/resolve/main/" in model["url"] for model in told
+        model["url"].startswith("https://huggingface.co/") and "/resolve/main/" in model["url"] for model in models
     )
     loaders = [node for node in real_nodes(read(name)) if node["properties"].get("models")]
     assert all(node["widgets_values"][0] == node["properties"]["models"][0]["name"] for node in loaders)
@@ -466,7 +466,7 @@ def test_the_demo_with_and_without_draws_two_rows_from_the_same_noise_on_one_pag
     pictures = sorted(path.name.partition("_")[0] for path in new if path.suffix == ".png")
     assert pictures == ["page", *["with"] * 4, *["without"] * 4]
     measures = {path.name.partition("_")[0]: json.loads(path.read_text()) for path in new if path.suffix == ".json"}
-    assert {key: told["frames"] for key, told in measures.items()} == {"with": 4, "without": 4}
+    assert {key: measure["frames"] for key, measure in measures.items()} == {"with": 4, "without": 4}
     (page,) = set(folder.glob("page_*")) - before
     with Image.open(page) as image:
         width, height = image.size
@@ -479,7 +479,7 @@ def test_the_demo_with_and_without_draws_two_rows_from_the_same_noise_on_one_pag
 
 
 class Schemas(dict):
-    """What `/object_info` says of a node, as far as the scripts ask, from its class."""
+    """A node's part of `/object_info` that the scripts read, from its class."""
 
     def __init__(self, classes):
         super().__init__()
@@ -508,14 +508,14 @@ def script(monkeypatch):
 
 
 def test_the_files_are_what_the_script_writes(classes, script):
-    """After a change of a node's inputs: `python scripts/workflows.py`."""
-    comfyui, writer, boxes = (script(name) for name in ("comfyui", "workflows", "blueprints"))
-    graphs = (*writer.workflows(), *(blueprint.graph for blueprint in boxes.blueprints()))
+    """When this fails, run scripts/workflows.py."""
+    comfyui, catalogue, boxes = (script(name) for name in ("comfyui", "graphs.catalogue", "graphs.blueprints"))
+    graphs = (*catalogue.workflows(), *(blueprint.graph for blueprint in boxes.blueprints()))
     schemas = Schemas(classes)
     kinds = {node.kind for graph in graphs for node in graph.nodes.values()} - NOTES
     schemas |= {kind: schemas[kind] for kind in kinds}
     pinned = comfyui.version_text(Path(os.environ["COMFYUI_PATH"])) == comfyui.PINNED
-    for path, text in (*writer.texts(schemas).items(), *boxes.texts(schemas).items()):
+    for path, text in catalogue.texts(schemas).items():
         file, written = json.loads(path.read_text(encoding="utf-8")), json.loads(text)
         if pinned:
             assert file == written, path.name
@@ -599,18 +599,19 @@ def test_a_blueprint_s_links_agree_within_and_with_the_box(classes, name):
 
 
 def test_the_pictures_of_the_help_pages_can_be_drawn_and_are_all_there(host, classes, script):
-    """After a change of what a node does: `python scripts/help_pictures.py`."""
+    """When this fails, run scripts/help_pictures.py."""
     from PIL import Image
 
-    pictures, schemas = script("help_pictures"), Schemas(classes)
-    asked = pictures.Graph(schemas)
-    pictures.ask(asked)
-    host.validate(asked)
-    drawn = {name: [Image.new("RGB", (192, 192), "red")] * 12 for name in asked.shown}
+    prompt, comparisons, pictures = (script(f"graphs.help.{name}") for name in ("prompt", "comparisons", "pictures"))
+    schemas = Schemas(classes)
+    graph = prompt.Graph(schemas)
+    comparisons.add_comparisons(graph)
+    host.validate(graph)
+    drawn = {name: [Image.new("RGB", (192, 192), "red")] * 12 for name in graph.shown}
     written = pictures.pictures(drawn, schemas)
     folder = PACK / "web" / "docs" / "images"
     assert {f"{name}.png" for name in written} == {path.name for path in folder.iterdir()}
-    for name in pictures.EFFECTS:
+    for name in comparisons.EFFECTS:
         with Image.open(folder / f"{name}.png") as image:
             assert image.height == written[name].height, f"{name} has other rows now"
 

@@ -25,7 +25,7 @@ SCRIPTS = ROOT / "scripts"
 WORKFLOWS = ROOT / "workflows" / "api"
 
 
-IMPORTED = ("browser", "environment", "cpu_threads", "settings", "comfyui")
+IMPORTED = ("browser", "environment", "cpu_threads", "progress", "settings", "comfyui")
 """Scripts that others import."""
 
 

@@ -1,0 +1,1 @@
+"""The pictures of the help pages and the pack's emblem, drawn by the demo model."""
