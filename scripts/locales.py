@@ -2,7 +2,7 @@
 
     python scripts/locales.py
 
-Needs a ComfyUI to import the nodes. It is found in the same way as by `make test`; COMFYUI_PATH overrides.
+Needs a ComfyUI to import the nodes. It is found in the same way as by `make test`; COMFYUI_PATH names another.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from .templates.consistent import consistent
 from .templates.long_story import long_story
 
 LOADED = {"model": ("loader", 0), "clip": ("loader", 1), "vae": ("loader", 2)}
-ANY_MODEL = "MODEL, CLIP and VAE come from Load Checkpoint, with LoRAs between if you like."
+ANY_MODEL = "Connect MODEL, CLIP and VAE from Load Checkpoint, with LoRAs in between if you like."
 
 
 def same_name(key: str, *names: str) -> dict[str, tuple[tuple[str, str], ...]]:
@@ -38,17 +38,17 @@ def blueprints() -> list[Blueprint]:
     return [
         Blueprint(
             inner(story),
-            "A story as a comic page: one identity and a line per frame, the same character in all of them "
+            "A story as a comic page: one identity, one line per frame, and the same character in every frame "
             f"(one prompt with SVR, IPCA, consistent self-attention). {ANY_MODEL}",
             ("StoryLoom", "comic", "same character", "consistent character", "one prompt one story", "StoryDiffusion"),
             LOADED,
             {**STORY, **CONSISTENCY, **DRAWING, **PAGE},
-            {"page": ("page", 0), "frames": ("decode", 0), "report": ("words", 1)},
+            {"page": ("page", 0), "frames": ("decode", 0), "report": ("encode", 1)},
         ),
         Blueprint(
             from_a_photo(loader),
-            "The person of a photo in every frame of a story, as a comic page (StoryMaker). Paint the person in the "
-            f"mask editor, or leave mask open for the whole picture. {ANY_MODEL}",
+            "The person from a photo in every frame of a story, as a comic page (StoryMaker). Paint over the person in "
+            f"the mask editor, or leave mask unconnected to use the whole picture. {ANY_MODEL}",
             ("StoryLoom", "StoryMaker", "photo of a person", "face", "character from image", "comic"),
             {**LOADED, "image": ("photo", 0), "mask": ("photo", 1), "face_analysis": ("faces", 0)},
             {
@@ -63,8 +63,8 @@ def blueprints() -> list[Blueprint]:
         ),
         Blueprint(
             inner(long),
-            "A story of any length on comic pages, drawn a few frames at a time, with the same character in all of "
-            f"them: batches share their first frames, the anchors. {ANY_MODEL}",
+            "A story of any length on comic pages, drawn a few frames at a time, with the same character in every "
+            f"frame: all batches begin with the same frames, the anchors. {ANY_MODEL}",
             ("StoryLoom", "many frames", "comic", "low memory", "batches", "anchors", "same character"),
             LOADED,
             {
@@ -76,7 +76,7 @@ def blueprints() -> list[Blueprint]:
                 **PAGE,
                 **same_name("page", "panels_per_page"),
             },
-            {"page": ("page", 0), "frames": ("join", 1), "report": ("words", 1)},
+            {"page": ("page", 0), "frames": ("join", 1), "report": ("encode", 1)},
         ),
     ]
 

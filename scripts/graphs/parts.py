@@ -43,9 +43,9 @@ def with_note(workflow: Workflow, height: int = 640) -> Workflow:
     return replace(workflow, nodes={"note": read_me, **workflow.nodes})
 
 
-def zeros(place: tuple[int, int], words: str) -> Node:
-    """The published negative: the conditioning of `words` with all values at zero."""
-    links = {"conditioning": (words, 0)}
+def zeros(place: tuple[int, int], positive: str) -> Node:
+    """The published negative: the conditioning of the node `positive` with all values at zero."""
+    links = {"conditioning": (positive, 0)}
     return Node("ConditioningZeroOut", place, (380, 50), links=links, title="Negative: all zeros")
 
 

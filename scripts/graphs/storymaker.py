@@ -74,15 +74,15 @@ def applied(place: tuple[int, int], *characters: str) -> Node:
 
 
 def drawn_story(script: dict, size: tuple[int, int], negative: Node, settings: dict) -> dict[str, Node]:
-    """The nodes from the script to the page, frame by frame, on the model of the node `apply`."""
+    """The nodes from the script to the page, encoded frame by frame. The model comes from the node `apply`."""
     width, height = size
     story = {"story": ("script", 0)}
     return {
         "script": Node("StoryLoom_Script", (900, 0), (420, 300), script),
-        "words": Node("StoryLoom_EncodePerFrame", (900, 360), (420, 110), links={"clip": ("loader", 1), **story}),
+        "encode": Node("StoryLoom_EncodePerFrame", (900, 360), (420, 110), links={"clip": ("loader", 1), **story}),
         "negative": negative,
         "latent": Node("StoryLoom_EmptyLatent", (900, 700), (420, 130), {"width": width, "height": height}, story),
-        "sampler": sampler((1400, 0), model="apply", positive="words", negative="negative", **settings),
+        "sampler": sampler((1400, 0), model="apply", positive="encode", negative="negative", **settings),
         "decode": Node("VAEDecode", (1400, 330), (320, 50), links={"samples": ("sampler", 0), "vae": ("loader", 2)}),
         "frames": Node("PreviewImage", (1400, 440), (320, 380), links={"images": ("decode", 0)}, title="Frames"),
         "page": Node("StoryLoom_Page", (1800, 0), (480, 440), links={"images": ("decode", 0), **story}),
@@ -91,7 +91,7 @@ def drawn_story(script: dict, size: tuple[int, int], negative: Node, settings: d
 
 
 STORY_GROUPS = {
-    "Story": ("script", "words", "negative", "latent"),
+    "Story": ("script", "encode", "negative", "latent"),
     "StoryMaker": ("apply",),
     "Draw": ("sampler", "decode", "frames"),
     "Page": ("page", "save"),

@@ -23,7 +23,7 @@ NOTES = {"MarkdownNote", "Note"}
 """Nodes that exist in the browser only."""
 WIDGETS = {"INT": int, "FLOAT": (int, float), "STRING": str, "BOOLEAN": bool}
 BYPASSED = 4
-"""A node's mode in the browser's format when it hands on what arrives."""
+"""Mode of a bypassed node in the browser's format."""
 PANEL = 96
 """Width and height of the frames that tests draw."""
 TITLE = 30
@@ -31,7 +31,7 @@ TITLE = 30
 
 
 def demo(name):
-    """The same workflow for the demo model."""
+    """Name of the same workflow for the demo model."""
     return f"Demo - {name}"
 
 
@@ -59,7 +59,7 @@ def classes(host):
 
 @pytest.fixture(scope="module")
 def loaded_once(host):
-    """The demo's nodes give what they gave before: making it anew for every workflow takes longer than drawing."""
+    """Loads the demo models once: loading them for every workflow takes longer than drawing."""
     nodes_of = host.pack("nodes.demo")
     with pytest.MonkeyPatch.context() as patch:
         for node in (nodes_of.DemoModel, nodes_of.DemoStoryMaker):
@@ -81,7 +81,7 @@ PICTURES = ("photo.png", "photo 2.png", "woman.png", "man.png", "clothing.png", 
 
 @pytest.fixture(scope="module")
 def checkpoints(host, tmp_path_factory):
-    """Folders in which the files of the real workflows lie (empty: they are only looked for)."""
+    """Folders with the files that the real workflows name. The files are empty; only their names are checked."""
     import folder_paths
 
     folders = {kind: tmp_path_factory.mktemp(kind) for kind in FILES}
@@ -108,7 +108,7 @@ def inputs_of(node_class):
 
 
 def widgets_of(node_class):
-    """(name, type, options) of every widget as the browser counts them."""
+    """(name, type, options) of every widget in the order of the browser."""
     for name, (kind, options) in inputs_of(node_class).items():
         if isinstance(kind, list) or kind in {*WIDGETS, "COMBO"}:
             yield name, kind, options
@@ -124,7 +124,7 @@ def values_of(node, node_class):
 
 
 def links_of(workflow):
-    """(node, input name) -> (node, output number), every link checked at both of its ends."""
+    """(node, input name) -> (node, output number). Checks every link at both ends."""
     by_id = {node["id"]: node for node in workflow["nodes"]}
     sources = {}
     for number, source, output, target, slot, kind in workflow["links"]:
@@ -221,7 +221,7 @@ def test_no_node_lies_on_another_and_groups_hold_whole_nodes(name):
 
 
 def source(workflow, links, number, name):
-    """(node, output) whose value arrives at an input, through bypassed nodes as the browser goes, or None."""
+    """(node, output) whose value an input receives, or None. Passes through bypassed nodes as the browser does."""
     link = links.get((number, name))
     if link is None:
         return None
@@ -340,7 +340,7 @@ def test_two_people_bear_the_names_of_the_script():
 
 
 def test_the_demo_of_the_photo_has_the_same_way_from_character_to_page():
-    """It makes its photo itself and needs no file."""
+    """It draws its own photo and needs no file."""
     real, played = (sorted(node["class_type"] for node in api(file).values()) for file in (PHOTO, demo(PHOTO)))
     exchanged = {
         "CheckpointLoaderSimple": "StoryLoom_DemoModel",
@@ -350,7 +350,7 @@ def test_the_demo_of_the_photo_has_the_same_way_from_character_to_page():
     photo = {"CLIPTextEncode", "EmptyLatentImage", "ConditioningZeroOut"}
     assert set(played) == kept | photo
     note = next(node for node in read(demo(PHOTO))["nodes"] if node["type"] == "MarkdownNote")
-    assert "random numbers that mean nothing" in note["widgets_values"][0]
+    assert "**The adapter and the image encoder have random weights**" in note["widgets_values"][0]
 
 
 def test_every_node_of_the_pack_has_a_place_in_a_workflow(classes):
@@ -502,7 +502,7 @@ class Schemas(dict):
 
 @pytest.fixture
 def script(monkeypatch):
-    """Imports one of scripts/."""
+    """Imports a module of scripts/."""
     monkeypatch.syspath_prepend(str(PACK / "scripts"))
     return importlib.import_module
 
@@ -533,7 +533,7 @@ def graph_of(prompt):
 BLUEPRINTS = PACK / "subgraphs"
 PROMPT_BOX, PHOTO_BOX, LONG_BOX = BOXES = ("Story from a prompt", "Story from a photo", "Long story")
 INPUTS, OUTPUTS = -10, -20
-"""The nodes of a definition that stand for its outside."""
+"""Ids of the two nodes that hold a definition's inputs and outputs."""
 
 
 def blueprint(name):
@@ -617,7 +617,7 @@ def test_the_pictures_of_the_help_pages_can_be_drawn_and_are_all_there(host, cla
 
 
 def unpacked(name, classes, outside, **values):
-    """An API prompt of what is in a box. outside: what its sockets are connected to; values: of its widgets."""
+    """An API prompt of the nodes in a box, and its outputs. outside: links for its sockets; values: of its widgets."""
     _, definition = blueprint(name)
     links, prompt = {link["id"]: link for link in definition["links"]}, {}
     names = [slot["name"] for slot in definition["inputs"]]

@@ -1,4 +1,4 @@
-"""The templates as they are seen: read from left to right, in titled groups, with a note that says what to change."""
+"""The layout of the templates: links run left to right, nodes are in titled groups, a note lists what to change."""
 
 import json
 from pathlib import Path

@@ -121,8 +121,8 @@ def add_characters(demo: DemoModel) -> None:
     adapter = graph.add("StoryLoom_DemoStoryMaker")
     people = {}
     for name, who in (("Fox", "a fox in a blue coat"), ("Bear", "a brown bear in a yellow sweater")):
-        words = graph.add("CLIPTextEncode", clip=demo.loader(1), text=f"{who} standing in the meadow")()
-        drawing = demo.sample(demo.model(), words, graph.add("EmptyLatentImage", width=size, height=size)())
+        positive = graph.add("CLIPTextEncode", clip=demo.loader(1), text=f"{who} standing in the meadow")()
+        drawing = demo.sample(demo.model(), positive, graph.add("EmptyLatentImage", width=size, height=size)())
         graph.show(f"drawing {name}", drawing)
         head = graph.add("ImageCrop", image=drawing, width=80, height=80, x=56, y=24)()
         mask = box(graph, size, 120, 176, 36, 12)

@@ -63,7 +63,7 @@ def character_from_photo(loader: Node, settings: dict) -> Workflow:
             (0, 1580),
             (340, 80),
             {"file": "person.safetensors"},
-            title="Load character (in place of photos)",
+            title="Load character (instead of photos)",
             bypassed=True,
         ),
         "apply": applied((900, 960), "blend"),
@@ -78,7 +78,7 @@ def character_from_photo(loader: Node, settings: dict) -> Workflow:
         "Model": ("loader", "storymaker", "vision", "faces"),
         "Photo": ("photo",),
         "Character": ("character", "seen", "report"),
-        "More photos, and files (bypassed)": ("photo 2", "character 2", "blend", "keep", "kept"),
+        "More photos, saved characters (bypassed)": ("photo 2", "character 2", "blend", "keep", "kept"),
         **STORY_GROUPS,
     }
     return Workflow(NAME, nodes, groups)
@@ -86,13 +86,15 @@ def character_from_photo(loader: Node, settings: dict) -> Workflow:
 
 def character_from_photo_demo(demo: Node, settings: dict) -> Workflow:
     """The same for the demo model, with random weights for StoryMaker; the demo model draws the photo."""
-    photo_sampler = {"positive": "photo words", "negative": "photo negative", "latent_image": "photo latent"}
+    photo_sampler = {"positive": "photo encode", "negative": "photo negative", "latent_image": "photo latent"}
     size = (DEMO_SIZE, DEMO_SIZE)
     nodes = {
         "loader": replace(demo, place=(0, 0), size=(340, 110)),
         "storymaker": Node("StoryLoom_DemoStoryMaker", (0, 170), (340, 60)),
-        "photo words": replace(prompt_text((0, 380), f"{DEMO_IDENTITY} in the meadow", "Who"), size=(340, 110)),
-        "photo negative": replace(zeros((0, 550), "photo words"), size=(340, 50)),
+        "photo encode": replace(
+            prompt_text((0, 380), f"{DEMO_IDENTITY} in the meadow", "Photo prompt"), size=(340, 110)
+        ),
+        "photo negative": replace(zeros((0, 550), "photo encode"), size=(340, 50)),
         "photo latent": Node(
             "EmptyLatentImage", (0, 660), (340, 110), dict(zip(("width", "height"), size, strict=True))
         ),
@@ -112,13 +114,13 @@ def character_from_photo_demo(demo: Node, settings: dict) -> Workflow:
         **drawn_story(
             FOX,
             size,
-            replace(zeros((900, 530), "words"), size=(420, 50)),
+            replace(zeros((900, 530), "encode"), size=(420, 50)),
             settings,
         ),
     }
     groups = {
         "Model": ("loader", "storymaker"),
-        "Photo": ("photo words", "photo negative", "photo latent", "photo sampler", "photo"),
+        "Photo": ("photo encode", "photo negative", "photo latent", "photo sampler", "photo"),
         "Character": ("character", "seen", "report"),
         **STORY_GROUPS,
     }

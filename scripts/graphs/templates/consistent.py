@@ -18,7 +18,7 @@ def consistent(
     nodes = {
         **whole.nodes,
         "attention": Node("StoryLoom_ConsistentSelfAttention", (480, 880), (380, 260), links={"model": ("ipca", 0)}),
-        "sampler": sampler((980, 0), steps, scheduler, model="attention", positive="words", negative="negative"),
+        "sampler": sampler((980, 0), steps, scheduler, model="attention", positive="encode", negative="negative"),
     }
     model = (*whole.groups["Model"], "attention")
     if free_u:

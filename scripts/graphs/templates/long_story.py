@@ -14,7 +14,7 @@ def long_story(name: str, loader: Node, script: dict, size: int, steps: int, sch
     """The graph of Consistent Characters with the story split into batches and joined again."""
     whole = consistent(name, loader, script, size, steps, scheduler)
     story = {"story": ("script", 0)}
-    split = {"latent": ("latent", 0), "positive": ("words", 0), "negative": ("negative", 0)}
+    split = {"latent": ("latent", 0), "positive": ("encode", 0), "negative": ("negative", 0)}
     batch = {"latent_image": ("split", 0), "positive": ("split", 1), "negative": ("split", 2)}
     lower = 260
     changed = {

@@ -12,7 +12,7 @@ def two_characters(name: str, loader: Node, size: int, steps: int, scheduler: st
     """The graph of Consistent Characters with another encode node and without its report."""
     whole = consistent(name, loader, FOX_AND_BEAR, size, steps, scheduler)
     changed = {
-        "words": Node(
+        "encode": Node(
             "StoryLoom_EncodePerFrame", (480, 190), (380, 110), links={"clip": ("loader", 1), "story": ("script", 0)}
         ),
     }

@@ -38,15 +38,15 @@ def with_and_without(
     for key, (top, encode, model, title) in branches.items():
         pictures = {"images": (f"{key} decode", 0)}
         parts = {
-            f"{key} words": Node(encode, (540, top), (380, 260), links={"clip": ("loader", 1), **story}),
-            f"{key} negative": zeros((540, top + 330), f"{key} words"),
+            f"{key} encode": Node(encode, (540, top), (380, 260), links={"clip": ("loader", 1), **story}),
+            f"{key} negative": zeros((540, top + 330), f"{key} encode"),
             f"{key} sampler": sampler(
                 (980, top),
                 steps,
                 scheduler,
                 f"KSampler, {key}",
                 model=model,
-                positive=f"{key} words",
+                positive=f"{key} encode",
                 negative=f"{key} negative",
             ),
             f"{key} decode": Node(
