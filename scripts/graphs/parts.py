@@ -13,6 +13,7 @@ NOTES = Path(__file__).absolute().parent / "notes"
 DEMO = "Demo - "
 """Prefix of the names of workflows with the demo model."""
 DEMO_SIZE = 192
+"""Width and height of the demo model's frames, in pixels."""
 CHECKPOINT_LOADER = Node(
     "CheckpointLoaderSimple",
     (0, 690),
