@@ -7,10 +7,10 @@ from io import BytesIO
 
 from PIL import Image, ImageChops
 
-from ..stories import FOX_AND_BEAR
+from ..stories import FOX, FOX_AND_BEAR
 from .comparisons import EFFECTS, LEFT, PAGES, TITLED, TOKENS, WITH, WITHOUT
 from .neighbours import NEXT_TO, neighbours
-from .sheets import FRAME, SQUARES, Rows, beside, rows, sheet, tiles
+from .sheets import FRAME, INK, SQUARES, Rows, beside, letters, rows, sheet, tiles
 
 SAVED = {
     "png": ("png", 1),
@@ -71,7 +71,7 @@ def changes(before: Sequence[Image.Image], after: Sequence[Image.Image]) -> list
 
 
 def emblems(drawn: Rows) -> dict[str, Image.Image]:
-    """The pack's icon, and its banner of 7 x 3 frames, by the name of their files."""
+    """The pack's icon, its banner of 7 x 3 frames and the README's first picture, by file name."""
     side = 7 * SQUARES
     banner, _ = sheet(7 * side, 3 * side)
     frames = [*drawn["world"], *drawn["long"], *drawn["cast"]]
@@ -79,7 +79,27 @@ def emblems(drawn: Rows) -> dict[str, Image.Image]:
         row, column = divmod(5 * number % 21, 7)
         banner.paste(frame.resize((side, side), Image.NEAREST), (column * side, row * side))
     icon = drawn["long"][6].resize((16 * SQUARES, 16 * SQUARES), Image.NEAREST)
-    return {"icon": icon, "banner": banner}
+    separate, together = (
+        drawn[f"EncodePerFrame {label}"] for label in ("frame by frame", "one prompt (SVR), with IPCA")
+    )
+    return {"icon": icon, "banner": banner, "story": story_picture(separate, together)}
+
+
+def story_picture(separate: Sequence[Image.Image], together: Sequence[Image.Image]) -> Image.Image:
+    """The README's first picture: the demo story without and with StoryLoom, with the text of each frame below."""
+    side, gap, margin, heading = 8 * SQUARES, 8, 16, 34
+    image, pen = sheet(2 * margin + 4 * side + 3 * gap, 2 * (heading + side + gap) + 38)
+    labels = ("Without StoryLoom: each frame with its own prompt", "With StoryLoom: the same story, model and seed")
+    for row, (label, frames) in enumerate(zip(labels, (separate, together), strict=True)):
+        top = gap + row * (heading + side + gap)
+        pen.text((margin, top + 4), label, INK, font=letters(20))
+        for column, frame in enumerate(frames[:4]):
+            squares = frame.resize((SQUARES, SQUARES), Image.NEAREST)
+            image.paste(squares.resize((side, side), Image.NEAREST), (margin + column * (side + gap), top + heading))
+    for column, line in enumerate(FOX["frames"].splitlines()):
+        corner = margin + column * (side + gap) + side // 2, image.height - 28
+        pen.text(corner, line.partition("#")[0].strip(), "#6b6760", font=letters(14), anchor="ma")
+    return image
 
 
 def script_text(script: dict) -> str:
