@@ -4,17 +4,17 @@ ARGS ?=
 .PHONY: help demo demo-model test browser-test lint clean python
 
 help:
-	@echo "make demo        draw a four-frame story without and with StoryLoom, measure both and print where the page lies:"
-	@echo "                 with a real ComfyUI on the CPU, or without one   (make demo ARGS=\"--host standalone\" chooses)"
-	@echo "make demo-model  train the demo model again: about 80 minutes on one core, less on two"
+	@echo "make demo        draw a four-frame story without and with StoryLoom, measure both and print the path of the page,"
+	@echo "                 in a real ComfyUI on the CPU, or without one   (make demo ARGS=\"--host standalone\" chooses)"
+	@echo "make demo-model  retrain the demo model: about 80 minutes on one core, less on two"
 	@echo "make test        run every test, on each ComfyUI version found   (make test ARGS=\"-k svr\" selects tests)"
-	@echo "                 (make test SETTING=busy, and others in CONTRIBUTING.md: in a setting of the processor)"
-	@echo "make browser-test  run the tests in ComfyUI's own interface alone, and install what they need"
+	@echo "                 (make test SETTING=busy: in another CPU setting, see CONTRIBUTING.md)"
+	@echo "make browser-test  run only the tests in ComfyUI's own interface, and install their dependencies"
 	@echo "make lint        ruff check and ruff format --check"
 	@echo "make clean       remove the environment (.venv) and the results (out)"
 
 python:
-	@"$(PYTHON)" -c "import sys; sys.exit(sys.version_info < (3, 10))" 2>/dev/null || { echo "StoryLoom needs Python 3.10 or newer, and '$(PYTHON)' is older or missing: install one, or name one with 'make $(MAKECMDGOALS) PYTHON=/path/to/python3'." >&2; exit 1; }
+	@"$(PYTHON)" -c "import sys; sys.exit(sys.version_info < (3, 10))" 2>/dev/null || { echo "StoryLoom needs Python 3.10 or newer, but '$(PYTHON)' is older or missing. Install a newer Python, or select one with 'make $(MAKECMDGOALS) PYTHON=/path/to/python3'." >&2; exit 1; }
 
 demo: python
 	@"$(PYTHON)" scripts/demo.py $(ARGS)

@@ -1,5 +1,5 @@
-// Placeholders in filename_prefix, as in Save Image: the front end fills in %date:yyyy-MM-dd% and %node.widget% before
-// it sends the graph, but by itself only for ComfyUI's own nodes.
+// Placeholders in filename_prefix, as in Save Image: before the front end sends the graph, it fills in
+// %date:yyyy-MM-dd% and %node.widget%, but by default only for ComfyUI's own nodes.
 
 import { app } from "../../../scripts/app.js";
 
@@ -9,7 +9,7 @@ app.registerExtension({
   name: "StoryLoom.FileNames",
   nodeCreated(node) {
     if (!NODES.includes(node.comfyClass)) return;
-    const fill = window.comfyAPI?.utils?.applyTextReplacements; // not public: without it they stay as they are
+    const fill = window.comfyAPI?.utils?.applyTextReplacements; // not public: without it, placeholders stay as they are
     const prefix = node.widgets.find(({ name }) => name === "filename_prefix");
     if (fill) prefix.serializeValue = () => fill(app, prefix.value);
   },

@@ -1,12 +1,12 @@
-// The editor of the node "Story script": below its boxes a panel that says, line by line, what the server's own parser
-// and tokenizer find in them, and keys that move and add frames. The boxes stay ComfyUI's; nothing here is saved.
+// The editor of the node "Story script": a panel below its boxes that shows, line by line, the results of the server's
+// own parser and tokenizer, and keys that move and add frames. The boxes remain ComfyUI's; nothing here is saved.
 
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 
 const NODE = "StoryLoom_Script";
 const BOXES = ["identity", "frames", "style"];
-const PAUSE = 250; // milliseconds without a key before the server is asked
+const PAUSE = 250; // milliseconds without a key press before a request is sent to the server
 const NEW_SIZE = [420, 560];
 const KEYS = "Alt+↑ and Alt+↓ move a frame, Alt+Enter adds one";
 const [FAULT, WARNING] = ["✗", "⚠"];
@@ -26,8 +26,8 @@ const STYLE = `
 .storyloom-check .over .bar i { background: #c2410c; }
 .storyloom-check .chip { display: inline-block; margin: 0 3px 1px 0; padding: 0 5px; border: 1px solid currentColor;
   border-radius: 8px; }
-.storyloom-check .said { grid-column: 2 / -1; white-space: normal; }
-.storyloom-check .said b { color: var(--error-text, #ff6666); }
+.storyloom-check .message { grid-column: 2 / -1; white-space: normal; }
+.storyloom-check .message b { color: var(--error-text, #ff6666); }
 .storyloom-check .sum { position: sticky; top: 0; padding: 2px 4px 1px; background: inherit; }
 .storyloom-check .keys { padding: 1px 4px; opacity: 0.75; }
 `;
@@ -47,7 +47,7 @@ function isLinked(node, name) {
   return node.inputs?.some((input) => input.widget?.name === name && input.link != null);
 }
 
-/** The text area in which a box is edited: the widget's own, or the one that the new node renderer shows for it. */
+/** The text area that edits a box: the widget's own, or the one that the new node renderer shows for it. */
 function areaOf(node, name) {
   const widget = widgetOf(node, name);
   if (widget?.element?.isConnected) return widget.element;
@@ -55,7 +55,7 @@ function areaOf(node, name) {
   return [...areas].find((area) => area.labels?.[0]?.textContent.trim() === (widget?.label || name));
 }
 
-/** Replace a part of a text area so that its own undo knows of it, and select [from, to] afterwards. */
+/** Replace a part of a text area in a way that its own undo includes, then select [from, to]. */
 function replace(area, start, end, text, from, to) {
   area.focus();
   area.setSelectionRange(start, end);
@@ -102,7 +102,7 @@ function selectLine(area, number) {
   area.setSelectionRange(start, start + (lines[number - 1] ?? "").length);
 }
 
-/** A key that edits frames, on one of their text areas. Returns whether it was one. */
+/** Handle a key event on a text area of frames. Returns whether it was a key that edits frames. */
 function edit(area, event) {
   if (!event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return false;
   if (event.key === "ArrowUp" || event.key === "ArrowDown") moveLines(area, event.key === "ArrowUp");
@@ -133,9 +133,9 @@ function showRow(line, room, select) {
   row.append(element("span", "number", line.number), bar, element("span", "tokens", tokens), cast);
   const problem = line.fault || line.warning;
   if (problem) {
-    const said = element("span", "said");
-    said.append(element("b", "", `${line.fault ? FAULT : WARNING} `), problem);
-    row.append(said);
+    const message = element("span", "message");
+    message.append(element("b", "", `${line.fault ? FAULT : WARNING} `), problem);
+    row.append(message);
   }
   row.title = line.told === null ? line.caption : `${line.own} tokens of its own, ${line.told} with identity and style`;
   const about = [tokens && `${tokens} tokens`, names.join(", "), problem].filter((text) => text);
@@ -150,19 +150,19 @@ function totalText(total, room, alone) {
   const frames = `frame${total.frames.length > 1 ? "s" : ""} ${total.frames.join(", ")}`;
   const whose = alone ? "" : `${total.characters.join(" and ")}, ${frames}: `;
   if (total.prompts === 1) return `${whose}${total.tokens} of ${room} tokens together`;
-  return `${whose}${total.tokens} tokens together, told in ${total.prompts} windows of ${room}`;
+  return `${whose}${total.tokens} tokens together, encoded in ${total.prompts} windows of ${room}`;
 }
 
 function problemText(sign, text) {
-  const said = element("div", "said");
-  said.append(element("b", "", `${sign} `), text);
-  return said;
+  const message = element("div", "message");
+  message.append(element("b", "", `${sign} `), text);
+  return message;
 }
 
-/** What stands above the rows: faults of other boxes, which frames have one, and what all of them take. */
+/** The summary above the rows: errors in other boxes, frames with problems, and the tokens of all frames together. */
 function sumRows(answer, linked) {
   const numbers = (kind) => answer.lines.filter((line) => line[kind]).map((line) => line.number);
-  const list = (found) => `frame${found.length > 1 ? "s" : ""} ${found.join(", ")}`;
+  const list = (frames) => `frame${frames.length > 1 ? "s" : ""} ${frames.join(", ")}`;
   const [faulty, doubtful] = [numbers("fault"), numbers("warning")];
   return [
     ...answer.faults.map(({ box, line, message }) =>
@@ -175,17 +175,17 @@ function sumRows(answer, linked) {
   ];
 }
 
-/** Put a panel where that of the node's predecessor is left: the new node renderer keeps it when ComfyUI undoes. */
+/** Replace the panel left by the node's predecessor: the new node renderer keeps it when ComfyUI undoes an edit. */
 function takePlace(node, root) {
   if (root.isConnected || node.graph !== app.canvas?.graph) return;
   document.querySelector(`[data-node-id="${node.id}"] .storyloom-check`)?.replaceWith(root);
 }
 
-/** What the server says about one node's texts, in its panel. */
+/** The panel with the server's results for one node's texts. */
 function panelOf(node) {
   const root = element("div", "storyloom-check");
   root.setAttribute("role", "group");
-  root.setAttribute("aria-label", "What the story's lines take");
+  root.setAttribute("aria-label", "Tokens per line of the story");
   root.dataset.captureWheel = "true";
   const rows = element("ol");
   const sum = element("div", "sum");
@@ -193,7 +193,7 @@ function panelOf(node) {
   root.append(sum, rows, element("div", "keys", KEYS));
 
   let timer;
-  let asked = 0;
+  let latest = 0; // number of the last request: answers to earlier ones are dropped
   const select = (number) => {
     const area = areaOf(node, "frames");
     if (area) selectLine(area, number);
@@ -217,11 +217,11 @@ function panelOf(node) {
       bringIntoView(root, sum, rows.children[answer.lines.findIndex((one) => one.line === line)]);
     }
   };
-  const say = (text) => sum.replaceChildren(element("div", "", text));
+  const showError = (text) => sum.replaceChildren(element("div", "", text));
 
-  const ask = async () => {
+  const check = async () => {
     takePlace(node, root);
-    const mine = ++asked;
+    const request = ++latest;
     const texts = BOXES.map((name) => [name, isLinked(node, name) ? null : String(widgetOf(node, name)?.value ?? "")]);
     let answer;
     try {
@@ -234,18 +234,18 @@ function panelOf(node) {
     } catch {
       answer = { error: "No answer from the server: lines are not checked." };
     }
-    if (mine !== asked) return;
-    if (answer.error) say(answer.error);
+    if (request !== latest) return;
+    if (answer.error) showError(answer.error);
     else show(answer);
   };
   const later = () => {
     clearTimeout(timer);
-    timer = setTimeout(ask, PAUSE);
+    timer = setTimeout(check, PAUSE);
   };
   return { root, later, stop: () => clearTimeout(timer) };
 }
 
-/** Scroll a panel, and nothing around it, until a row can be seen below what sticks to its top. */
+/** Scroll only this panel until a row is visible below the sticky summary at its top. */
 function bringIntoView(root, top, row) {
   if (!row) return;
   const [highest, lowest] = [row.offsetTop - top.offsetHeight, row.offsetTop + row.offsetHeight - root.clientHeight];
