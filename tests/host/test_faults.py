@@ -149,7 +149,7 @@ def test_after_no_memory_was_left_to_gather_what_others_show(
     def full():
         raise torch.OutOfMemoryError("nothing is left")
 
-    disturb(host, monkeypatch, "attention.consistent", "Group.of", number, full)
+    disturb(host, monkeypatch, "attention.gathering", "ImageGroup.of", number, full)
     event, told = ended(host, story(graph, host, maker, fox))
     assert (event, told["node_type"]) == ("execution_error", "KSampler")
     assert "nothing is left" in told["exception_message"]

@@ -113,18 +113,18 @@ def test_a_full_size_layer_of_a_large_batch_needs_little_more_than_the_limit(hos
 @pytest.mark.parametrize("anchors", [0, 2])
 def test_a_story_that_is_gathered_in_slices_is_the_same_story(host, graph, monkeypatch, anchors):
     """In double precision, so that no order of sums is mistaken for another story."""
-    module, rows = host.pack("attention.consistent"), []
+    module, gathering, rows = host.pack("attention.consistent"), host.pack("attention.gathering"), []
     parts = build(graph, "EncodePerFrame", frames=FRAMES)
     precise = call(graph, host, lambda model: tiny_model("SDXL", SDXL, torch.float64), parts["model"])
     base = graph.copy()
-    within = module.Group.within
+    within = gathering.ImageGroup.within
 
     def noted(group, limit, k):
         parts = within(group, limit, k)
         rows.append([len(torch.arange(len(k))[part.rows]) for part in parts])
         return parts
 
-    monkeypatch.setattr(module.Group, "within", noted)
+    monkeypatch.setattr(gathering.ImageGroup, "within", noted)
     drawn = {}
     for name, limit in (("whole", module.GATHER_LIMIT), ("slices", 1)):
         monkeypatch.setattr(module, "GATHER_LIMIT", limit)

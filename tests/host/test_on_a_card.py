@@ -110,13 +110,14 @@ def test_memory_is_back_to_where_it_was(on_a_card, card, networks, rows, plain, 
 def test_csa_s_slices_equal_the_whole(host, monkeypatch, rows, plain, name):
     """One image at a time instead of all at once: the kernel answers for fewer rows, and each row as before."""
     consistent, asked = host.pack("attention.consistent"), []
-    within = consistent.Group.within
+    group = host.pack("attention.gathering").ImageGroup
+    within = group.within
 
-    def counted(group, limit, k):
-        asked.append(len(within(group, limit, k)))
-        return within(group, limit, k)
+    def counted(images, limit, k):
+        asked.append(len(within(images, limit, k)))
+        return within(images, limit, k)
 
-    monkeypatch.setattr(consistent.Group, "within", counted)
+    monkeypatch.setattr(group, "within", counted)
     whole = rows[name].draw()
     assert set(asked) == {1}
     asked.clear()

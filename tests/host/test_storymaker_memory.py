@@ -66,7 +66,7 @@ def watched(graph, host, maker, model, calls, stop=None):
             if stop is not None:
                 raise stop
             out = executor(*args, **kwargs)
-            kept = args[5]["storyloom"].kept
+            kept = args[5]["storyloom"].cache
             pairs = {key: made for key, made in kept.items() if len(key) == 4 and isinstance(made, tuple)}
             calls.append((len(loaded_for(maker)), pairs))
             return out
