@@ -45,7 +45,7 @@ class StoryLoomExtension(ComfyExtension):
         try:
             import_module(".routes", __name__).register()
         except Exception as error:
-            _tell("routes", ["the story script's count of tokens"], error)
+            _tell("routes", ["the token counts of Story script"], error)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [node for file in CATALOGUE for node in nodes_of(file)]
@@ -74,11 +74,11 @@ def _node(module, name: str, shown: str) -> type[io.ComfyNode] | None:
 
 def _tell(file: str, missing: Iterable[str], error: Exception) -> None:
     log.error(
-        "StoryLoom goes on without %s: nodes/%s.py could not be loaded (%s: %s). Start ComfyUI with --verbose DEBUG to "
-        "see where.",
+        "StoryLoom runs without %s: nodes/%s.py could not be loaded (%s: %s). Start ComfyUI with --verbose DEBUG for "
+        "the full traceback.",
         ", ".join(missing),
         file,
         type(error).__name__,
         error,
     )
-    log.debug("The whole error:", exc_info=error)
+    log.debug("Full traceback:", exc_info=error)

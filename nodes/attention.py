@@ -12,7 +12,9 @@ from .ranges import in_range
 
 
 def model_input() -> io.Input:
-    return io.Model.Input("model", tooltip="The SDXL model to patch. It stays as it is; a patched copy goes out.")
+    return io.Model.Input(
+        "model", tooltip="The SDXL model to patch. The node outputs a patched copy; the input is not changed."
+    )
 
 
 def window_inputs() -> list[io.Input]:
@@ -25,7 +27,7 @@ def window_inputs() -> list[io.Input]:
             max=1.0,
             step=0.001,
             advanced=True,
-            tooltip="Where in the schedule it begins to act: 0 is the first step, 1 the last. Published: 0.",
+            tooltip="Where in the schedule the effect starts: 0 is the first step, 1 the last. Published: 0.",
         ),
         io.Float.Input(
             "end_percent",
@@ -34,7 +36,7 @@ def window_inputs() -> list[io.Input]:
             max=1.0,
             step=0.001,
             advanced=True,
-            tooltip="Where in the schedule it stops acting. Published: 1. Lower values free the details.",
+            tooltip="Where in the schedule the effect ends. Published: 1. Lower values leave fine details unaffected.",
         ),
     ]
 
@@ -45,8 +47,8 @@ def blocks_input(published: str) -> io.Input:
         default=published,
         advanced=True,
         tooltip=(
-            f'Which attention blocks it works in. Published: "{published}". "all", "output", "input 4-5, middle", or '
-            'single layers as "output 0-2.0-3" (blocks 0 to 2, layers 0 to 3).'
+            f'Which attention blocks are patched. Published: "{published}". "all", "output", "input 4-5, middle", or '
+            'single layers such as "output 0-2.0-3" (blocks 0 to 2, layers 0 to 3).'
         ),
     )
 
@@ -77,9 +79,10 @@ class IPCA(io.ComfyNode):
             display_name="Identity-preserving cross-attention",
             category="StoryLoom/attention",
             description=(
-                "Every frame listens more to the words of the identity, so that the character stays the same (IPCA of "
-                "One-Prompt-One-Story). Place it anywhere between the checkpoint and KSampler, with a StoryLoom encode "
-                "node as positive. The published method samples with an all-zero negative: ConditioningZeroOut."
+                "Makes every frame follow the identity text more closely, so that the character stays the same (IPCA "
+                "of One-Prompt-One-Story). Place it anywhere between the checkpoint and KSampler, with a StoryLoom "
+                "encode node as positive. The published method samples with an all-zero negative: "
+                "ConditioningZeroOut."
             ),
             search_aliases=["IPCA", "One-Prompt-One-Story", "1Prompt1Story", "consistent character", "identity"],
             inputs=[
@@ -91,8 +94,8 @@ class IPCA(io.ComfyNode):
                     max=8.0,
                     step=0.25,
                     tooltip=(
-                        "How many times the identity's words count in every frame. 1 is off, 2 is the published "
-                        "method, higher holds the character tighter and leaves less room for the frame."
+                        "Weight of the identity text in every frame. 1 is off, 2 is the published method. Higher "
+                        "values keep the character more consistent, but follow the frame's own text less."
                     ),
                 ),
                 *window_inputs(),
@@ -123,10 +126,10 @@ class ConsistentSelfAttention(io.ComfyNode):
             display_name="Consistent self-attention",
             category="StoryLoom/attention",
             description=(
-                "The images of a batch look at each other while they are drawn, so that faces, clothes and style agree "
-                "(CSA of StoryDiffusion). Place it anywhere between the checkpoint and KSampler, with 2 images or more "
-                "in the latent batch. With a StoryLoom encode node, only frames that share a character look at each "
-                "other; any other prompt lets all images do so."
+                "Lets the images of a batch attend to each other during sampling, so that faces, clothes and style "
+                "agree (CSA of StoryDiffusion). Place it anywhere between the checkpoint and KSampler, with at least "
+                "2 images in the latent batch. With a StoryLoom encode node, only frames that share a character "
+                "attend to each other; with any other prompt, all images do."
             ),
             search_aliases=[
                 "CSA",
@@ -146,10 +149,10 @@ class ConsistentSelfAttention(io.ComfyNode):
                     max=1.0,
                     step=0.05,
                     tooltip=(
-                        "Which part of every image the other images see. 0 is off, 0.5 is the published method, 0.3 is "
-                        "reported as too weak, 1 shows everything and costs the most time and memory. Memory at 1024 x "
-                        "1024 and 0.5, beside the batch's own: 100 MiB for 4 images, at most 256 MiB for up to 50, "
-                        "since images are then gathered some at a time."
+                        "Fraction of each image's tokens that the other images attend to. 0 is off, 0.5 is the "
+                        "published method, 0.3 is reported as too weak, 1 uses all tokens and costs the most time and "
+                        "memory. Extra memory at 1024 x 1024 and 0.5: 100 MiB for 4 images, at most 256 MiB for up to "
+                        "50, since images are then processed in slices."
                     ),
                 ),
                 io.Int.Input(
@@ -158,9 +161,9 @@ class ConsistentSelfAttention(io.ComfyNode):
                     min=0,
                     max=64,
                     tooltip=(
-                        "How many images at the beginning are anchors, which look only at each other while all others "
-                        "look at them and at themselves. 0: as Split a long story has split it; without that node, "
-                        "every image looks at every other. Useful: 1 to 4, for stories that are drawn in several "
+                        "Number of anchors: the first images, which attend only to each other, while every other "
+                        "image attends to them and to itself. 0: use the anchors of Split a long story; without that "
+                        "node, every image attends to every other. Useful: 1 to 4, for stories drawn in several "
                         "batches."
                     ),
                 ),
@@ -171,8 +174,8 @@ class ConsistentSelfAttention(io.ComfyNode):
                     max=1000,
                     advanced=True,
                     tooltip=(
-                        "How many steps of each sampling run pass before images look at each other. Published: 1 or 5. "
-                        "Higher values leave every image its own composition."
+                        "Number of steps in each sampling run before images attend to each other. Published: 1 or 5. "
+                        "Higher values let every image keep its own composition."
                     ),
                 ),
                 *window_inputs(),
@@ -184,8 +187,8 @@ class ConsistentSelfAttention(io.ComfyNode):
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=False,
                     tooltip=(
-                        "Chooses which parts of an image the others see, anew in every step. The same seed gives the "
-                        "same picture on every device; pictures depend on it little."
+                        "Selects which tokens are shared, anew at every step. The same seed gives the same picture on "
+                        "every device; it has little effect on the result."
                     ),
                 ),
                 io.Combo.Input(
@@ -194,9 +197,9 @@ class ConsistentSelfAttention(io.ComfyNode):
                     default="steady",
                     advanced=True,
                     tooltip=(
-                        "steady: all chosen blocks in every step, always the same number of tokens. published: as the "
-                        "published program, leaving each layer out at random, 3 in 10 times before 40 % of the steps "
-                        "and 1 in 10 after, with a random number of tokens, which is slower."
+                        "steady: all selected blocks at every step, always with the same number of tokens. published: "
+                        "as in the published program; each layer is skipped at random (30 % of the time in the first "
+                        "40 % of the steps, then 10 %) and the number of tokens varies, which is slower."
                     ),
                 ),
             ],
@@ -242,9 +245,9 @@ class StoryFreeU(io.ComfyNode):
             display_name="Story FreeU",
             category="StoryLoom/attention",
             description=(
-                "Strengthens the backbone of the UNet and fades the lowest frequencies of its skip connections "
-                "(FreeU), in the blocks and with the settings of the published story programs. It costs no further "
-                "UNet call. It is for cleaner pictures, not for consistency: use it beside the other nodes, anywhere "
+                "Strengthens the backbone of the UNet and damps the lowest frequencies of its skip connections "
+                "(FreeU), in the blocks and with the settings of the published story programs. It needs no extra UNet "
+                "call. It makes pictures cleaner, not more consistent: combine it with the other nodes, anywhere "
                 "between the checkpoint and KSampler."
             ),
             search_aliases=["FreeU", "FreeU by block", "FreeU SDXL", "StoryDiffusion", "backbone", "skip connections"],
@@ -253,26 +256,26 @@ class StoryFreeU(io.ComfyNode):
                 factor_input(
                     "b1",
                     1.1,
-                    "How strong the backbone is in output blocks 0 to 2, the lowest resolution. 1 is off. "
+                    "Strength of the backbone in output blocks 0 to 2, the lowest resolution. 1 is off. "
                     "Published: 1.1. Higher values make the picture simpler and smoother.",
                 ),
                 factor_input(
                     "b2",
                     1.2,
-                    "How strong the backbone is in output blocks 3 to 5, the next resolution. 1 is off. "
+                    "Strength of the backbone in output blocks 3 to 5, the next resolution. 1 is off. "
                     "Published: 1.2. Higher values make the picture simpler and smoother.",
                 ),
                 factor_input(
                     "s1",
                     0.6,
-                    "How much of the lowest frequencies the skip connections bring into output blocks 0 to 2. 1 is "
-                    "off. Published: 0.6. Lower values leave more weight to details, against the smoothing of b1.",
+                    "Strength of the lowest frequencies in the skip connections to output blocks 0 to 2. 1 is off. "
+                    "Published: 0.6. Lower values emphasise details, which offsets the smoothing by b1.",
                 ),
                 factor_input(
                     "s2",
                     0.4,
-                    "How much of the lowest frequencies the skip connections bring into output blocks 3 to 5. 1 is "
-                    "off. Published: 0.4. Lower values leave more weight to details, against the smoothing of b2.",
+                    "Strength of the lowest frequencies in the skip connections to output blocks 3 to 5. 1 is off. "
+                    "Published: 0.4. Lower values emphasise details, which offsets the smoothing by b2.",
                 ),
                 *window_inputs(),
             ],

@@ -27,9 +27,9 @@ class SplitBatches(io.ComfyNode):
             display_name="Split a long story",
             category="StoryLoom/story",
             description=(
-                "Cuts a story of any length into batches of equal size that all begin with the same anchor frames. The "
-                "KSampler that follows runs once per batch. With consistent self-attention, which learns the anchors "
-                "from the positive, all batches share the character. Join story batches puts the frames back in order."
+                "Splits a story of any length into batches of equal size that all begin with the same anchor frames. "
+                "The KSampler after it runs once per batch. With Consistent self-attention, which reads the number of "
+                "anchors from the positive, all batches share the character. Join story batches restores the order."
             ),
             search_aliases=[
                 "long story",
@@ -41,13 +41,13 @@ class SplitBatches(io.ComfyNode):
                 "split latents",
             ],
             inputs=[
-                io.Latent.Input("latent", tooltip="One latent per frame, as Empty story latent makes them."),
+                io.Latent.Input("latent", tooltip="One latent per frame, from Empty story latent."),
                 io.Int.Input(
                     "batch_size",
                     default=4,
                     min=1,
                     max=64,
-                    tooltip="Images drawn at a time, anchors included. More share more and take more memory.",
+                    tooltip="Images per batch, including anchors. Larger batches share more and need more memory.",
                 ),
                 io.Int.Input(
                     "anchors",
@@ -55,26 +55,28 @@ class SplitBatches(io.ComfyNode):
                     min=0,
                     max=63,
                     tooltip=(
-                        "How many of the first frames begin every batch, drawn again each time, so that all batches "
-                        "see the same character. Consistent self-attention takes the number from here: leave its own "
-                        "at 0. 0: every batch on its own."
+                        "Number of first frames that begin every batch. They are drawn again in each, so that all "
+                        "batches see the same character. Consistent self-attention uses this number: leave its own "
+                        "anchors at 0. 0: the batches are independent."
                     ),
                 ),
                 io.Conditioning.Input(
-                    "positive", optional=True, tooltip="The story's conditioning, with a row per frame."
+                    "positive", optional=True, tooltip="The story's conditioning, one row per frame."
                 ),
                 io.Conditioning.Input(
-                    "negative", optional=True, tooltip="The negative. One row for all frames stays as it is."
+                    "negative",
+                    optional=True,
+                    tooltip="The negative. A single row applies to all frames and is passed on unchanged.",
                 ),
                 io.Image.Input(
                     "image",
                     optional=True,
-                    tooltip="Hint images for ControlNet or images to start from: one per frame, or one for all.",
+                    tooltip="ControlNet hints or images to start from: one per frame, or one for all.",
                 ),
                 io.Mask.Input("mask", optional=True, tooltip="Masks: one per frame, or one for all."),
             ],
             outputs=[
-                io.Latent.Output("latents", display_name="LATENT", tooltip="A latent batch at a time.", **listed),
+                io.Latent.Output("latents", display_name="LATENT", tooltip="The latents of each batch.", **listed),
                 io.Conditioning.Output(
                     "positives", display_name="positive", tooltip="The positive of each batch.", **listed
                 ),
@@ -83,7 +85,9 @@ class SplitBatches(io.ComfyNode):
                 ),
                 io.Image.Output("images", display_name="IMAGE", tooltip="The images of each batch.", **listed),
                 io.Mask.Output("masks", display_name="MASK", tooltip="The masks of each batch.", **listed),
-                Plan.Output("plan", display_name="plan", tooltip="Who is where, for Join story batches."),
+                Plan.Output(
+                    "plan", display_name="plan", tooltip="Which frame is in which batch, for Join story batches."
+                ),
             ],
         )
 
@@ -122,15 +126,15 @@ class JoinBatches(io.ComfyNode):
             display_name="Join story batches",
             category="StoryLoom/story",
             description=(
-                "Puts the batches of Split a long story together again: every frame once, in story order, without "
-                "repeated anchors and fillers. Takes latents or decoded images."
+                "Joins the batches of Split a long story: every frame once, in story order, without repeated anchors "
+                "and padding. Takes latents or decoded images."
             ),
             search_aliases=["long story", "join batches", "merge batches", "rebatch"],
             is_input_list=True,
             inputs=[
                 Plan.Input("plan", tooltip="The plan from Split a long story."),
-                io.Latent.Input("latents", optional=True, tooltip="What KSampler has drawn of the batches."),
-                io.Image.Input("images", optional=True, tooltip="The batches, decoded."),
+                io.Latent.Input("latents", optional=True, tooltip="Sampled latent batches."),
+                io.Image.Input("images", optional=True, tooltip="Decoded image batches."),
             ],
             outputs=[
                 io.Latent.Output("latent", display_name="LATENT", tooltip="All frames in story order."),

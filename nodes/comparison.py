@@ -21,8 +21,8 @@ class Compare(io.ComfyNode):
             return Measures.Input(
                 f"measures_{side}",
                 optional=True,
-                tooltip=f"What Story consistency measured of images_{side}, from its MEASURES. Both or neither: with "
-                "both, the page says what changed.",
+                tooltip=f"MEASURES of images_{side} from Story consistency. Connect both or neither: with both, the "
+                "page lists what changed.",
             )
 
         return io.Schema(
@@ -30,23 +30,23 @@ class Compare(io.ComfyNode):
             display_name="Compare stories (A/B)",
             category="StoryLoom/measure",
             description=(
-                "Puts two versions of the same story on one page, for example without and with a method and the same "
-                "seed, and says above them what changed in numbers: CLIP-I 0.812 -> 0.874 (+0.062)."
+                "Puts two versions of the same story on one page, for example without and with a method at the same "
+                "seed, and prints the change in each measure above them: CLIP-I 0.812 -> 0.874 (+0.062)."
             ),
             search_aliases=["A/B", "side by side", "before after", "compare images", "with and without", "difference"],
             inputs=[
                 io.Image.Input("images_a", tooltip="The frames without the method, in story order."),
-                io.Image.Input("images_b", tooltip="The same frames with it, as many."),
+                io.Image.Input("images_b", tooltip="The same number of frames with the method."),
                 measures("a"),
                 measures("b"),
                 StoryType.Input(
                     "story",
                     optional=True,
-                    tooltip="The story whose captions are printed under both. Not connected: no captions.",
+                    tooltip="The story that provides the captions under both. Not connected: no captions.",
                 ),
-                io.String.Input("label_a", default="without", tooltip="What stands above images_a. Empty: nothing."),
-                io.String.Input("label_b", default="with", tooltip="What stands above images_b. Empty: nothing."),
-                io.String.Input("title", default="", tooltip="What stands above the page. Empty: no title."),
+                io.String.Input("label_a", default="without", tooltip="Heading above images_a. Empty: none."),
+                io.String.Input("label_b", default="with", tooltip="Heading above images_b. Empty: none."),
+                io.String.Input("title", default="", tooltip="Title at the top of the page. Empty: no title."),
                 io.Combo.Input(
                     "arrangement",
                     options=list(ARRANGEMENTS),
@@ -58,14 +58,15 @@ class Compare(io.ComfyNode):
                     default=0,
                     min=0,
                     max=20,
-                    tooltip="Panels in a row of A, and of B. 0: up to six with A above B, near-square side by side.",
+                    tooltip="Panels per row in A and in B. 0: automatic, up to six with A above B, near-square "
+                    "side by side.",
                 ),
                 caption_size_input(),
             ],
             outputs=[
                 io.Image.Output("page", display_name="page", tooltip="The finished page."),
                 io.String.Output(
-                    "changes", display_name="changes", tooltip="What changed in numbers, a line for each measure."
+                    "changes", display_name="changes", tooltip="The change in each measure, one per line."
                 ),
             ],
         )
@@ -88,17 +89,17 @@ class Compare(io.ComfyNode):
     ) -> io.NodeOutput:
         if (measures_a is None) != (measures_b is None):
             missing = "measures_a" if measures_a is None else "measures_b"
-            raise ValueError(f"{missing} is not connected: connect what was measured of both, or of neither.")
+            raise ValueError(f"{missing} is not connected: connect the measures of both stories, or of neither.")
         for side, images, found in (("a", images_a, measures_a), ("b", images_b, measures_b)):
             if found is not None and found.frames != len(images):
                 raise ValueError(
-                    f"measures_{side} is of {found.frames} frames and images_{side} has {len(images)}: connect what "
-                    "was measured of these images."
+                    f"measures_{side} covers {found.frames} frames, but images_{side} has {len(images)}: connect the "
+                    "measures of these images."
                 )
         if story is not None and len(story.frames) != len(images_a):
             raise ValueError(
-                f"The story has {len(story.frames)} frames and images_a {len(images_a)}: connect the images of this "
-                "story, all of them."
+                f"The story has {len(story.frames)} frames, but images_a has {len(images_a)}: connect all images of "
+                "this story."
             )
         lines = differences(measures_a, measures_b) if measures_a is not None else []
         page = comparison_page(

@@ -27,10 +27,10 @@ class EncodeOnePrompt(io.ComfyNode):
             display_name="Encode story as one prompt (SVR)",
             category="StoryLoom/conditioning",
             description=(
-                "Encodes the whole story as one prompt, so that all frames share its context, and lets every frame "
-                "express its own words while the others are suppressed (One-Prompt-One-Story, singular-value "
-                "reweighting). Frames of the same characters are told together, in windows where they take more than "
-                "75 tokens. The published negative is all zeros: ConditioningZeroOut, not an empty prompt."
+                "Encodes the whole story as one prompt, so that all frames share its context, then strengthens each "
+                "frame's own words and suppresses those of the others (One-Prompt-One-Story, singular-value "
+                "reweighting). Frames with the same characters share a prompt; above 75 tokens they are split into "
+                "windows. The published negative is all zeros: use ConditioningZeroOut, not an empty prompt."
             ),
             search_aliases=[
                 "SVR",
@@ -50,8 +50,8 @@ class EncodeOnePrompt(io.ComfyNode):
                     default="svr",
                     tooltip=(
                         "svr: the published method. svr_eot: the variant of the published benchmark, gentler on the "
-                        "end-of-text tokens. npr: the paper's naive baseline, times 2 and 0.5. none: the story as it "
-                        "is, every frame gets the same."
+                        "end-of-text tokens. npr: the paper's naive baseline, factors 2 and 0.5. none: no "
+                        "reweighting; every frame uses its whole prompt unchanged."
                     ),
                 ),
                 io.Combo.Input(
@@ -59,29 +59,30 @@ class EncodeOnePrompt(io.ComfyNode):
                     options=["full", "zero", "frame"],
                     default="full",
                     tooltip=(
-                        "SDXL's second, short summary. full: of the whole prompt (published). zero: none. frame: of "
-                        "the identity with this frame's words only, which helps when frames look too alike."
+                        "SDXL's pooled embedding, a summary of the prompt. full: of the whole prompt (published). "
+                        "zero: all zeros. frame: of the identity and this frame's words only, which helps when frames "
+                        "look too similar."
                     ),
                 ),
                 io.Boolean.Input(
                     "literal",
                     default=False,
                     advanced=True,
-                    tooltip="On: (word:1.2) is read as plain text, as the published method does. Off: it is a weight.",
+                    tooltip="On: (word:1.2) is read as plain text, as in the published method. Off: as a weight.",
                 ),
                 io.Combo.Input(
                     "order",
                     options=["weaken_first", "enhance_first"],
                     default="weaken_first",
                     advanced=True,
-                    tooltip="weaken_first: as the published code. enhance_first: as the paper prints it, stronger.",
+                    tooltip="weaken_first: as in the published code. enhance_first: as in the paper; stronger.",
                 ),
                 io.Float.Input(
                     "weaken_alpha",
                     default=0.01,
                     min=-0.1,
                     max=1.0,
-                    tooltip="How steeply a suppressed frame's strong directions fall off. Published: 0.01.",
+                    tooltip="How steeply the dominant directions of suppressed frames fall off. Published: 0.01.",
                     **CONSTANT,
                 ),
                 io.Float.Input(
@@ -89,7 +90,7 @@ class EncodeOnePrompt(io.ComfyNode):
                     default=0.05,
                     min=0.0,
                     max=4.0,
-                    tooltip="What is left of a suppressed frame: 0 nothing, 1 all. Published: 0.05.",
+                    tooltip="Strength that suppressed frames keep: 0 none, 1 all. Published: 0.05.",
                     **CONSTANT,
                 ),
                 io.Float.Input(
@@ -97,7 +98,7 @@ class EncodeOnePrompt(io.ComfyNode):
                     default=-0.01,
                     min=-0.1,
                     max=1.0,
-                    tooltip="How steeply the expressed frame's strong directions rise. Published: -0.01.",
+                    tooltip="How steeply the dominant directions of the expressed frame rise. Published: -0.01.",
                     **CONSTANT,
                 ),
                 io.Float.Input(
@@ -105,7 +106,7 @@ class EncodeOnePrompt(io.ComfyNode):
                     default=1.0,
                     min=0.0,
                     max=4.0,
-                    tooltip="Overall factor of the expressed frame. Published: 1.",
+                    tooltip="Overall factor for the expressed frame. Published: 1.",
                     **CONSTANT,
                 ),
                 io.Combo.Input(
@@ -116,8 +117,8 @@ class EncodeOnePrompt(io.ComfyNode):
                     advanced=True,
                     tooltip=(
                         "Which frames share a prompt when a story takes more than 75 tokens. circular: the frame and "
-                        "those after it, from the last on to the first again (published code). trailing: the frame and "
-                        "those before it (paper). The report tells the windows."
+                        "those after it, wrapping around at the end (published code). trailing: the frame and those "
+                        "before it (paper). The report lists the windows."
                     ),
                 ),
             ],
@@ -125,12 +126,14 @@ class EncodeOnePrompt(io.ComfyNode):
                 io.Conditioning.Output(
                     "conditioning",
                     display_name="CONDITIONING",
-                    tooltip="One row per frame, for KSampler's positive. The latent batch needs one image per frame.",
+                    tooltip="One row per frame, for the positive input of KSampler. The latent batch needs one "
+                    "image per frame.",
                 ),
                 io.String.Output(
                     "report",
                     display_name="report",
-                    tooltip="For every frame: its window, tokens used, what is expressed and what is suppressed.",
+                    tooltip="For every frame: its window, the tokens used, and which frames are expressed and "
+                    "suppressed.",
                 ),
             ],
         )
@@ -166,9 +169,9 @@ class EncodePerFrame(io.ComfyNode):
             display_name="Encode story frame by frame",
             category="StoryLoom/conditioning",
             description=(
-                "Encodes every frame on its own: identity, then the frame's words, with the style around them. No "
-                "limit of length, several characters and [NC] frames; the text alone does not hold the character "
-                "together, so add an attention node."
+                "Encodes every frame separately: identity, then the frame's words, with the style around them. "
+                "Supports prompts of any length, several characters and [NC] frames. The text alone does not keep the "
+                "character consistent, so add an attention node."
             ),
             search_aliases=[
                 "prompt list",
@@ -185,14 +188,15 @@ class EncodePerFrame(io.ComfyNode):
                     "literal",
                     default=False,
                     advanced=True,
-                    tooltip="On: (word:1.2) is read as plain text. Off: it is a weight, as in CLIP Text Encode.",
+                    tooltip="On: (word:1.2) is read as plain text. Off: as a weight, as in CLIP Text Encode.",
                 ),
             ],
             outputs=[
                 io.Conditioning.Output(
                     "conditioning",
                     display_name="CONDITIONING",
-                    tooltip="One row per frame, for KSampler's positive. The latent batch needs one image per frame.",
+                    tooltip="One row per frame, for the positive input of KSampler. The latent batch needs one "
+                    "image per frame.",
                 )
             ],
         )

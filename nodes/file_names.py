@@ -24,13 +24,13 @@ def dated(prefix: str, now: datetime) -> str:
         if kind + colon != "date:":
             return found[0]
         if ":" in form or not PART.search(form):
-            fault = 'has ":", which no file name can have' if ":" in form else "names no part of a date"
+            fault = 'contains ":", which file names cannot contain' if ":" in form else "has no part of a date"
             raise ValueError(f'"{short(found[0])}" in filename_prefix {fault}: {EXAMPLE}')
         return PART.sub(lambda part: _number(part[0], now), form)
 
     whole = re.sub("%([^%]+)%", filled, prefix)
     if "%date:" in whole:
-        raise ValueError(f'filename_prefix "{short(prefix)}" has a date without a % at its end: {EXAMPLE}')
+        raise ValueError(f'filename_prefix "{short(prefix)}" has a date without a closing %: {EXAMPLE}')
     return whole
 
 

@@ -68,9 +68,9 @@ def checked_prefix(prefix: str, now: datetime) -> str:
     if not parts[-1].strip(". ") or any(unicodedata.category(c) in ("Cc", "Cs") for c in prefix):
         raise ValueError(f'filename_prefix "{short(prefix)}" has no file name: {example}')
     if ".." in parts or os.path.isabs(prefix) or parts[0] == "" or ":" in prefix:
-        raise ValueError(f'filename_prefix "{short(prefix)}" leaves the output folder: {example}')
+        raise ValueError(f'filename_prefix "{short(prefix)}" is outside the output folder: {example}')
     if max(len(part.encode()) for part in parts) > LONGEST_NAME or len(prefix.encode()) > LONGEST_PREFIX:
-        raise ValueError(f'filename_prefix "{short(prefix)}" is too long for a file: {example}')
+        raise ValueError(f'filename_prefix "{short(prefix)}" is too long for a file name: {example}')
     return "/".join(parts)
 
 

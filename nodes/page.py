@@ -33,8 +33,7 @@ def caption_size_input() -> io.Int.Input:
         min=0,
         max=200,
         advanced=True,
-        tooltip="Height of the caption's letters in pixels. 0 chooses a twentieth of the panels' mean width, at least "
-        "10.",
+        tooltip="Font size of the captions in pixels. 0: automatic, a twentieth of the mean panel width, at least 10.",
     )
 
 
@@ -46,35 +45,35 @@ class Page(io.ComfyNode):
             display_name="Story page",
             category="StoryLoom/page",
             description=(
-                "Lays the frames of a story out on comic pages, each with its caption. "
-                "Works on any batch of images; without a story the pages have no captions."
+                "Arranges the frames of a story on comic pages, each with its caption. Works with any batch of "
+                "images; without a story the pages have no captions."
             ),
             search_aliases=["comic page", "image grid", "contact sheet", "storyboard", "captions", "webtoon", "manga"],
             inputs=[
-                io.Image.Input("images", tooltip="The frames in story order, as VAE Decode gives them."),
+                io.Image.Input("images", tooltip="The frames in story order, for example from VAE Decode."),
                 StoryType.Input(
                     "story",
                     optional=True,
-                    tooltip="The story whose captions are printed: the text after # in a frame, else the frame's own "
-                    "words. Not connected: no captions.",
+                    tooltip="The story that provides the captions: the text after # in a frame, otherwise the "
+                    "frame's own words. Not connected: no captions.",
                 ),
                 io.Int.Input(
                     "columns",
                     default=0,
                     min=0,
                     max=20,
-                    tooltip="Panels per row of the layout grid. 0 makes a near-square grid: 4 images 2 x 2, 6 images "
-                    "3 x 2. 1 stacks all panels.",
+                    tooltip="Panels per row in the grid layout. 0: a near-square grid, such as 2 x 2 for 4 images or "
+                    "3 x 2 for 6. 1 stacks all panels.",
                 ),
-                io.Boolean.Input("captions", default=True, tooltip="Print the story's captions. Off: pictures alone."),
+                io.Boolean.Input("captions", default=True, tooltip="Print the story's captions. Off: pictures only."),
                 io.Int.Input(
                     "gap",
                     default=12,
                     min=0,
                     max=256,
                     advanced=True,
-                    tooltip="Pixels of paper between panels; the margin around the page is twice as wide. "
-                    "0 puts panels edge to edge.",
+                    tooltip="Space between panels in pixels; the margin around the page is twice as wide. 0: no "
+                    "space between panels.",
                 ),
                 caption_size_input(),
                 io.Combo.Input(
@@ -84,29 +83,28 @@ class Page(io.ComfyNode):
                     optional=True,
                     tooltip="grid: equal panels in columns. four_panel: pages of 2 x 2. classic: rows that mix large "
                     "panels with stacks of two small ones. strip: side by side. column: one above the other. rows: as "
-                    "written in rows.",
+                    "set in the rows input.",
                 ),
                 io.String.Input(
                     "rows",
                     default="2,1,3",
                     optional=True,
-                    tooltip='Panels in each row, from above, for the layout rows: "2,1,3". All rows are equally wide. '
-                    "More frames go on to further pages with the same rows.",
+                    tooltip='Panels in each row for the rows layout, from top to bottom: "2,1,3". All rows have the '
+                    "same width. Further frames continue on pages with the same rows.",
                 ),
                 io.Combo.Input(
                     "caption_place",
                     options=list(CAPTION_PLACES),
                     default="below",
                     optional=True,
-                    tooltip="below: on the paper under the panel. over: on the lower edge of the picture, in a "
-                    "translucent box.",
+                    tooltip="below: on the page, under the panel. over: at the bottom of the picture, in a translucent "
+                    "box.",
                 ),
                 io.String.Input(
                     "title",
                     default="",
                     optional=True,
-                    tooltip="Printed above the first page's panels, in letters twice as high as the captions'. Empty: "
-                    "no title.",
+                    tooltip="Printed at the top of the first page, at twice the caption size. Empty: no title.",
                 ),
                 io.Int.Input(
                     "panels_per_page",
@@ -114,8 +112,8 @@ class Page(io.ComfyNode):
                     min=0,
                     max=400,
                     optional=True,
-                    tooltip="More frames go on to further pages, which come out as one batch. 0: all on one page. "
-                    "four_panel has 4, rows as many as its rows hold.",
+                    tooltip="Maximum panels per page; further frames continue on more pages, output as one batch. 0: "
+                    "all on one page. four_panel always has 4, and rows as many as its rows hold.",
                 ),
                 io.Int.Input(
                     "page_width",
@@ -123,24 +121,24 @@ class Page(io.ComfyNode):
                     min=0,
                     max=16384,
                     optional=True,
-                    tooltip="Width of the page in pixels; panels are scaled to fit. 0: as wide as the panels need, "
-                    "no picture is enlarged.",
+                    tooltip="Width of the page in pixels; panels are scaled to fit. 0: automatic, so that no picture "
+                    "is enlarged.",
                 ),
                 io.Combo.Input(
                     "direction",
                     options=list(DIRECTIONS),
                     default="left_to_right",
                     optional=True,
-                    tooltip="The side at which a row begins: left_to_right as in a Western comic, right_to_left as in "
-                    "a manga.",
+                    tooltip="Reading direction: left_to_right as in a Western comic, right_to_left as in manga.",
                 ),
                 io.Combo.Input(
                     "font",
                     options=[BUILT_IN, *files_in(FONTS, FONT_SUFFIXES)],
                     default=BUILT_IN,
                     optional=True,
-                    tooltip="Font of captions and title. Put .ttf, .otf or .ttc files into models/storyloom_fonts to "
-                    "see them here. What a font lacks is taken from the others and from fonts of this computer.",
+                    tooltip="Font for captions and title. Put .ttf, .otf or .ttc files into models/storyloom_fonts "
+                    "to list them here. Missing characters are taken from the other fonts there and from system "
+                    "fonts.",
                 ),
                 io.Int.Input(
                     "layout_seed",
@@ -149,26 +147,27 @@ class Page(io.ComfyNode):
                     max=0xFFFFFFFF,
                     optional=True,
                     advanced=True,
-                    tooltip="Where the layout classic has its stacks. The same seed, the same page.",
+                    tooltip="Seed for the position of the stacks in the classic layout. The same seed gives the "
+                    "same page.",
                 ),
                 io.String.Input(
                     "paper",
                     default="#fcfbf8",
                     optional=True,
                     advanced=True,
-                    tooltip="Colour of the paper, # and six hexadecimal digits.",
+                    tooltip="Background colour of the page, as # and six hexadecimal digits.",
                 ),
                 io.String.Input(
                     "ink",
                     default="#262428",
                     optional=True,
                     advanced=True,
-                    tooltip="Colour of letters and borders, # and six hexadecimal digits.",
+                    tooltip="Colour of text and borders, as # and six hexadecimal digits.",
                 ),
             ],
             outputs=[
                 io.Image.Output(
-                    "page", display_name="page", tooltip="The finished pages, as a batch of images of one size."
+                    "page", display_name="page", tooltip="The finished pages: a batch of images of the same size."
                 )
             ],
         )
@@ -210,14 +209,14 @@ class Page(io.ComfyNode):
         texts = [frame.caption for frame in story.frames] if story is not None and captions else []
         if texts and len(texts) != len(images):
             log.warning(
-                "Story page: %d images but %d frames in the story; each image gets the caption of the frame with its "
-                "number. Connect the batch and the story of the same run.",
+                "Story page: %d images but %d frames in the story. Captions are assigned in order; connect images and "
+                "story of the same run.",
                 len(images),
                 len(texts),
             )
         fonts = {name: folder_paths.get_full_path(FONTS, name) for name in files_in(FONTS, FONT_SUFFIXES)}
         if font != BUILT_IN and not fonts.get(font):
-            raise ValueError(f'There is no font "{short(font)}": put it into models/storyloom_fonts and press R.')
+            raise ValueError(f'Font "{short(font)}" not found: put it into models/storyloom_fonts and press R.')
         style = PageStyle(
             layout=layout,
             columns=columns,

@@ -58,18 +58,18 @@ async def answer(request):
 async def texts_of(request) -> dict[str, str | None]:
     """The three texts of a request. Raises RequestError."""
     if request.content_type != "application/json":
-        raise RequestError(415, f"The body has the type {request.content_type}: send application/json.")
+        raise RequestError(415, f"The content type is {request.content_type}: send application/json.")
     if "Content-Encoding" in request.headers:
-        raise RequestError(415, "The body is compressed: send it as it is.")
+        raise RequestError(415, "The body is compressed: send it uncompressed.")
     try:
         sent = json.loads(await asyncio.wait_for(body_of(request), ARRIVAL))
     except asyncio.TimeoutError:
-        raise RequestError(408, f"The body did not arrive within {ARRIVAL} seconds: send it again.") from None
+        raise RequestError(408, f"The body was not received within {ARRIVAL} seconds: send it again.") from None
     except (ValueError, RecursionError):
         raise RequestError(400, "The body is not JSON.") from None
     texts = {box: sent.get(box) for box in BOXES} if isinstance(sent, Mapping) else {box: 0 for box in BOXES}
     if not all(text is None or isinstance(text, str) for text in texts.values()):
-        raise RequestError(400, f"The body needs {', '.join(BOXES)}: each a text, or null where it is not known.")
+        raise RequestError(400, f"The body needs {', '.join(BOXES)}: each a string, or null if unknown.")
     return texts
 
 
@@ -82,10 +82,10 @@ async def body_of(request) -> bytearray:
         async for chunk in request.content.iter_chunked(1 << 14):
             body += chunk
             if len(body) > BODY:
-                too_long = f"The script is longer than {BODY // 1000} kB. It runs, but it is not measured."
+                too_long = f"The script is longer than {BODY // 1000} kB. It can be run, but not measured."
                 raise RequestError(413, too_long)
     except (ConnectionError, web.RequestPayloadError):
-        raise RequestError(400, "The body broke off: send it again.") from None
+        raise RequestError(400, "The body is incomplete: send it again.") from None
     return body
 
 
@@ -99,12 +99,14 @@ class Desk:
     async def measured(self, texts: Mapping[str, str | None]) -> dict[str, Any]:
         """A measured script. Raises RequestError when that takes too long or too much, or when too many wait."""
         if self.waiting >= WAITING:
-            raise RequestError(503, "Too many scripts wait to be measured: ask again.")
+            raise RequestError(503, "Too many scripts are waiting to be measured: try again.")
         self.waiting += 1
         try:
             found = await asyncio.get_running_loop().run_in_executor(self.worker, _measure, texts)
         except TimeoutError:
-            raise RequestError(503, f"Measuring the script took more than {SECONDS} seconds. It still runs.") from None
+            raise RequestError(
+                503, f"Measuring the script took more than {SECONDS} seconds. It can still be run."
+            ) from None
         finally:
             self.waiting -= 1
         return {"room": ROOM, **asdict(found)}
@@ -124,15 +126,15 @@ def _measure(texts: Mapping[str, str | None]):
         if left < 0:
             raise RequestError(
                 413,
-                f"With identity and style in every frame the script is longer than {CHARACTERS // 1000} kB. It runs, "
-                "but it is not measured.",
+                f"With identity and style in every frame the script is longer than {CHARACTERS // 1000} kB. It can "
+                "be run, but not measured.",
             )
         if time.monotonic() > deadline:
             raise TimeoutError
         try:
             return tokenize(text)
         except IndexError:
-            raise ValueError(f'"{text}" has "embedding:" without a name. Write the name of a file after it.') from None
+            raise ValueError(f'"{text}" has "embedding:" without a name. Write a file name after it.') from None
 
     return measure_script(limited, **texts)
 

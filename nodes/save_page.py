@@ -29,27 +29,27 @@ class SavePage(io.ComfyNode):
             display_name="Save story page",
             category="StoryLoom/page",
             description=(
-                "Saves pages to the output folder as png, webp or jpg, or all of them as one PDF. A file is written "
-                "whole or not at all, also when the server is stopped while it saves, and none is overwritten."
+                "Saves pages to the output folder as png, webp or jpg, or all of them as one PDF. Files are written "
+                "completely or not at all, even if the server stops while saving, and are never overwritten."
             ),
             search_aliases=["save image", "export pdf", "save pdf", "save webp", "save jpg", "write comic", "download"],
             is_output_node=True,
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
             inputs=[
-                io.Image.Input("images", tooltip="The pages, as Story page gives them, or any other images."),
+                io.Image.Input("images", tooltip="Pages from Story page, or any other images."),
                 io.String.Input(
                     "filename_prefix",
                     default="StoryLoom/page",
-                    tooltip="Folder in the output folder and beginning of the file's name, as in Save Image, with the "
-                    "same placeholders such as %year% or %date:yyyy-MM-dd%, which work in graphs sent through the API "
-                    "too. A number that is not taken follows.",
+                    tooltip="Subfolder of the output folder and start of the file name, as in Save Image, with the "
+                    "same placeholders such as %year% or %date:yyyy-MM-dd%, which also work in graphs sent through "
+                    "the API. The next free number is appended.",
                 ),
                 io.Combo.Input(
                     "format",
                     options=list(FORMATS),
                     default="png",
-                    tooltip="png: every pixel as it is, with the workflow in it. webp: smaller files, with "
-                    "it too. jpg: opens everywhere, without it. pdf: all pages in one file, without it.",
+                    tooltip="png: lossless, contains the workflow. webp: smaller files, contains the workflow. jpg: "
+                    "opens everywhere, no workflow. pdf: all pages in one file, no workflow.",
                 ),
                 io.Int.Input(
                     "quality",
@@ -57,11 +57,11 @@ class SavePage(io.ComfyNode):
                     min=1,
                     max=100,
                     advanced=True,
-                    tooltip="Of webp, jpg and pdf: lower makes smaller files. A webp of 100 keeps every pixel as it "
-                    "is. png always does.",
+                    tooltip="For webp, jpg and pdf: lower values give smaller files. webp is lossless at 100, png "
+                    "always.",
                 ),
             ],
-            outputs=[io.Image.Output("pages", display_name="pages", tooltip="The images as they came in.")],
+            outputs=[io.Image.Output("pages", display_name="pages", tooltip="The input images, unchanged.")],
         )
 
     @classmethod
@@ -77,10 +77,11 @@ class SavePage(io.ComfyNode):
         prefix = checked_prefix(filename_prefix, datetime.now())
         if images.ndim != 4 or 0 in images.shape or images.shape[3] not in (1, 3, 4):
             raise ValueError(
-                f"images is {list(images.shape)} instead of [pages, height, width, 3]: connect at least one IMAGE."
+                f"images has the shape {list(images.shape)} instead of [pages, height, width, 3]: connect at "
+                "least one IMAGE."
             )
         if format not in FORMATS:
-            raise ValueError(f'format "{short(str(format))}" is not known: choose one of {", ".join(FORMATS)}.')
+            raise ValueError(f'Unknown format "{short(str(format))}": choose one of {", ".join(FORMATS)}.')
         size = images.shape[2], images.shape[1]
         check_size(*size, format)
         pictures = [from_array(image.float().cpu().numpy()) for image in images]
@@ -97,8 +98,8 @@ class SavePage(io.ComfyNode):
         except OSError as error:
             raise OSError(
                 f'File {len(saved) + 1} of {len(files)} could not be written to "{short(prefix)}" in the output folder '
-                f"({error.strerror or error}): make room on the disk, or choose another filename_prefix. The files "
-                "before it are saved."
+                f"({error.strerror or error}): free disk space, or choose another filename_prefix. The files before it "
+                "are saved."
             ) from error
         if format != "pdf":
             return io.NodeOutput(images, ui={"images": saved})

@@ -23,8 +23,8 @@ class Script(io.ComfyNode):
             display_name="Story script",
             category="StoryLoom/story",
             description=(
-                "Write a story: who it is about, and one line for every frame. Connect it to an encode node, to Empty "
-                "story latent and to Story page."
+                "The text of a story: a description of its characters, and one line per frame. Connect it to an encode "
+                "node, Empty story latent and Story page."
             ),
             search_aliases=[
                 "story",
@@ -42,8 +42,8 @@ class Script(io.ComfyNode):
                     multiline=True,
                     default=EXAMPLE_IDENTITY,
                     tooltip=(
-                        "Who the story is about, in the words that every frame shares. For several characters write "
-                        "one per line with a name: [Fox] a red fox in a blue coat. # starts a note."
+                        "Description of the character, shared by every frame. For several characters, write one per "
+                        "line with a name: [Fox] a red fox in a blue coat. # starts a comment."
                     ),
                 ),
                 io.String.Input(
@@ -52,19 +52,20 @@ class Script(io.ComfyNode):
                     default=EXAMPLE_FRAMES,
                     tooltip=(
                         "One frame per line: what happens in it, without the identity. # starts the caption for the "
-                        "page, [Name] stands for that character, [NC] marks a frame without any character. \\# and \\[ "
-                        "are the plain signs."
+                        "page, [Name] inserts that character, [NC] marks a frame without characters. Write \\# and \\[ "
+                        "for a literal # and [."
                     ),
                 ),
                 io.String.Input(
                     "style",
                     default="",
-                    tooltip='Optional words around every frame; {prompt} is the frame: "ink drawing of {prompt}".',
+                    tooltip='Optional text around every frame; {prompt} is replaced by the frame: "ink drawing of '
+                    '{prompt}".',
                 ),
             ],
             outputs=[
                 Story.Output("story", display_name="STORY", tooltip="The parsed story, for the other StoryLoom nodes."),
-                io.Int.Output("frame_count", display_name="frame count", tooltip="How many frames the story has."),
+                io.Int.Output("frame_count", display_name="frame count", tooltip="Number of frames in the story."),
             ],
         )
 
@@ -95,20 +96,20 @@ class EmptyLatent(io.ComfyNode):
             node_id="StoryLoom_EmptyLatent",
             display_name="Empty story latent",
             category="StoryLoom/story",
-            description="An empty latent image for every frame of a story, so that one KSampler draws all of them.",
+            description="Creates one empty latent image per frame of a story, so that one KSampler draws them all.",
             search_aliases=["empty latent", "story batch", "same noise", "batch size"],
             inputs=[
                 io.Int.Input(
-                    "width", default=1024, tooltip="Width of a frame in pixels. SDXL is at home at 1024.", **size
+                    "width", default=1024, tooltip="Width of a frame in pixels. SDXL works best at 1024.", **size
                 ),
                 io.Int.Input("height", default=1024, tooltip="Height of a frame in pixels.", **size),
-                Story.Input("story", tooltip="The story whose frames are counted."),
+                Story.Input("story", tooltip="The story; its number of frames sets the batch size."),
                 io.Boolean.Input(
                     "shared_noise",
                     default=True,
                     tooltip=(
                         "On: all frames start from the same noise, as published, which keeps composition and colours "
-                        "close. Off: every frame starts from its own noise."
+                        "similar. Off: every frame starts from its own noise."
                     ),
                 ),
             ],

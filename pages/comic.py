@@ -152,7 +152,7 @@ def parse_colour(text: str) -> Colour:
     digits = text.strip().removeprefix("#")
     if not re.fullmatch(r"[0-9a-fA-F]{3}|[0-9a-fA-F]{6}", digits):
         raise ValueError(
-            f'The colour "{short(text)}" is not understood: write it as # and six digits, for example "#fcfbf8".'
+            f'The colour "{short(text)}" cannot be read: write # and six hexadecimal digits, for example "#fcfbf8".'
         )
     if len(digits) == 3:
         digits = "".join(digit * 2 for digit in digits)
@@ -162,8 +162,8 @@ def parse_colour(text: str) -> Colour:
 def _warn_of(missing: dict[str, None]) -> None:
     if missing:
         log.warning(
-            'No font here has %s: the page has "%s" instead. Install a font that has them, for example Noto Sans CJK '
-            "or Noto Emoji.",
+            'No font has %s: printed as "%s". Install a font with these characters, for example Noto Sans CJK or Noto '
+            "Emoji.",
             short(" ".join(missing), 200),
             REPLACEMENT,
         )
@@ -175,7 +175,7 @@ def _size(panel: Panel) -> tuple[int, int]:
         return panel.size
     shape = np.shape(panel)
     if 0 in shape or not (len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3, 4))):
-        raise ValueError(f"A comic panel is [height, width] with 1, 3 or 4 channels, got {list(shape)}.")
+        raise ValueError(f"A comic panel must be [height, width] with 1, 3 or 4 channels, got {list(shape)}.")
     return shape[1], shape[0]
 
 

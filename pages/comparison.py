@@ -39,7 +39,8 @@ def comparison_page(
     style = style or PageStyle()
     if len(a) != len(b):
         raise ValueError(
-            f"A has {len(a)} pictures and B {len(b)}: compare the same frames, drawn once without and once with."
+            f"A has {len(a)} pictures, but B has {len(b)}: compare the same frames, once without and once with "
+            "the method."
         )
     columns = style.columns or (min(len(a), MOST_COLUMNS) if arrangement == "rows" else 0)
     margin = 2 * style.gap if style.margin is None else style.margin
@@ -90,12 +91,12 @@ def differences(a: Consistency, b: Consistency) -> list[str]:
             continue
         label = known.label(name)
         if name not in ours or name not in theirs:
-            lines.append(f"{label} was measured of one side only")
+            lines.append(f"{label} was measured for one side only")
         elif a.encoders.get(kind) != b.encoders.get(kind):
-            lines.append(f"{label} was measured by {a.encoders.get(kind)} and {b.encoders.get(kind)}: not compared")
+            lines.append(f"{label} was measured with {a.encoders.get(kind)} and {b.encoders.get(kind)}: not compared")
         elif ours[name] != ours[name] or theirs[name] != theirs[name]:
-            lines.append(f"{label} could not be measured of both sides")
+            lines.append(f"{label} could not be measured for both sides")
         else:
-            lower = ", lower is more alike" if name == "dreamsim" else ""
+            lower = ", lower is more similar" if name == "dreamsim" else ""
             lines.append(f"{label} {ours[name]:.3f} -> {theirs[name]:.3f} ({theirs[name] - ours[name]:+.3f}{lower})")
     return lines

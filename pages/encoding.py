@@ -33,8 +33,8 @@ def check_size(width: int, height: int, kind: Format) -> None:
     most = LONGEST_SIDE.get(kind)
     if most and max(width, height) > most:
         raise ValueError(
-            f"The page has {width} x {height} pixels and {kind} holds at most {most} on a side: choose png, or lower "
-            "page_width or panels_per_page of the page."
+            f"The page has {width} x {height} pixels, but {kind} allows at most {most} per side: choose png, or lower "
+            "page_width or panels_per_page."
         )
 
 

@@ -46,7 +46,7 @@ def pages_of(
     Raises ValueError for a layout or rows that are not understood.
     """
     if layout not in LAYOUTS:
-        raise ValueError(f'There is no page layout "{layout}". Choose one of {", ".join(LAYOUTS)}.')
+        raise ValueError(f'Unknown page layout "{layout}". Choose one of {", ".join(LAYOUTS)}.')
     pattern = parse_rows(rows) if layout == "rows" else ()
     if count < sum(pattern[:1]):
         pattern = (count,)
@@ -73,7 +73,7 @@ def parse_rows(text: str) -> tuple[int, ...]:
     numbers = [part for part in re.split(r"[\s,]+", text) if part]
     if not numbers or not all(re.fullmatch(r"[0-9]{1,4}", number) for number in numbers):
         raise ValueError(
-            f'Rows "{short(text)}" is not understood: write how many panels stand in each row, for example "2,1,3".'
+            f'Rows "{short(text)}" cannot be read: write the number of panels in each row, for example "2,1,3".'
         )
     pattern = tuple(map(int, numbers))
     for number in pattern:

@@ -47,8 +47,8 @@ def plan_batches(frames: int, size: int, anchors: int) -> BatchPlan:
         return BatchPlan(frames, min(anchors, frames), (tuple(range(frames)),))
     if anchors >= size:
         raise ValueError(
-            f"A batch of {size} images has no room beside {anchors} anchors. Raise batch_size above anchors, or take "
-            "fewer anchors."
+            f"A batch of {size} images has no room for frames beside {anchors} anchors. Raise batch_size above "
+            "anchors, or use fewer anchors."
         )
     shared, room = tuple(range(anchors)), size - anchors
     batches = [shared + tuple(range(first, min(first + room, frames))) for first in range(anchors, frames, room)]
@@ -65,7 +65,7 @@ def split_rows(rows: Tensor, frames: Sequence[int], count: int, what: str = "row
         return rows
     if rows.shape[0] != count:
         raise ValueError(
-            f"has {rows.shape[0]} {what}, but the story has {count} frames. It needs one for each, or one."
+            f"has {rows.shape[0]} {what}, but the story has {count} frames. It needs one per frame, or a single one."
         )
     return rows[list(frames)]
 
@@ -83,8 +83,8 @@ def split_info(
         hint = control.cond_hint_original
         if hint is not None and hint.shape[0] > 1:
             raise ValueError(
-                "already holds a ControlNet with several hint images. Split the story first, give the hint images to "
-                "the same Split node, and apply the ControlNet to what comes out."
+                "already has a ControlNet with several hint images. Split the story first: connect the hint images "
+                "to the same Split node, and apply the ControlNet to its outputs."
             )
         control = control.previous_controlnet
     cut = {}
@@ -115,7 +115,7 @@ def split_latent(latent: Mapping[str, Any], frames: Sequence[int]) -> dict[str, 
     count = samples.shape[0]
     numbers = latent.get("batch_index") or range(count)
     if len(numbers) != count:
-        raise ValueError(f"has {count} images, but {len(numbers)} numbers of their noise (batch_index). Make it anew.")
+        raise ValueError(f"has {count} images, but {len(numbers)} entries in batch_index. Create the latent again.")
     cut = {**latent, "samples": samples[list(frames)], "batch_index": [numbers[frame] for frame in frames]}
     if "noise_mask" in latent:
         cut["noise_mask"] = split_rows(_masks(latent), frames, count, "noise masks")
@@ -144,8 +144,8 @@ def join_rows(batches: Sequence[Tensor], plan: BatchPlan) -> Tensor:
     found, wanted = [batch.shape[0] for batch in batches], [len(batch) for batch in plan.batches]
     if found != wanted:
         raise ValueError(
-            f"The plan has batches of {_sizes(wanted)} images, but what arrives are batches of {_sizes(found)}. "
-            "Connect what was drawn from the batches of the same Split node, all of it."
+            f"The plan has batches of {_sizes(wanted)} images, but the input has batches of {_sizes(found)}. "
+            "Connect the results of all batches of the same Split node."
         )
     return torch.stack([batches[number][place] for number, place in plan.places()])
 
@@ -154,7 +154,7 @@ def _masks(latent: Mapping[str, Any]) -> Tensor:
     """A latent's noise masks, [masks, 1, h, w]."""
     mask = latent["noise_mask"]
     if not mask.numel():
-        raise ValueError("has a noise mask without any pixel. Connect another mask to the node that sets it.")
+        raise ValueError("has an empty noise mask. Connect another mask to the node that sets it.")
     return mask.reshape(-1, 1, *mask.shape[-2:])
 
 

@@ -63,7 +63,5 @@ def own_words(frame: Frame, number: int) -> str:
     }
     words = " ".join(part.text for i, part in enumerate(parts) if part.character is None and i not in joining)
     if not words:
-        raise ValueError(
-            f"Frame {number + 1} (line {frame.line}) says nothing beyond the identity. Write what happens in it."
-        )
+        raise ValueError(f"Frame {number + 1} (line {frame.line}) has no words of its own. Write what happens in it.")
     return words

@@ -93,7 +93,7 @@ def expressed(
         out = per_encoder(context[0], partial(express_frame, tokens=tokens, frame=frame, settings=settings))[None]
     if not torch.isfinite(out).all():
         raise ValueError(
-            "Reweighting made numbers that are not finite. Bring the constants closer to the published ones: "
+            "Reweighting produced values that are not finite. Set the constants closer to the published ones: "
             "weaken 0.01 and 0.05, enhance -0.01 and 1."
         )
     return out

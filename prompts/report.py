@@ -10,10 +10,10 @@ from .tokens import ROOM, first_upper, in_tokens
 from .windows import FramePrompt
 
 EFFECTS = {
-    "svr": "expressed by SVR, the others of its window suppressed",
-    "svr_eot": "expressed by SVR (end-of-text scaled), the others of its window suppressed",
-    "npr": "rows times 2, the others of its window times 0.5",
-    "none": "not reweighted: every frame is told its whole window",
+    "svr": "expressed by SVR, the other frames of its window suppressed",
+    "svr_eot": "expressed by SVR (end-of-text scaled), the other frames of its window suppressed",
+    "npr": "its token rows times 2, those of the other frames in its window times 0.5",
+    "none": "not reweighted, uses the prompt of its whole window",
 }
 
 

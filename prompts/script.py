@@ -168,7 +168,7 @@ def frame_lines(text: str, characters: tuple[Character, ...] | None) -> Iterator
             "frames", None, 'there is no frame. Write one per line, for example "asleep in the snow".'
         )
     if len(lines) > MAX_FRAMES:
-        found = f"there are {len(lines)} frames, at most {MAX_FRAMES} are possible. Make several stories."
+        found = f"there are {len(lines)} frames, at most {MAX_FRAMES} are possible. Split it into several stories."
         yield StoryScriptError("frames", None, found)
         return
     known = None if characters is None else {_key(c.name): c for c in characters}
@@ -182,7 +182,7 @@ def frame_lines(text: str, characters: tuple[Character, ...] | None) -> Iterator
         told += sum(len(part.text) for part in frame.parts)
         if told > MAX_TOLD:
             found = f"with the descriptions of its characters the story is longer than {MAX_TOLD} characters here."
-            yield StoryScriptError("frames", number, f"{found} Shorten them, or make several stories.")
+            yield StoryScriptError("frames", number, f"{found} Shorten them, or split the story.")
             return
         yield frame
 
@@ -257,7 +257,7 @@ def _frame(number: int, line: str, known: dict[str, Character] | None) -> Frame:
     cleaned = [Part(p.text if p.character is not None else _unescape(_plain(p.text)), p.character) for p in parts]
     cleaned = [p for p in cleaned if p.text]
     if not cleaned:
-        _fail("frames", number, "the frame shows nothing. Write what it shows after [NC].")
+        _fail("frames", number, "the frame is empty. Write what it shows after [NC].")
     return Frame(
         text=" ".join(p.text for p in cleaned if p.character is None),
         characters=tuple(dict.fromkeys(cast)),
@@ -269,7 +269,7 @@ def _frame(number: int, line: str, known: dict[str, Character] | None) -> Frame:
 
 def _named(name: str, known: dict[str, Character] | None, line: int) -> Character:
     if not name:
-        _fail("frames", line, "the name in [ ] is empty. Write whose it is, or [NC] for nobody.")
+        _fail("frames", line, "the name in [ ] is empty. Write a character's name, or [NC] for no character.")
     if known is None:
         return Character(name, name)
     if _key(name) in known:
@@ -278,13 +278,15 @@ def _named(name: str, known: dict[str, Character] | None, line: int) -> Characte
     named = [f"[{short(c.name)}]" for c in known.values() if c.name]
     if not named:
         _fail(
-            "frames", line, f'[{name}] is not known: the identity names nobody. Begin an identity line with "[{name}]".'
+            "frames",
+            line,
+            f'[{name}] is not known: the identity has no named characters. Begin an identity line with "[{name}]".',
         )
     names = ", ".join(named[:NAMED]) + (f", {len(named) - NAMED} more" if len(named) > NAMED else "")
     _fail(
         "frames",
         line,
-        f"[{name}] is not known. Known: {names}, and [NC] for nobody. Correct it or add it to the identity.",
+        f"[{name}] is not known. Known: {names}, and [NC] for no character. Correct it or add it to the identity.",
     )
 
 
@@ -311,8 +313,11 @@ def _lines(box: str, text: str) -> list[tuple[int, str]]:
     numbered = list(enumerate(lines, start=1))
     for number, line in numbered if _HALF.search(text) else ():
         if half := _HALF.search(line):
-            place = f"at its character {half.start() + 1}"
-            _fail(box, number, f"half of a character stands {place}, which no text encoder reads. Delete it.")
+            _fail(
+                box,
+                number,
+                f"character {half.start() + 1} is an unpaired surrogate, which cannot be encoded. Delete it.",
+            )
     return numbered
 
 

@@ -136,8 +136,8 @@ def _measure(
     for key, chunks in joined.items():
         if not _same(_words(chunks), [token for words in separate for token in words[key]]):
             raise _MergedError(
-                f'"{short(text)}" is tokenized differently as a whole than its parts (style, identity, frames) one by '
-                "one. Remove unusual characters where they meet."
+                f'"{short(text)}" is tokenized differently as a whole than in parts (style, identity, frames). Remove '
+                "unusual characters where the parts meet."
             )
     return joined, [len(words["l"]) for words in separate]
 
@@ -156,7 +156,7 @@ def _separate(tokenize: Tokenize, parts: Sequence[str], names: Sequence[str], we
                 "made for SDXL."
             )
         if not words["l"]:
-            raise ValueError(f'{first_upper(name)} ("{short(part)}") has no words that the text encoders know.')
+            raise ValueError(f'{first_upper(name)} ("{short(part)}") produces no tokens. Describe it in words.')
     return separate
 
 
@@ -188,14 +188,14 @@ def _check_parentheses(text: str, name: str) -> None:
         depth += (sign == "(") - (sign == ")")
         if depth > NESTED:
             raise ValueError(
-                f'The parentheses of {name} ("{short(text)}") stand more than {NESTED} deep in each other: write a '
+                f'The parentheses in {name} ("{short(text)}") are nested more than {NESTED} deep: write a '
                 "weight as (words:1.2)."
             )
         if depth < 0:
             break
     if depth:
         raise ValueError(
-            f'The parentheses of {name} ("{short(text)}") do not close in it. A weight such as (words:1.2) must begin '
+            f'The parentheses in {name} ("{short(text)}") are not balanced. A weight such as (words:1.2) must begin '
             "and end within the identity or within a frame's own words, and cannot enclose [Name]: put the weight into "
             "the identity. Write \\( and \\) for plain parentheses."
         )

@@ -156,7 +156,7 @@ def test_a_story_that_fits_is_one_batch(host, graph):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"anchors": 3}, "A batch of 3 images has no room beside 3 anchors"),
+        ({"anchors": 3}, "A batch of 3 images has no room for frames beside 3 anchors"),
         ({"image": 2}, "the input image has 2 rows, but the story has 5 frames"),
     ],
 )
@@ -186,7 +186,7 @@ def test_a_controlnet_with_a_hint_for_every_frame_that_was_applied_before_is_ref
         hint = graph.add("EmptyImage", width=64, height=64, batch_size=count, color=0)()
         parts |= controlled(graph, host, parts, hint)
     graph.capture(x=split(graph, parts)(1))
-    with pytest.raises(Exception, match="input positive already holds a ControlNet with several hint images. Split"):
+    with pytest.raises(Exception, match="input positive already has a ControlNet with several hint images. Split"):
         host.run(graph)
 
 
@@ -194,7 +194,7 @@ def test_batches_of_another_story_are_refused(host, graph):
     parts = build(graph, "EncodePerFrame", size=(64, 64), frames=FRAMES)
     node = split(graph, parts)
     graph.capture(x=join(graph, node, latents=parts["latent_image"])(0))
-    with pytest.raises(Exception, match=r"batches of 3 \+ 3 images, but what arrives are batches of 5"):
+    with pytest.raises(Exception, match=r"batches of 3 \+ 3 images, but the input has batches of 5"):
         host.run(graph)
 
 

@@ -316,8 +316,11 @@ def test_the_page_tells_what_changed_with_the_reader_s_own_names(host, graph, dr
     "change, message",
     [
         ({"measures_a": None}, "measures_a is not connected"),
-        ({"images_a": slice(2)}, "measures_a is of 3 frames and images_a has 2"),
-        ({"images_a": slice(2), "measures_a": None, "measures_b": None, "story": None}, "A has 2 pictures and B 3"),
+        ({"images_a": slice(2)}, "measures_a covers 3 frames, but images_a has 2"),
+        (
+            {"images_a": slice(2), "measures_a": None, "measures_b": None, "story": None},
+            "A has 2 pictures, but B has 3",
+        ),
         ({"images_a": slice(2), "measures_a": None, "measures_b": None}, "The story has 3 frames and images_a 2"),
     ],
 )

@@ -300,8 +300,8 @@ def test_an_embedding_of_unequal_lengths_is_refused(host, graph, embeddings):
             {"identity": "[A] a fox\n[B] " + "crow " * 40, "frames": "[A] asleep\n[A] meets [B] " + "far " * 35},
             r"The identity of \[A\] and \[B\] \(43 tokens\) and frame 2 \(36 tokens\) together are 4 tokens too long",
         ),
-        ({"identity": "a (red fox", "frames": "asleep) in snow"}, "parentheses of the identity"),
-        ({"identity": "[Fox] a fox", "frames": "[Fox]"}, "says nothing beyond the identity"),
+        ({"identity": "a (red fox", "frames": "asleep) in snow"}, "parentheses in the identity"),
+        ({"identity": "[Fox] a fox", "frames": "[Fox]"}, "has no words of its own"),
     ],
 )
 def test_what_one_prompt_cannot_hold_is_refused_with_a_remedy(host, graph, script, message):

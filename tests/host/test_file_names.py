@@ -74,12 +74,15 @@ def test_a_prefix_from_the_api_has_its_dates_and_comfyui_s_own_placeholders(host
 @pytest.mark.parametrize(
     "prefix, told",
     [
-        ("a/%date:hh:mm%", '"%date:hh:mm%" in filename_prefix has ":", which no file name can have: write one such as'),
-        ("a/%date:%", '"%date:%" in filename_prefix names no part of a date: write one such as %date:yyyy-MM-dd%'),
-        ("%date:YYYY%", '"%date:YYYY%" in filename_prefix names no part of a date'),
-        ("a/%date:yyyy", 'filename_prefix "a/%date:yyyy" has a date without a % at its end: write one such as'),
-        ("%date:yyyy/../..%/../a", 'filename_prefix "2026/../../../a" leaves the output folder'),
-        ("%date:/yyyy%/a", 'filename_prefix "/2026/a" leaves the output folder'),
+        (
+            "a/%date:hh:mm%",
+            '"%date:hh:mm%" in filename_prefix contains ":", which file names cannot contain: write one such as',
+        ),
+        ("a/%date:%", '"%date:%" in filename_prefix has no part of a date: write one such as %date:yyyy-MM-dd%'),
+        ("%date:YYYY%", '"%date:YYYY%" in filename_prefix has no part of a date'),
+        ("a/%date:yyyy", 'filename_prefix "a/%date:yyyy" has a date without a closing %: write one such as'),
+        ("%date:yyyy/../..%/../a", 'filename_prefix "2026/../../../a" is outside the output folder'),
+        ("%date:/yyyy%/a", 'filename_prefix "/2026/a" is outside the output folder'),
         ("a/%date:yyyy/%", 'filename_prefix "a/2026/" has no file name'),
         ("a%date:" + "yyyy" * 60 + "%", "is too long for a file"),
     ],

@@ -69,7 +69,7 @@ def test_a_file_that_cannot_be_loaded_takes_no_other_with_it(another):
     loaded = another("nodes.save_page")
     assert loaded.done and loaded.nodes == without("SavePage")
     (error,) = loaded.errors
-    assert "StoryLoom goes on without Save story page: nodes/save_page.py" in error
+    assert "StoryLoom runs without Save story page: nodes/save_page.py" in error
     assert "(OSError: libmissing.so: cannot open shared object file, needed by save_page)" in error
     assert "--verbose DEBUG" in error and len(loaded.traces) == 1
 

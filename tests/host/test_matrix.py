@@ -235,7 +235,7 @@ COLUMNS = {
 REFUSED = {(row, "another number of images"): "The story has 3 frames but the latent batch has 4" for row in ROWS}
 REFUSED |= {
     (SPLIT, "another number of images"): "positive has 3 rows, but the story has 4 frames",
-    (SPLIT, "ControlNet, a hint per frame"): "already holds a ControlNet with several hint images",
+    (SPLIT, "ControlNet, a hint per frame"): "already has a ControlNet with several hint images",
 }
 """(row, column): what the error says."""
 

@@ -133,7 +133,7 @@ def test_many_requests_at_once_are_answered_or_put_off(ask, routes):
 def test_a_script_that_takes_too_long_is_put_off(ask, routes, monkeypatch):
     monkeypatch.setattr(routes, "SECONDS", -1)
     status, answer = ask(script())[0]
-    assert status == 503 and "It still runs" in answer["error"]
+    assert status == 503 and "It can still be run" in answer["error"]
     monkeypatch.undo()
     assert routes.desk().waiting == 0
 
@@ -239,7 +239,7 @@ def test_a_body_that_comes_too_slowly_is_not_waited_for(run, ask, routes, monkey
             return response.status, await response.json()
 
     status, answer = run(crawl)
-    assert status == 408 and "did not arrive within" in answer["error"]
+    assert status == 408 and "was not received within" in answer["error"]
     monkeypatch.undo()
     assert ask(script())[0][0] == 200
 
@@ -295,7 +295,7 @@ def test_a_body_that_aiohttp_cannot_read_is_refused(routes):
         yield
 
     request = SimpleNamespace(content_type="application/json", headers={}, content=SimpleNamespace(iter_chunked=unread))
-    with pytest.raises(routes.RequestError, match="The body broke off") as refused:
+    with pytest.raises(routes.RequestError, match="The body is incomplete") as refused:
         asyncio.run(routes.texts_of(request))
     assert refused.value.status == 400
 

@@ -76,7 +76,7 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path, monkeypatch, ending, ki
 
 
 def test_a_page_that_its_format_cannot_hold_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="16384 x 1 pixels and webp holds at most 16383 on a side"):
+    with pytest.raises(ValueError, match="16384 x 1 pixels, but webp allows at most 16383 per side"):
         command.save_pages([Image.new("L", (16_384, 1))], tmp_path / "page.webp")
     assert not list(tmp_path.iterdir())
 
@@ -101,7 +101,7 @@ def test_further_pages_get_a_number(tmp_path, monkeypatch, capsys, small):
         ([*STORY, "--layout", "spiral"], '--layout "spiral" is not one of grid, four_panel'),
         ([*STORY, "--captions", "above"], '--captions "above" is not one of below, over, none'),
         ([*STORY, "--page-width", "-1"], "--page-width is -1: 0 or more is needed."),
-        ([*STORY, "--layout", "rows", "--rows", "2;1"], 'Rows "2;1" is not understood'),
+        ([*STORY, "--layout", "rows", "--rows", "2;1"], 'Rows "2;1" cannot be read'),
         ([*STORY, "--font", "none.ttf"], "none.ttf"),
         ([*STORY, "-o", "nowhere/page.png"], 'There is no folder "nowhere"'),
         ([*STORY, "-o", "page.txt"], 'The page "page.txt" must end in .png'),

@@ -23,7 +23,7 @@ from storyloom.prompts.tokens import StoryTokens
 @given(frames=st.integers(1, 60), size=st.integers(1, 12), anchors=st.integers(0, 11))
 def test_every_frame_is_drawn_and_every_batch_has_the_same_size_and_anchors(frames, size, anchors):
     if frames > size and anchors >= size:
-        with pytest.raises(ValueError, match=f"batch of {size} images has no room beside {anchors} anchors"):
+        with pytest.raises(ValueError, match=f"batch of {size} images has no room for frames beside {anchors} anchors"):
             plan_batches(frames, size, anchors)
         return
     plan = plan_batches(frames, size, anchors)
@@ -49,7 +49,7 @@ def test_anchors_are_taken_from_the_first_batch():
 
 def test_batches_that_are_not_the_plan_s_are_refused():
     plan = plan_batches(6, 4, 2)
-    with pytest.raises(ValueError, match=r"batches of 4 \+ 4 images, but what arrives are batches of 4\."):
+    with pytest.raises(ValueError, match=r"batches of 4 \+ 4 images, but the input has batches of 4\."):
         join_rows([torch.zeros(4)], plan)
 
 

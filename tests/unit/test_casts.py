@@ -55,7 +55,7 @@ def test_a_cast_is_called_by_its_names():
 
 @pytest.mark.parametrize("frames", ["[Fox] asleep\n\n[Fox]", "[Fox] asleep\n\n[Fox] and [Owl]"])
 def test_a_frame_that_says_nothing_of_its_own_is_refused(frames):
-    with pytest.raises(ValueError, match=r"Frame 2 \(line 3\) says nothing beyond the identity"):
+    with pytest.raises(ValueError, match=r"Frame 2 \(line 3\) has no words of its own"):
         casts_of(parse_story(TRIO, frames))
 
 

@@ -111,7 +111,7 @@ def test_png_and_webp_carry_texts_and_the_others_do_not():
 def test_a_page_is_refused_where_its_format_ends(kind, most):
     check_size(most, 1, kind)
     assert encoded([Image.new("L", (most, 1))], kind)
-    with pytest.raises(ValueError, match=f"{most + 1} x 1 pixels and {kind} holds at most {most}"):
+    with pytest.raises(ValueError, match=f"{most + 1} x 1 pixels, but {kind} allows at most {most}"):
         check_size(most + 1, 1, kind)
     with pytest.raises((OSError, ValueError)):
         encoded([Image.new("L", (most + 1, 1))], kind)

@@ -54,14 +54,14 @@ def test_every_faulty_line_is_told_and_the_others_go_on():
     found = measure(frames="asleep\n[Wolf] runs\n# only this\n(open\nawake")
     assert [bool(line.fault) for line in found.lines] == [False, True, True, False, False]
     assert "[Wolf] is not known" in found.lines[1].fault and "only a caption" in found.lines[2].fault
-    assert "parentheses of frame 4" in found.lines[3].warning
+    assert "parentheses in frame 4" in found.lines[3].warning
     assert found.lines[1].own is None and found.lines[4].told == 4
     assert found.totals[0].frames == (1, 5)
 
 
 @pytest.mark.parametrize(
     "frames, warning",
-    [("very " * 80, r"\(83 of 75\)"), ("[Fox]", "says nothing beyond the identity")],
+    [("very " * 80, r"\(83 of 75\)"), ("[Fox]", "has no words of its own")],
 )
 def test_what_the_encode_node_refuses_is_a_warning_in_its_words(frames, warning):
     identity = "[Fox] a red fox"

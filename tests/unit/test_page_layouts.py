@@ -185,5 +185,5 @@ def test_a_page_without_room_says_so():
 
 
 def test_an_unknown_layout_is_refused():
-    with pytest.raises(ValueError, match='no page layout "spiral"'):
+    with pytest.raises(ValueError, match='Unknown page layout "spiral"'):
         pages_of("spiral", 3)

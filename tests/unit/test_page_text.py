@@ -154,7 +154,7 @@ def test_what_no_font_has_is_replaced_and_named_once(no_system_fonts, caplog):
     with caplog.at_level(logging.WARNING):
         (odd,) = pages(2, ["a 狐 🦊 fox", "狐"], title="狐の話")
     assert [record.message for record in caplog.records] == [
-        'No font here has 狐 🦊 の 話: the page has "?" instead. Install a font that has them, for example '
+        'No font has 狐 🦊 の 話: printed as "?". Install a font with these characters, for example '
         "Noto Sans CJK or Noto Emoji."
     ]
     (plain,) = pages(2, ["a ? ? fox", "?"], title="???")

@@ -181,7 +181,7 @@ def test_unequal_lengths_are_an_error_in_a_frame_of_its_own_too():
     ],
 )
 def test_parentheses_may_not_straddle_parts(parts, name):
-    with pytest.raises(ValueError, match=rf"parentheses of {name} \(.*do not close in it.*begin and end within"):
+    with pytest.raises(ValueError, match=rf"parentheses in {name} \(.*are not balanced.*begin and end within"):
         locate(*parts)
 
 
@@ -189,7 +189,7 @@ def test_parentheses_may_not_stand_in_each_other_without_end():
     """Hosts read one level after the other, and their own error would be Python's."""
     deep = "(" * 100 + "asleep" + ")" * 100
     assert len(locate("a fox", deep)[0].frames) == 1
-    with pytest.raises(ValueError, match="parentheses of frame 1 .* stand more than 100 deep in each other"):
+    with pytest.raises(ValueError, match="parentheses in frame 1 .* are nested more than 100 deep"):
         locate("a fox", f"({deep})")
 
 
@@ -200,7 +200,7 @@ def test_escaped_parentheses_are_plain():
 
 
 def test_a_part_without_tokens_is_an_error():
-    with pytest.raises(ValueError, match=r"Frame 1 \(.*has no words that the text encoders know"):
+    with pytest.raises(ValueError, match=r"Frame 1 \(.*produces no tokens"):
         locate("a fox", "()", "asleep")
 
 

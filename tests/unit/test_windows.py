@@ -140,8 +140,8 @@ def test_an_identity_and_a_frame_that_do_not_fit_are_named(kind, identity, frame
 
 
 def test_faults_name_the_frame_of_the_story_and_not_of_its_cast():
-    with pytest.raises(ValueError, match="parentheses of frame 3 "):
+    with pytest.raises(ValueError, match="parentheses in frame 3 "):
         prompts_of("[A] x\n[B] y", ["[A] a", "[B] b", "[A] (c"])
-    with pytest.raises(ValueError, match=r"parentheses of the identity of \[B\] "):
+    with pytest.raises(ValueError, match=r"parentheses in the identity of \[B\] "):
         prompts_of("[A] x\n[B] (y", ["[A] a", "[B] b"])
     assert len(prompts_of("[A] x\n[B] (y", ["[A] a", "[B] (b"], weights=False)) == 2
