@@ -1,1 +1,1 @@
-"""Story script -> token rows -> reweighted embeddings. Knows no host; only torch."""
+"""Story script -> token rows -> reweighted embeddings. Independent of any host; needs torch only."""

@@ -1,7 +1,7 @@
 """Long stories: a plan of equal-size batches that all begin with the same anchor frames.
 
-Consistent self-attention lets every image look at the anchors only, so that batches which share their anchors share
-their character, and a story of any length is drawn by as many runs of the sampler as it has batches.
+With consistent self-attention every image attends to the anchors only, so batches with the same anchors share the
+character, and a story of any length is drawn in one sampling run per batch.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from .conditioning import TAG
 class BatchPlan:
     """Which frames are drawn together.
 
-    frames   how many the story has
-    anchors  how many of the first frames stand at the beginning of every batch
-    batches  frame numbers of each batch, anchors first; the last frame fills up the last batch
+    frames   number of frames in the story
+    anchors  number of first frames that begin every batch
+    batches  frame numbers of each batch, anchors first; the last batch is padded with the last frame
     """
 
     frames: int
     anchors: int
     batches: tuple[tuple[int, ...], ...]
 
-    def places(self) -> list[tuple[int, int]]:
-        """(batch, place in it) where each frame is taken from, in story order: the first time that it is drawn."""
-        found: dict[int, tuple[int, int]] = {}
+    def positions(self) -> list[tuple[int, int]]:
+        """(batch, index in the batch) of each frame's first occurrence, in story order."""
+        first: dict[int, tuple[int, int]] = {}
         for number, batch in enumerate(self.batches):
-            for place, frame in enumerate(batch):
-                found.setdefault(frame, (number, place))
-        return [found[frame] for frame in range(self.frames)]
+            for index, frame in enumerate(batch):
+                first.setdefault(frame, (number, index))
+        return [first[frame] for frame in range(self.frames)]
 
 
 def plan_batches(frames: int, size: int, anchors: int) -> BatchPlan:
-    """A plan for `frames` frames in batches of `size`. A story that fits one batch is one, as large as itself.
+    """A plan for `frames` frames in batches of `size`. A story that fits into one batch is a batch of its own length.
 
-    Raises ValueError when a batch has no room beside its anchors.
+    Raises ValueError when the anchors fill a whole batch.
     """
     if frames <= size:
         return BatchPlan(frames, min(anchors, frames), (tuple(range(frames)),))
@@ -57,7 +57,7 @@ def plan_batches(frames: int, size: int, anchors: int) -> BatchPlan:
 
 
 def split_rows(rows: Tensor, frames: Sequence[int], count: int, what: str = "rows") -> Tensor:
-    """The rows of some frames; a single row, which holds for every frame, stays alone.
+    """The rows of the given frames; a single row applies to every frame and is returned unchanged.
 
     rows: [count or 1, ...]; what: their name in errors. Raises ValueError for any other number of rows.
     """
@@ -73,10 +73,10 @@ def split_rows(rows: Tensor, frames: Sequence[int], count: int, what: str = "row
 def split_info(
     info: Mapping[str, Any], frames: Sequence[int], count: int, anchors: int | None = None
 ) -> dict[str, Any]:
-    """A conditioning's dict for some frames: tensors with a row per frame and the story's tag are cut, the rest stays.
+    """A conditioning's dict for the given frames: tensors with a row per frame and the story's tag are cut.
 
-    anchors: how many of the story's first frames begin every batch, which the tag tells from now on.
-    Raises ValueError for a ControlNet whose hint has an image per frame: hints are split before they are applied.
+    anchors: number of first frames that begin every batch, stored in the tag.
+    Raises ValueError for a ControlNet whose hint has an image per frame: hints must be split before they are applied.
     """
     control = info.get("control")
     while control is not None:
@@ -100,16 +100,19 @@ def split_info(
 def split_conditioning(
     conditioning: Sequence[Sequence], frames: Sequence[int], count: int, anchors: int | None = None
 ) -> list[list]:
-    """A conditioning, [context [count or 1, T, D], info] each, for some frames. Raises ValueError as the above do."""
+    """A conditioning, entries [context [count or 1, T, D], info], for the given frames.
+
+    Raises ValueError as `split_rows` and `split_info` do.
+    """
     return [
         [split_rows(context, frames, count), split_info(info, frames, count, anchors)] for context, info in conditioning
     ]
 
 
 def split_latent(latent: Mapping[str, Any], frames: Sequence[int]) -> dict[str, Any]:
-    """A latent batch for some frames. Each frame keeps its own noise: `batch_index` says which that is.
+    """A latent batch for the given frames. Each frame keeps its own noise, identified by `batch_index`.
 
-    latent: `samples` [frames, C, h, w] and what else may lie with them. Raises ValueError as `split_rows` does.
+    latent: `samples` [frames, C, h, w] and optional further entries. Raises ValueError as `split_rows` does.
     """
     samples = latent["samples"]
     count = samples.shape[0]
@@ -123,31 +126,31 @@ def split_latent(latent: Mapping[str, Any], frames: Sequence[int]) -> dict[str, 
 
 
 def join_latents(batches: Sequence[Mapping[str, Any]], plan: BatchPlan) -> dict[str, Any]:
-    """The latents of all frames in story order, each with the number of its noise and its noise mask.
+    """The latents of all frames in story order, with their `batch_index` and noise masks.
 
-    Raises ValueError as `join_rows`.
+    Raises ValueError as `join_rows` does.
     """
     joined: dict[str, Any] = {"samples": join_rows([batch["samples"] for batch in batches], plan)}
     if all("noise_mask" in batch for batch in batches):
         one_each = [_masks(batch)[torch.arange(len(batch["samples"])) % len(_masks(batch))] for batch in batches]
         joined["noise_mask"] = join_rows(one_each, plan)
     if all("batch_index" in batch for batch in batches):
-        joined["batch_index"] = [batches[number]["batch_index"][place] for number, place in plan.places()]
+        joined["batch_index"] = [batches[number]["batch_index"][index] for number, index in plan.positions()]
     return joined
 
 
 def join_rows(batches: Sequence[Tensor], plan: BatchPlan) -> Tensor:
-    """Frames [plan.frames, ...] in story order from one tensor per batch; anchors are taken from the first.
+    """Frames [plan.frames, ...] in story order from one tensor per batch; anchors are taken from the first batch.
 
-    Raises ValueError when the batches are not those of the plan.
+    Raises ValueError when the sizes of the batches differ from the plan.
     """
-    found, wanted = [batch.shape[0] for batch in batches], [len(batch) for batch in plan.batches]
-    if found != wanted:
+    sizes, planned = [batch.shape[0] for batch in batches], [len(batch) for batch in plan.batches]
+    if sizes != planned:
         raise ValueError(
-            f"The plan has batches of {_sizes(wanted)} images, but the input has batches of {_sizes(found)}. "
+            f"The plan has batches of {_sum(planned)} images, but the input has batches of {_sum(sizes)}. "
             "Connect the results of all batches of the same Split node."
         )
-    return torch.stack([batches[number][place] for number, place in plan.places()])
+    return torch.stack([batches[number][index] for number, index in plan.positions()])
 
 
 def _masks(latent: Mapping[str, Any]) -> Tensor:
@@ -158,5 +161,6 @@ def _masks(latent: Mapping[str, Any]) -> Tensor:
     return mask.reshape(-1, 1, *mask.shape[-2:])
 
 
-def _sizes(sizes: Sequence[int]) -> str:
+def _sum(sizes: Sequence[int]) -> str:
+    """Batch sizes as an error shows them: "4 + 4"."""
     return " + ".join(map(str, sizes)) or "no"

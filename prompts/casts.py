@@ -1,4 +1,4 @@
-"""Casts: the frames of a story that show the same characters, which one prompt can tell together."""
+"""Casts: frames of a story that show the same characters and can share one prompt."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ JOINING = {"and", "&", ",", ", and"}
 class Cast:
     """Frames that show the same characters.
 
-    name      who they are, as errors and reports say it: "the identity of [Fox] and [Owl]"
+    name      how errors and reports refer to them: "the identity of [Fox] and [Owl]"
     identity  their descriptions in the order of the identity box, joined by "and", with the style around them
     frames    numbers of the frames in the story, from 0
-    words     every frame's own words
+    words     each frame's own words
     """
 
     name: str
@@ -26,9 +26,9 @@ class Cast:
 
 
 def casts_of(story: Story) -> tuple[Cast, ...]:
-    """The casts of a story in order of appearance; a frame without a character is in none.
+    """The casts of a story in order of appearance. Frames without a character belong to no cast.
 
-    Raises ValueError for a frame that adds no words to the identity.
+    Raises ValueError for a frame without words of its own.
     """
     together: dict[frozenset[str], list[int]] = {}
     for number, frame in enumerate(story.frames):
@@ -51,9 +51,9 @@ def _cast(story: Story, shown: frozenset[str], numbers: list[int]) -> Cast:
 
 
 def own_words(frame: Frame, number: int) -> str:
-    """A frame's own words, without an "and" between two names: the identity joins them already.
+    """A frame's own words, without an "and" between two names, which the identity already has.
 
-    number: of the frame in the story, from 0. Raises ValueError for a frame that adds no words to the identity.
+    number: of the frame in the story, from 0. Raises ValueError for a frame without words of its own.
     """
     parts = frame.parts
     joining = {

@@ -1,4 +1,4 @@
-"""Encoding a story as one batched conditioning, a row per frame: told together, or every frame alone.
+"""Encode a story as one batched conditioning with a row per frame: with shared prompts, or frame by frame.
 
 The host's tokenizer and text encoders are passed in.
 """
@@ -23,7 +23,7 @@ Entry = tuple[Tensor, dict[str, Any]]
 """A conditioning: context [rows, T, 2048] and its info, with `pooled_output` [rows, 1280]."""
 
 Encode = Callable[[Sequence[Tokens]], Sequence[Sequence[Entry]]]
-"""encode(prompts) -> each one's entries of one row: one, or several where the encoders change along the schedule."""
+"""encode(prompts) -> for each prompt its entries of one row: one, or several if the encoders vary over the schedule."""
 
 Reweighting = Literal["svr", "svr_eot", "npr", "none"]
 PUBLISHED = SVRSettings()
@@ -37,11 +37,11 @@ def one_prompt(
     settings: SVRSettings = PUBLISHED,
     pooled: Literal["full", "zero", "frame"] = "full",
 ) -> list[Entry]:
-    """Every frame's prompt, told with others of its cast, each row expressing its own frame.
+    """Encode every frame with the prompt that it shares with others of its cast; each row expresses its own frame.
 
-    prompts: of all frames, from `frame_prompts`. reweighting: as in `expressed`; a frame without a character is told as
-    it is. pooled: the summary is of the row's whole prompt, zeros, or of the identity with the row's own frame only.
-    Raises ValueError as `expressed` does.
+    prompts: of all frames, from `frame_prompts`. reweighting: as in `expressed`; frames without a character are not
+    reweighted. pooled: the pooled output of the row's whole prompt, zeros, or that of the identity with the row's own
+    frame only. Raises ValueError as `expressed` does.
     """
     summarised = [prompt.alone if pooled == "frame" else prompt.text for prompt in prompts]
     texts = dict.fromkeys([*(prompt.text for prompt in prompts), *summarised])
@@ -50,7 +50,7 @@ def one_prompt(
     entries = []
     for number, (_, info) in enumerate(encoded[prompts[0].text]):
         contexts = [
-            expressed(encoded[p.text][number][0], p.tokens, p.place, reweighting if p.characters else "none", settings)
+            expressed(encoded[p.text][number][0], p.tokens, p.index, reweighting if p.characters else "none", settings)
             for p in prompts
         ]
         summary = torch.cat([encoded[text][number][1]["pooled_output"] for text in summarised])
@@ -59,14 +59,14 @@ def one_prompt(
 
 
 def frame_by_frame(tokenize: Tokenize, encode: Encode, story: Story, *, weights: bool = True) -> list[Entry]:
-    """Every frame's own prompt, alone. weights: as in `frame_prompts`. Raises ValueError as `locate_frame` does."""
+    """Encode every frame's own prompt. weights: as in `frame_prompts`. Raises ValueError as `locate_frame` does."""
     located = [
         locate_frame(tokenize, frame, story.style_around, f"frame {number}", weights=weights)
         for number, frame in enumerate(story.frames, start=1)
     ]
     rows = tuple(
-        StoryRow(i, frame.characters, found.tokens, found.descriptions)
-        for i, (frame, (found, _)) in enumerate(zip(story.frames, located, strict=True))
+        StoryRow(i, frame.characters, spans.tokens, spans.descriptions)
+        for i, (frame, (spans, _)) in enumerate(zip(story.frames, located, strict=True))
     )
     entries = []
     for together in zip(*encode([tokens for _, tokens in located]), strict=True):
@@ -81,8 +81,8 @@ def expressed(
     """A prompt's context [1, T, 2048] in which one frame is expressed.
 
     frame: index into `tokens.frames`.
-    reweighting: "svr" as `settings` say, "svr_eot" the same with `eot` "scale", "npr" naive, "none" nothing at all.
-    Raises ValueError when numbers come out that are not finite.
+    reweighting: "svr" with `settings`, "svr_eot" the same with `eot` "scale", "npr" naive, "none" unchanged.
+    Raises ValueError when the result is not finite.
     """
     if reweighting == "none":
         out = context

@@ -1,6 +1,7 @@
-"""A story script while it is written: what is wrong with every line, and how many of a prompt's tokens it takes.
+"""Check a story script while it is edited: the faults and the token count of every line.
 
-The parser and the counts are those of the encode nodes; here a fault is told at its line, and the other lines go on.
+Parser and counts are those of the encode nodes, but a fault is reported at its line and the other lines are still
+measured.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from .windows import choose_windows
 
 @dataclass(frozen=True)
 class Fault:
-    """What makes the script refused, outside the frame lines: the box, and the line there or None."""
+    """An error in the script outside the frame lines: its box, and its line there or None."""
 
     box: str
     line: int | None
@@ -31,11 +32,11 @@ class Line:
     line        its number in the box, from 1
     number      its frame's number in the story, from 1
     characters  names of the characters in the frame
-    caption     what a page prints
-    own         tokens of the frame's own words, None where it has a fault
-    told        tokens of identity, style and own words in one prompt, None where these are not known
-    fault       why the script is refused, or ""
-    warning     why an encode node refuses this frame, or ""
+    caption     the caption on a page
+    own         tokens of the frame's own words, None if the line has a fault
+    used        tokens of identity, style and own words in one prompt, None if identity or style are unknown
+    fault       why the script cannot run, or ""
+    warning     why an encode node would reject this frame, or ""
     """
 
     line: int
@@ -43,19 +44,19 @@ class Line:
     characters: tuple[str, ...] = ()
     caption: str = ""
     own: int | None = None
-    told: int | None = None
+    used: int | None = None
     fault: str = ""
     warning: str = ""
 
 
 @dataclass(frozen=True)
 class Total:
-    """Frames that one prompt tells together.
+    """Frames with the same characters, which share prompts.
 
-    characters  names of those whom the frames show
-    frames      their numbers in the story, from 1
-    tokens      what the identity and all of them take
-    prompts     how many different prompts tell them: 1 where they fit into one
+    characters  names of the characters
+    frames      numbers of the frames in the story, from 1
+    tokens      tokens of the identity and all frames
+    prompts     number of different prompts: 1 if all fit into one
     """
 
     characters: tuple[str, ...]
@@ -65,18 +66,20 @@ class Total:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A story script, measured."""
+class ScriptMeasurement:
+    """The result of `measure_script`."""
 
     lines: tuple[Line, ...]
     totals: tuple[Total, ...]
     faults: tuple[Fault, ...]
 
 
-def measure_script(tokenize: Tokenize, identity: str | None, frames: str | None, style: str | None) -> Measured:
-    """Measure the three texts of a story script; None for one that is not known yet.
+def measure_script(
+    tokenize: Tokenize, identity: str | None, frames: str | None, style: str | None
+) -> ScriptMeasurement:
+    """Measure the three texts of a story script; None for a text that is not known yet.
 
-    tokenize: of SDXL, with weights. Windows are counted as "circular". Without a sound identity and style only the
+    tokenize: SDXL's, with weights. Windows are counted as "circular". Without a valid identity and style, only the
     frames' own words are counted. Raises what `tokenize` raises, except ValueError.
     """
     tokenize = cache(tokenize)
@@ -92,7 +95,7 @@ def measure_script(tokenize: Tokenize, identity: str | None, frames: str | None,
         story = Story(names, characters, (), around)
     lines = [_line(tokenize, story, number, frame) for number, frame in enumerate(parsed)]
     totals = _totals(tokenize, story, parsed, lines) if story else ()
-    return Measured(tuple(lines), tuple(totals), tuple(faults))
+    return ScriptMeasurement(tuple(lines), tuple(totals), tuple(faults))
 
 
 def _fault(error: StoryScriptError) -> Fault:
@@ -100,10 +103,10 @@ def _fault(error: StoryScriptError) -> Fault:
 
 
 def _characters(identity: str, faults: list[Fault]) -> tuple[Character, ...] | None:
-    found = list(identity_lines(identity))
-    wrong = [_fault(one) for one in found if isinstance(one, StoryScriptError)]
-    faults += wrong
-    return None if wrong else tuple(found)
+    lines = list(identity_lines(identity))
+    errors = [_fault(line) for line in lines if isinstance(line, StoryScriptError)]
+    faults += errors
+    return None if errors else tuple(lines)
 
 
 def _style(style: str, faults: list[Fault]) -> str | None:
@@ -115,7 +118,7 @@ def _style(style: str, faults: list[Fault]) -> str | None:
 
 
 def _line(tokenize: Tokenize, story: Story | None, number: int, frame: Frame | StoryScriptError) -> Line:
-    """story: without frames, or None where it is not known."""
+    """Measure one line. story: without frames, or None if identity or style are unknown."""
     if isinstance(frame, StoryScriptError):
         return Line(frame.line, number + 1, fault=frame.message)
     line = Line(frame.line, number + 1, frame.characters, frame.caption)
@@ -123,9 +126,9 @@ def _line(tokenize: Tokenize, story: Story | None, number: int, frame: Frame | S
     try:
         if not frame.characters:
             before, after = story.style_around if story else ("", "")
-            found, _ = locate_frame(tokenize, frame, (before, after), name)
-            (told,) = count_tokens(tokenize, [f"{before}{frame.text}{after}"], [name])
-            return replace(line, own=sum(map(len, found.tokens.frames)), told=told if story else None)
+            spans, _ = locate_frame(tokenize, frame, (before, after), name)
+            (used,) = count_tokens(tokenize, [f"{before}{frame.text}{after}"], [name])
+            return replace(line, own=sum(map(len, spans.tokens.frames)), used=used if story else None)
         words = own_words(frame, number)
         (own,) = count_tokens(tokenize, [words], [name])
         line = replace(line, own=own)
@@ -133,7 +136,7 @@ def _line(tokenize: Tokenize, story: Story | None, number: int, frame: Frame | S
             return line
         (cast,) = casts_of(replace(story, frames=(frame,)))
         (shared,) = count_tokens(tokenize, [cast.identity], [cast.name])
-        line = replace(line, told=shared + own)
+        line = replace(line, used=shared + own)
         locate_story(tokenize, [cast.identity, words], [cast.name, name])
     except ValueError as error:
         return replace(line, warning=str(error))
@@ -143,12 +146,12 @@ def _line(tokenize: Tokenize, story: Story | None, number: int, frame: Frame | S
 def _totals(
     tokenize: Tokenize, story: Story, parsed: Sequence[Frame | StoryScriptError], lines: Sequence[Line]
 ) -> Iterator[Total]:
-    """What the frames that an encode node takes come to, cast by cast."""
-    numbers = [number for number, line in enumerate(lines) if line.characters and line.told and not line.warning]
-    told = replace(story, frames=tuple(parsed[number] for number in numbers))
-    for cast in casts_of(told):
+    """Totals of the frames that an encode node accepts, cast by cast."""
+    numbers = [number for number, line in enumerate(lines) if line.characters and line.used and not line.warning]
+    accepted = replace(story, frames=tuple(parsed[number] for number in numbers))
+    for cast in casts_of(accepted):
         texts = [cast.identity, *cast.words]
         shared, *frames = count_tokens(tokenize, texts, [cast.name] * len(texts))
         windows = choose_windows(shared, frames, "circular")
-        places = tuple(numbers[frame] + 1 for frame in cast.frames)
-        yield Total(told.frames[cast.frames[0]].characters, places, shared + sum(frames), len(set(windows)))
+        in_story = tuple(numbers[frame] + 1 for frame in cast.frames)
+        yield Total(accepted.frames[cast.frames[0]].characters, in_story, shared + sum(frames), len(set(windows)))

@@ -1,4 +1,4 @@
-"""What an encode node tells the artist about a story: its tokens, and what every frame says and keeps quiet."""
+"""The report of an encode node: the tokens of a story, and which frames are expressed and suppressed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EFFECTS = {
 
 
 def one_prompt_report(story: Story, prompts: Sequence[FramePrompt], reweighting: str) -> str:
-    """A report of a story encoded as one prompt, in plain text.
+    """The report of a story encoded as one prompt, as plain text.
 
     prompts: of all frames, from `frame_prompts`; reweighting: a key of EFFECTS.
     """
@@ -34,11 +34,11 @@ def one_prompt_report(story: Story, prompts: Sequence[FramePrompt], reweighting:
             lines.append(f"Frame {number}: {in_tokens(prompt.used)}: {prompt.text}")
             lines.append("    no character: encoded alone, nothing suppressed")
             continue
-        lines.append(f"Frame {number}: {_rows(prompt.tokens.frames[prompt.place])}: {own[prompt.frame]}")
+        lines.append(f"Frame {number}: {_rows(prompt.tokens.frames[prompt.index])}: {own[prompt.frame]}")
         window = f"    window: {_frames(prompt.window)}; {prompt.used} of {ROOM} tokens, {ROOM - prompt.used} free"
         others = [frame for frame in prompt.window if frame != prompt.frame]
-        told = f"; expressed: {number}; suppressed: {_numbers(others) or 'none'}" if reweighting != "none" else ""
-        lines.append(window + told)
+        effect = f"; expressed: {number}; suppressed: {_numbers(others) or 'none'}" if reweighting != "none" else ""
+        lines.append(window + effect)
     return "\n".join(lines)
 
 

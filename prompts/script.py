@@ -1,12 +1,12 @@
-"""The story script: what an artist types, parsed into a `Story`.
+"""The story script: the artist's text, parsed into a `Story`.
 
 identity   one description ("a red fox in a blue coat", lines are joined), or one character per line: `[Fox] a red fox`;
-           `#` starts a note
-frames     one frame per line: `[Name]` stands for that character, `[NC]` marks a frame without any character,
+           `#` starts a comment
+frames     one frame per line: `[Name]` inserts that character, `[NC]` marks a frame without characters,
            `#` starts the caption
 style      optional text around `{prompt}`
 
-The syntax is StoryDiffusion's (arXiv 2405.01434), so its scripts can be pasted in. `\\#` and `\\[` are the plain signs.
+The syntax is StoryDiffusion's (arXiv 2405.01434), so its scripts can be pasted in. `\\#` and `\\[` are literal.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ NO_CHARACTER = "NC"
 PLACEHOLDER = "{prompt}"
 
 MAX_TEXT = 1_000_000
-"""Most characters of a box."""
+"""Maximum length of a box in characters."""
 MAX_FRAMES = 10_000
-MAX_TOLD = 10_000_000
-"""Most characters of all prompts of a story, in which descriptions stand wherever their names do."""
-NAMED = 8
-"""Names that an error lists."""
+MAX_EXPANDED = 10_000_000
+"""Maximum length of all prompts of a story in characters, with descriptions inserted for names."""
+LISTED_NAMES = 8
+"""Maximum number of names that an error lists."""
 
 _NAME = re.compile(r"(?<!\\)\[([^\[\]]*)\]:?")
 _CAPTION = re.compile(r"(?<!\\)#")
@@ -38,7 +38,7 @@ Parsed = TypeVar("Parsed")
 
 
 class StoryScriptError(ValueError):
-    """A fault in a story script. `box` is the input it is in, `line` the line there (1 is the first) or None."""
+    """A fault in a story script. `box` is the name of the input, `line` the line in it (from 1) or None."""
 
     __module__ = "storyloom"  # ComfyUI shows it before the message, and would show the path of this file
 
@@ -50,7 +50,7 @@ class StoryScriptError(ValueError):
 
 @dataclass(frozen=True)
 class Character:
-    """Someone the story is about. `name` is "" when the identity is one description without a name."""
+    """A character of the story. `name` is "" if the identity is a single description without a name."""
 
     name: str
     description: str
@@ -58,7 +58,7 @@ class Character:
 
 @dataclass(frozen=True)
 class Part:
-    """A run of a frame's text: the description of `character`, or the frame's own words (`character` is None)."""
+    """A piece of a frame's text: the description of `character`, or the frame's own words (`character` is None)."""
 
     text: str
     character: str | None = None
@@ -70,8 +70,8 @@ class Frame:
 
     text        the frame's own words, without any character's description
     characters  names of the characters in it, in order of appearance
-    parts       the whole prompt in order, descriptions inserted; joined by a space it is what the frame says
-    caption     what a page prints: the text after `#`, else the line as typed without brackets
+    parts       the whole prompt in order, descriptions inserted; joined by spaces, the prompt without style
+    caption     the caption on a page: the text after `#`, otherwise the line as typed, without brackets
     line        line in the frames box
     """
 
@@ -84,7 +84,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Story:
-    """A parsed story script. `identity` is the description of everybody in it."""
+    """A parsed story script. `identity` joins the descriptions of all characters."""
 
     identity: str
     characters: tuple[Character, ...]
@@ -99,7 +99,7 @@ class Story:
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """What each frame says on its own: descriptions and its own words, with the style around them."""
+        """Each frame's own prompt: descriptions and own words, with the style around them."""
         before, after = self.style_around
         return tuple(f"{before}{' '.join(part.text for part in frame.parts)}{after}" for frame in self.frames)
 
@@ -107,8 +107,8 @@ class Story:
 def parse_story(identity: str, frames: str, style: str = "") -> Story:
     """Parse the three texts of a story script.
 
-    Raises StoryScriptError naming box, line and remedy: no frame, empty identity, unknown, reserved or duplicate name,
-    `{prompt}` missing from the style, a frame that is only a caption, more text than any computer could draw.
+    Raises StoryScriptError, with box, line and remedy, for: no frame, empty identity, unknown, reserved or duplicate
+    name, `{prompt}` missing from the style, a frame that is only a caption, too much text.
     """
     characters = parse_identity(identity)
     return Story(
@@ -121,11 +121,11 @@ def parse_story(identity: str, frames: str, style: str = "") -> Story:
 
 def parse_identity(text: str) -> tuple[Character, ...]:
     """Characters of an identity text: named ones, or a single one without a name."""
-    return tuple(_sound(identity_lines(text)))
+    return tuple(_without_faults(identity_lines(text)))
 
 
 def identity_lines(text: str) -> Iterator[Character | StoryScriptError]:
-    """Every line of an identity text on its own: its character, or what is wrong with it."""
+    """For every line of an identity text, its character or its fault."""
     try:
         lines = [(number, _plain(_CAPTION.split(line)[0])) for number, line in _lines("identity", text)]
     except StoryScriptError as fault:
@@ -152,12 +152,12 @@ def identity_lines(text: str) -> Iterator[Character | StoryScriptError]:
 
 
 def parse_frames(text: str, characters: tuple[Character, ...] | None) -> tuple[Frame, ...]:
-    """Frames of a frames text. `characters` None: names are not known yet and stand for themselves."""
-    return tuple(_sound(frame_lines(text, characters)))
+    """Frames of a frames text. `characters` None: not known yet; any name is accepted as its own description."""
+    return tuple(_without_faults(frame_lines(text, characters)))
 
 
 def frame_lines(text: str, characters: tuple[Character, ...] | None) -> Iterator[Frame | StoryScriptError]:
-    """Every frame line on its own: its frame, or what is wrong with it. `characters` as in `parse_frames`."""
+    """For every frame line, its frame or its fault. `characters` as in `parse_frames`."""
     try:
         lines = [(number, line) for number, line in _lines("frames", text) if _plain(line)]
     except StoryScriptError as fault:
@@ -168,41 +168,43 @@ def frame_lines(text: str, characters: tuple[Character, ...] | None) -> Iterator
             "frames", None, 'there is no frame. Write one per line, for example "asleep in the snow".'
         )
     if len(lines) > MAX_FRAMES:
-        found = f"there are {len(lines)} frames, at most {MAX_FRAMES} are possible. Split it into several stories."
-        yield StoryScriptError("frames", None, found)
+        message = f"there are {len(lines)} frames, at most {MAX_FRAMES} are possible. Split it into several stories."
+        yield StoryScriptError("frames", None, message)
         return
     known = None if characters is None else {_key(c.name): c for c in characters}
-    told = 0
+    length = 0
     for number, line in lines:
         try:
             frame = _frame(number, line, known)
         except StoryScriptError as fault:
             yield fault
             continue
-        told += sum(len(part.text) for part in frame.parts)
-        if told > MAX_TOLD:
-            found = f"with the descriptions of its characters the story is longer than {MAX_TOLD} characters here."
-            yield StoryScriptError("frames", number, f"{found} Shorten them, or split the story.")
+        length += sum(len(part.text) for part in frame.parts)
+        if length > MAX_EXPANDED:
+            message = (
+                f"with the descriptions of its characters the story is longer than {MAX_EXPANDED} characters here."
+            )
+            yield StoryScriptError("frames", number, f"{message} Shorten them, or split the story.")
             return
         yield frame
 
 
 def parse_style(text: str) -> str:
-    """A style text: empty, or with `{prompt}` in it exactly once."""
+    """A style text: empty, or with `{prompt}` exactly once."""
     style = " ".join(_plain(line) for _, line in _lines("style", text)).strip()
     count = style.count(PLACEHOLDER)
     if style and count != 1:
-        found = "has no {prompt}" if count == 0 else f"has {{prompt}} {count} times"
+        fault = "has no {prompt}" if count == 0 else f"has {{prompt}} {count} times"
         _fail(
             "style",
             None,
-            f'"{short(style)}" {found}. Put {{prompt}} once where the story goes: "ink drawing of {{prompt}}".',
+            f'"{short(style)}" {fault}. Put {{prompt}} once where the story goes: "ink drawing of {{prompt}}".',
         )
     return style
 
 
-def _sound(lines: Iterable[Parsed | StoryScriptError]) -> Iterator[Parsed]:
-    """The lines; the first fault among them is raised."""
+def _without_faults(lines: Iterable[Parsed | StoryScriptError]) -> Iterator[Parsed]:
+    """The parsed lines. Raises the first fault."""
     for parsed in lines:
         if isinstance(parsed, StoryScriptError):
             raise parsed
@@ -227,7 +229,7 @@ def _character(number: int, line: str, known: set[str]) -> Character:
 
 
 def _frame(number: int, line: str, known: dict[str, Character] | None) -> Frame:
-    """known: the characters by `_key` of their names, None while names stand for themselves."""
+    """Parse a frame line. known: the characters by `_key` of their names; None accepts any name."""
     prompt, *caption = _CAPTION.split(line, maxsplit=1)
     prompt = _plain(prompt)
     if not prompt:
@@ -262,7 +264,7 @@ def _frame(number: int, line: str, known: dict[str, Character] | None) -> Frame:
         text=" ".join(p.text for p in cleaned if p.character is None),
         characters=tuple(dict.fromkeys(cast)),
         parts=tuple(cleaned),
-        caption=_unescape(_plain(caption[0])) if caption else _spoken(prompt),
+        caption=_unescape(_plain(caption[0])) if caption else _default_caption(prompt),
         line=number,
     )
 
@@ -282,7 +284,9 @@ def _named(name: str, known: dict[str, Character] | None, line: int) -> Characte
             line,
             f'[{name}] is not known: the identity has no named characters. Begin an identity line with "[{name}]".',
         )
-    names = ", ".join(named[:NAMED]) + (f", {len(named) - NAMED} more" if len(named) > NAMED else "")
+    names = ", ".join(named[:LISTED_NAMES])
+    if len(named) > LISTED_NAMES:
+        names += f", {len(named) - LISTED_NAMES} more"
     _fail(
         "frames",
         line,
@@ -293,17 +297,19 @@ def _named(name: str, known: dict[str, Character] | None, line: int) -> Characte
 def _refuse_stray_bracket(box: str, line: int, text: str) -> None:
     if _STRAY.search(_NAME.sub("", text)):
         _fail(
-            box, line, f'a bracket in "{short(text)}" has no partner. Add it, or write \\[ or \\] for a plain bracket.'
+            box,
+            line,
+            f'a bracket in "{short(text)}" has no partner. Add it, or write \\[ or \\] for a literal bracket.',
         )
 
 
-def _spoken(prompt: str) -> str:
-    """A frame line as a caption: [NC] removed, brackets of names removed."""
+def _default_caption(prompt: str) -> str:
+    """A frame line as a caption: without [NC] and without the brackets of names."""
 
-    def said(match: re.Match) -> str:
+    def without_brackets(match: re.Match) -> str:
         return " " if _key(match[1]) == _key(NO_CHARACTER) else match[1] + match[0].partition("]")[2]
 
-    return _unescape(_plain(_NAME.sub(said, prompt)))
+    return _unescape(_plain(_NAME.sub(without_brackets, prompt)))
 
 
 def _lines(box: str, text: str) -> list[tuple[int, str]]:
@@ -334,7 +340,7 @@ def _key(name: str) -> str:
 
 
 def short(text: str, limit: int = 60) -> str:
-    """The beginning of a text on one line, as errors show it."""
+    """The beginning of a text on one line, for errors."""
     shown = "".join(sign if sign.isprintable() else " " for sign in text[: limit + 1])
     return shown if len(shown) <= limit else shown[: limit - 3] + "..."
 

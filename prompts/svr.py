@@ -1,4 +1,4 @@
-"""Singular-value reweighting (SVR) of One-Prompt-One-Story (arXiv 2501.13554): say one frame of a whole story.
+"""Singular-value reweighting (SVR) of One-Prompt-One-Story (arXiv 2501.13554): express one frame of a story.
 
 The frame to draw is expressed and every other frame is suppressed by scaling the singular values of their token rows,
 each together with the end-of-text rows, in each text encoder separately.
@@ -21,12 +21,12 @@ NAIVE_EXPRESS, NAIVE_SUPPRESS = 2.0, 0.5
 
 @dataclass(frozen=True)
 class SVRSettings:
-    """Constants of SVR, as published in code (the paper prints the two betas the other way round).
+    """Constants of SVR, as in the published code (the paper has the two betas swapped).
 
     A singular value s becomes beta * s * exp(-alpha * s): `weaken` for suppressed frames, `enhance` for the expressed.
     order  "weaken_first" as in the published code, or "enhance_first" as in the paper
-    eot    "svr": the end-of-text rows take part in every decomposition; "scale": they are left out and multiplied by
-           0.9 in every call instead (what the published benchmark runs)
+    eot    "svr": the end-of-text rows are part of every decomposition; "scale": they are left out and multiplied by
+           0.9 in every call instead (as in the published benchmark)
     """
 
     weaken_alpha: float = 0.01
@@ -43,7 +43,7 @@ def reweight_rows(hidden: Tensor, rows: Sequence[int] | Tensor, alpha: float, be
     hidden: [T, D] one encoder's hidden states; rows: [R] indices. Returns a new [T, D]; other rows are untouched.
     Singular-value reweighting, One-Prompt-One-Story (arXiv 2501.13554), equations 2 and 3. With A = hidden[rows] and
     A Aᵀ = V diag(s²) Vᵀ this is V diag(beta exp(-alpha s)) Vᵀ A: the [R, R] Gram matrix replaces the thin SVD of
-    [R, D], in float64 on the CPU, since not every device has it, and agrees with it to 1e-9.
+    [R, D] and agrees with it to 1e-9. Computed in float64 on the CPU, since not every device supports it.
     """
     rows = torch.as_tensor(rows, dtype=torch.long, device=hidden.device)
     selected = hidden[rows].cpu().double()
@@ -55,11 +55,11 @@ def reweight_rows(hidden: Tensor, rows: Sequence[int] | Tensor, alpha: float, be
 
 
 def express_frame(hidden: Tensor, tokens: StoryTokens, frame: int, settings: SVRSettings) -> Tensor:
-    """Hidden states in which frame number `frame` of the story is expressed and every other one suppressed.
+    """Hidden states in which frame `frame` of the story is expressed and every other frame is suppressed.
 
     hidden: [T, D] one encoder's hidden states of the whole story; frame: index into `tokens.frames`. Returns a new
-    [T, D] of the same dtype, rounded to it after every call as published. The rows of the start token and of the
-    identity stay as they are.
+    [T, D] of the same dtype, rounded to it after every call as published. The rows of the start token and the identity
+    are not changed.
     """
     eot = list(range(tokens.eot, tokens.length))
 
@@ -82,7 +82,7 @@ def express_frame(hidden: Tensor, tokens: StoryTokens, frame: int, settings: SVR
 def express_frame_naively(hidden: Tensor, tokens: StoryTokens, frame: int) -> Tensor:
     """Naive prompt reweighting (NPR), the paper's baseline (appendix B.1): the frame's rows times 2, the others' 0.5.
 
-    hidden: [T, D]. Returns a new [T, D]; end-of-text and identity rows stay as they are.
+    hidden: [T, D]. Returns a new [T, D]; end-of-text and identity rows are not changed.
     """
     out = hidden.clone()
     for k, rows in enumerate(tokens.frames):

@@ -1,10 +1,10 @@
-"""Which rows of an encoded prompt belong to which part of the story: counted, never searched for.
+"""Which rows of an encoded prompt belong to which part of the story, found by counting, not by searching.
 
-Every part of a prompt is tokenized on its own and its length is the number of rows it takes in the joined prompt, so
-words that the identity and the frames share, sub-words, punctuation and embeddings all keep the right rows.
+Every part of a prompt is tokenized separately, and its length is the number of its rows in the joined prompt, so that
+words shared by identity and frames, sub-words, punctuation and embeddings are all assigned to the right rows.
 
-A tokenizer here is a function text -> {"l": chunks, "g": chunks}; a chunk is a list of (token, weight, word id), the
-word id is 0 for start, end and padding. It is ComfyUI's own SDXL tokenizer with `return_word_ids=True`.
+A tokenizer is a function text -> {"l": chunks, "g": chunks}; a chunk is a list of (token, weight, word id), with word
+id 0 for start, end and padding. It is ComfyUI's own SDXL tokenizer with `return_word_ids=True`.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ Tokens = dict[str, list[Chunk]]
 Tokenize = Callable[[str], Tokens]
 
 ROOM = 75
-"""Tokens of text that one window of the encoders holds, between its start and its end token."""
+"""Tokens of text in one chunk of the encoders, between its start and end tokens."""
 START, END = 49406, 49407
-NESTED = 100
-"""How deep parentheses may stand in each other: hosts read one level after the other and give up near 1,000."""
+MAX_NESTING = 100
+"""Maximum depth of nested parentheses: hosts parse them recursively and fail near 1,000."""
 PADDING = {"l": END, "g": 0}
-"""Token ids of CLIP's vocabulary: around the text of a window, and what each of SDXL's encoders fills it up with."""
+"""Token ids of CLIP's vocabulary: around the text of a chunk, and the padding of each of SDXL's encoders."""
 
 
 @dataclass(frozen=True)
 class StoryTokens:
-    """Rows of an encoded prompt. Row 0 is the start token.
+    """Token rows of an encoded prompt. Row 0 is the start token.
 
     identity  rows of the identity
     frames    rows of every frame's own words, in prompt order
-    eot       the first end-of-text row; it and all rows after it up to `length` are end and padding
+    eot       the first end-of-text row; it and all later rows are end and padding
     length    number of rows
     """
 
@@ -48,32 +48,32 @@ class StoryTokens:
 
 @dataclass(frozen=True)
 class FrameTokens:
-    """Rows of one frame's own prompt: as StoryTokens (first description, own words) plus all descriptions."""
+    """Token rows of one frame's own prompt: as StoryTokens (first description, own words), plus all descriptions."""
 
     tokens: StoryTokens
     descriptions: tuple[range, ...]
 
 
 class StoryTooLongError(ValueError):
-    """An identity and the frames behind it do not fit into one prompt."""
+    """An identity and its frames do not fit into one prompt."""
 
     __module__ = "storyloom"  # ComfyUI shows it before the message, and would show the path of this file
 
 
 def count_tokens(tokenize: Tokenize, parts: Sequence[str], names: Sequence[str], *, weights: bool = True) -> list[int]:
-    """How many tokens each of these texts takes. names: how errors call them. Raises ValueError as `locate_story`."""
+    """The number of tokens in each text. names: of the parts in errors. Raises ValueError as `locate_story` does."""
     return [len(words["l"]) for words in _separate(tokenize, parts, names, weights)]
 
 
 def locate_story(
     tokenize: Tokenize, parts: Sequence[str], names: Sequence[str], *, weights: bool = True
 ) -> tuple[StoryTokens, Tokens]:
-    """Tokenize identity and frames joined by single spaces, and say which rows each of them takes.
+    """Tokenize identity and frames, joined by single spaces, and locate the rows of each.
 
-    parts: the identity, then the frames; names: how errors call them. weights: whether the tokenizer reads
-    "(words:1.2)". Returns the rows and the tokens of the joined text. Raises StoryTooLongError when it takes more than
-    one window, ValueError when a part has no tokens, when its parentheses are open, or when CLIP-L and CLIP-G count it
-    differently.
+    parts: the identity, then the frames; names: of the parts in errors. weights: whether the tokenizer parses
+    "(words:1.2)". Returns the rows, and the tokens of the joined text. Raises StoryTooLongError if it does not fit into
+    one chunk, ValueError if a part has no tokens or unbalanced parentheses, or if its token count differs between
+    CLIP-L and CLIP-G.
     """
     joined, lengths = _measure(tokenize, parts, names, weights, " ".join(parts))
     if sum(lengths) > ROOM:
@@ -86,22 +86,22 @@ def locate_story(
 def locate_frame(
     tokenize: Tokenize, frame: Frame, style: tuple[str, str], name: str, *, weights: bool = True
 ) -> tuple[FrameTokens, Tokens]:
-    """Tokenize one frame's own prompt with the style around it, and say which rows describe its characters.
+    """Tokenize one frame's own prompt with the style around it, and locate the rows that describe its characters.
 
-    Text over 75 tokens takes further windows of 77 rows, as in the stock node. name: how errors call the frame.
+    Text over 75 tokens uses several chunks of 77 rows, as in the stock node. name: of the frame in errors.
     Raises ValueError as `locate_story` does.
     """
     before, after = style
     described: list[range] = []
     own: list[range] = []
-    said = [(part.text, own if part.character is None else described) for part in frame.parts]
-    text = before + " ".join(words for words, _ in said) + after
+    inner = [(part.text, own if part.character is None else described) for part in frame.parts]
+    text = before + " ".join(words for words, _ in inner) + after
     try:
-        apart = [(before, []), *said, (after, [])]
-        pieces = [(words, kind) for words, kind in apart if words.strip()]
+        outer = [(before, []), *inner, (after, [])]
+        pieces = [(words, kind) for words, kind in outer if words.strip()]
         joined, lengths = _measure(tokenize, [words for words, _ in pieces], [name] * len(pieces), weights, text)
     except _MergedError:  # a frame that ends with "." before a style that begins with ","
-        pieces = list(said)
+        pieces = list(inner)
         pieces[0] = (before + pieces[0][0], pieces[0][1])
         pieces[-1] = (pieces[-1][0] + after, pieces[-1][1])
         joined, lengths = _measure(tokenize, [words for words, _ in pieces], [name] * len(pieces), weights, text)
@@ -117,20 +117,20 @@ def locate_frame(
 
 
 def without_word_ids(tokens: Tokens) -> dict[str, list[list[tuple]]]:
-    """The same tokens as the text encoders take them: (token, weight)."""
+    """The same tokens in the format of the text encoders: (token, weight)."""
     return {
         key: [[(token, weight) for token, weight, _ in chunk] for chunk in chunks] for key, chunks in tokens.items()
     }
 
 
 class _MergedError(ValueError):
-    """Two parts share a token where they meet."""
+    """The parts merge into different tokens where they meet."""
 
 
 def _measure(
     tokenize: Tokenize, parts: Sequence[str], names: Sequence[str], weights: bool, text: str
 ) -> tuple[Tokens, list[int]]:
-    """Tokens of `text`, which is the parts in order, and how many each part takes. names: how errors call the parts."""
+    """Tokens of `text`, which consists of the parts in order, and the number in each part. names: in errors."""
     separate = _separate(tokenize, parts, names, weights)
     joined = tokenize(text)
     for key, chunks in joined.items():
@@ -143,7 +143,7 @@ def _measure(
 
 
 def _separate(tokenize: Tokenize, parts: Sequence[str], names: Sequence[str], weights: bool) -> list[dict[str, Chunk]]:
-    """The words of every part, tokenized alone."""
+    """The tokens of every part, tokenized separately, without start, end and padding."""
     if weights:
         for part, name in zip(parts, names, strict=True):
             _check_parentheses(part, name)
@@ -172,7 +172,7 @@ def _same(a: Chunk, b: Chunk) -> bool:
 
 
 def consecutive(rows: Sequence[int]) -> list[range]:
-    """Ascending row numbers as runs of consecutive ones."""
+    """Ascending row numbers as ranges of consecutive rows."""
     runs: list[range] = []
     for row in rows:
         if runs and runs[-1].stop == row:
@@ -186,9 +186,9 @@ def _check_parentheses(text: str, name: str) -> None:
     depth = 0
     for sign in text.replace("\\(", "").replace("\\)", ""):
         depth += (sign == "(") - (sign == ")")
-        if depth > NESTED:
+        if depth > MAX_NESTING:
             raise ValueError(
-                f'The parentheses in {name} ("{short(text)}") are nested more than {NESTED} deep: write a '
+                f'The parentheses in {name} ("{short(text)}") are nested more than {MAX_NESTING} deep: write a '
                 "weight as (words:1.2)."
             )
         if depth < 0:
@@ -197,7 +197,7 @@ def _check_parentheses(text: str, name: str) -> None:
         raise ValueError(
             f'The parentheses in {name} ("{short(text)}") are not balanced. A weight such as (words:1.2) must begin '
             "and end within the identity or within a frame's own words, and cannot enclose [Name]: put the weight into "
-            "the identity. Write \\( and \\) for plain parentheses."
+            "the identity. Write \\( and \\) for literal parentheses."
         )
 
 
@@ -206,18 +206,18 @@ def _too_long(lengths: Sequence[int], names: Sequence[str]) -> str:
     alone = lengths[0] > ROOM
     total = lengths[0] if alone else sum(lengths)
     counted = [f"{name} ({in_tokens(n)})" for name, n in zip(names, lengths, strict=True)]
-    told = f"{counted[0]} alone is" if alone else f"{', '.join(counted[:-1])} and {counted[-1]} together are"
+    subject = f"{counted[0]} alone is" if alone else f"{', '.join(counted[:-1])} and {counted[-1]} together are"
     return (
-        f"{first_upper(told)} {in_tokens(total - ROOM)} too long for one prompt ({total} of {ROOM}). Shorten "
+        f"{first_upper(subject)} {in_tokens(total - ROOM)} too long for one prompt ({total} of {ROOM}). Shorten "
         f'{names[0] if alone else "one of them"}, or use "Encode story frame by frame".'
     )
 
 
 def in_tokens(count: int) -> str:
-    """A number of tokens in words."""
+    """A number of tokens as text: "1 token", "2 tokens"."""
     return f"{count} token{'s' if count != 1 else ''}"
 
 
 def first_upper(text: str) -> str:
-    """A text as the beginning of a sentence."""
+    """The text with its first letter in upper case."""
     return text[0].upper() + text[1:]

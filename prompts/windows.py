@@ -1,7 +1,7 @@
-"""Windows: which frames the prompt of a frame tells, when a story is longer than one prompt holds.
+"""Windows: which frames share a prompt when a story is too long for one.
 
-One-Prompt-One-Story (arXiv 2501.13554) tells long stories through windows of frames behind the same identity. Here
-every cast of a story has its own; a frame without a character is a prompt of its own.
+One-Prompt-One-Story (arXiv 2501.13554) encodes long stories in windows of frames after the same identity. Here, each
+cast of a story has its own windows; a frame without a character has a prompt of its own.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ WINDOW_KINDS: tuple[WindowKind, ...] = get_args(WindowKind)
 
 @dataclass(frozen=True)
 class FramePrompt:
-    """The prompt that tells one frame, among others of its cast.
+    """The prompt of one frame, which may contain other frames of its cast.
 
     frame         number of the frame in the story, from 0
     characters    names of the characters in it
-    window        numbers of the frames that the prompt tells, in its order
+    window        numbers of the frames in the prompt, in its order
     text          the prompt
     alone         the same identity with this frame only
-    used          tokens of the text
-    tokens        rows of the text; `tokens.frames` are those of the window, or the words of a frame without a character
-    descriptions  rows that describe the characters, empty without one
+    used          number of tokens in the text
+    tokens        token rows of the text; `tokens.frames`: those of the window, or the words of a frame without a
+                  character
+    descriptions  token rows that describe the characters, empty without any
     """
 
     frame: int
@@ -44,7 +45,7 @@ class FramePrompt:
     descriptions: tuple[range, ...]
 
     @property
-    def place(self) -> int:
+    def index(self) -> int:
         """Index of the frame in its window."""
         return self.window.index(self.frame)
 
@@ -52,29 +53,29 @@ class FramePrompt:
 def frame_prompts(tokenize: Tokenize, story: Story, kind: WindowKind, *, weights: bool = True) -> list[FramePrompt]:
     """The prompt of every frame, in story order.
 
-    weights: whether the tokenizer reads "(words:1.2)". Raises StoryTooLongError where an identity and a single frame do
-    not fit together, ValueError as `casts_of` and `locate_story` do.
+    weights: whether the tokenizer parses "(words:1.2)". Raises StoryTooLongError if an identity and a single frame do
+    not fit into one prompt, ValueError as `casts_of` and `locate_story` do.
     """
     tokenize = cache(tokenize)
-    prompts = [prompt for cast in casts_of(story) for prompt in _told_together(tokenize, story, cast, kind, weights)]
-    lonely = (number for number, frame in enumerate(story.frames) if not frame.characters)
-    prompts += [_told_alone(tokenize, story, number, weights) for number in lonely]
+    prompts = [prompt for cast in casts_of(story) for prompt in _cast_prompts(tokenize, story, cast, kind, weights)]
+    without = (number for number, frame in enumerate(story.frames) if not frame.characters)
+    prompts += [_single_prompt(tokenize, story, number, weights) for number in without]
     return sorted(prompts, key=lambda prompt: prompt.frame)
 
 
 def choose_windows(identity: int, frames: Sequence[int], kind: WindowKind) -> list[tuple[int, ...]]:
-    """The window of every frame: the frames that its prompt tells, in the prompt's order.
+    """The window of every frame: the frames in its prompt, in the prompt's order.
 
-    identity, frames: tokens that each takes, of one cast. When all fit into one prompt, every window is all of them in
-    story order. Otherwise a window has as many frames as the first ones that fit, and is
+    identity, frames: token counts, of one cast. If all fit into one prompt, every window contains all frames in story
+    order. Otherwise its size is the number of first frames that fit, and it is
 
-    circular  the frame, then those after it, and after the last one the first again: the published code
-    trailing  the first frames together, and for later frames the frame with those before it: appendix D.2
+    circular  the frame and those after it, wrapping around at the end: the published code
+    trailing  the first frames together; for later frames, the frame and those before it: appendix D.2
 
-    The code counts words between blanks, so that the end of a window can be cut off, also where later frames are longer
-    than the first, and it fails when not even one frame fits. Here tokens count, and a window that is too long leaves
-    out the frames farthest from its own; a frame that does not fit alone keeps a window of itself, for `locate_story`
-    to refuse. The code's limit of 10 frames, a setting, is left out.
+    The published code counts words between spaces, so the end of a window may be cut off, also when later frames are
+    longer than the first, and it fails if not even one frame fits. Here tokens are counted, and a window that is too
+    long drops the frames farthest from its own; a frame that does not fit alone keeps a window of its own, which
+    `locate_story` rejects. The code's limit of 10 frames, a setting, is omitted.
     """
     count = len(frames)
 
@@ -92,7 +93,7 @@ def choose_windows(identity: int, frames: Sequence[int], kind: WindowKind) -> li
     return [first] * size + list(later)
 
 
-def _told_together(
+def _cast_prompts(
     tokenize: Tokenize, story: Story, cast: Cast, kind: WindowKind, weights: bool
 ) -> Iterator[FramePrompt]:
     texts = [cast.identity, *cast.words]
@@ -119,11 +120,11 @@ def _told_together(
         )
 
 
-def _told_alone(tokenize: Tokenize, story: Story, number: int, weights: bool) -> FramePrompt:
+def _single_prompt(tokenize: Tokenize, story: Story, number: int, weights: bool) -> FramePrompt:
     """The prompt of a frame without a character."""
     before, after = story.style_around
     frame = story.frames[number]
     text = f"{before}{frame.text}{after}"
-    found, joined = locate_frame(tokenize, frame, (before, after), f"frame {number + 1}", weights=weights)
+    spans, joined = locate_frame(tokenize, frame, (before, after), f"frame {number + 1}", weights=weights)
     used = sum(1 for chunk in joined["l"] for *_, word in chunk if word)
-    return FramePrompt(number, (), (number,), text, text, used, found.tokens, found.descriptions)
+    return FramePrompt(number, (), (number,), text, text, used, spans.tokens, spans.descriptions)

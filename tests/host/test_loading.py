@@ -112,7 +112,7 @@ def test_without_the_route_of_the_script_s_editor_all_nodes_are_there(another):
     loaded = another("nodes.routes")
     assert loaded.done and loaded.nodes == CATALOGUE
     (error,) = loaded.errors
-    assert "without the story script's count of tokens: nodes/routes.py" in error
+    assert "without the token counts of Story script: nodes/routes.py" in error
 
 
 def test_a_route_that_cannot_be_added_is_told_and_all_nodes_are_there(another, monkeypatch):

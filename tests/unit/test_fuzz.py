@@ -196,7 +196,7 @@ def test_a_plan_has_every_frame_in_batches_of_one_size_or_is_refused(frames, siz
         clear(error)
         assert anchors >= size < frames
         return
-    assert len(plan.places()) == frames and len({len(batch) for batch in plan.batches}) == 1
+    assert len(plan.positions()) == frames and len({len(batch) for batch in plan.batches}) == 1
     assert len(plan.batches[0]) <= size and plan.batches[0][0] == 0
 
 

@@ -32,7 +32,7 @@ def test_a_sound_story_is_counted_as_the_encode_node_counts_it():
     report = one_prompt_report(parse_story(*script), prompts, "svr")
     assert not found.faults and not any(line.fault or line.warning for line in found.lines)
     assert [(line.line, line.number) for line in found.lines] == [(1, 1), (3, 2), (4, 3)]
-    assert [line.told for line in found.lines] == [prompt.used for prompt in prompts]
+    assert [line.used for line in found.lines] == [prompt.used for prompt in prompts]
     assert [line.characters for line in found.lines] == [prompt.characters for prompt in prompts]
     assert [line.own for line in found.lines] == [1, 1, 2] and "Frame 2: 1 token (" in report
     assert [line.caption for line in found.lines] == ["zzz", "Owl and Fox talk", "a beach"]
@@ -55,7 +55,7 @@ def test_every_faulty_line_is_told_and_the_others_go_on():
     assert [bool(line.fault) for line in found.lines] == [False, True, True, False, False]
     assert "[Wolf] is not known" in found.lines[1].fault and "only a caption" in found.lines[2].fault
     assert "parentheses in frame 4" in found.lines[3].warning
-    assert found.lines[1].own is None and found.lines[4].told == 4
+    assert found.lines[1].own is None and found.lines[4].used == 4
     assert found.totals[0].frames == (1, 5)
 
 
@@ -74,7 +74,7 @@ def test_what_the_encode_node_refuses_is_a_warning_in_its_words(frames, warning)
 def test_faults_of_the_other_boxes_are_told_with_their_place_and_leave_own_words():
     found = measure("[Fox] a fox\nnameless\n[NC] x", "[Fox] runs far", "no place")
     assert [(fault.box, fault.line) for fault in found.faults] == [("identity", 2), ("identity", 3), ("style", None)]
-    assert (found.lines[0].own, found.lines[0].told, found.totals) == (2, None, ())
+    assert (found.lines[0].own, found.lines[0].used, found.totals) == (2, None, ())
     assert measure("", "", "").faults == (
         Fault(
             "identity", None, 'it is empty. Describe who the story is about, for example "a red fox in a blue coat".'
@@ -86,7 +86,7 @@ def test_faults_of_the_other_boxes_are_told_with_their_place_and_leave_own_words
 def test_a_text_that_is_not_known_yet_is_no_fault():
     found = measure(None, "[Anyone] runs\nand (open", None)
     assert not found.faults and found.lines[0].characters == ("Anyone",)
-    assert (found.lines[0].own, found.lines[0].told) == (1, None) and found.lines[1].warning
+    assert (found.lines[0].own, found.lines[0].used) == (1, None) and found.lines[1].warning
     assert measure("a fox", None, "").lines == ()
 
 

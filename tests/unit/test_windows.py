@@ -113,7 +113,7 @@ def test_prompts_are_the_windows_of_every_cast(kind):
     for prompt, text, words in zip(prompts, letters, "abcde", strict=True):
         assert prompt.alone.replace(" ", "")[-1] == words
         if prompt.characters:
-            assert {text[row - 1] for row in prompt.tokens.frames[prompt.place]} == {words}
+            assert {text[row - 1] for row in prompt.tokens.frames[prompt.index]} == {words}
             assert [*prompt.descriptions] == [prompt.tokens.identity]
 
 

@@ -114,7 +114,7 @@ function edit(area, event) {
 }
 
 function tokensOf(line, room) {
-  if (line.told !== null) return `${line.told} of ${room}`;
+  if (line.used !== null) return `${line.used} of ${room}`;
   return line.own === null ? "" : `${line.own} own`;
 }
 
@@ -122,11 +122,11 @@ function showRow(line, room, select) {
   const row = element("button");
   row.type = "button";
   const tokens = tokensOf(line, room);
-  const over = line.told > room;
+  const over = line.used > room;
   row.classList.toggle("over", over);
   const bar = element("span", "bar");
   bar.append(element("i"));
-  bar.firstChild.style.width = `${Math.min(100, (100 * (line.told ?? 0)) / room)}%`;
+  bar.firstChild.style.width = `${Math.min(100, (100 * (line.used ?? 0)) / room)}%`;
   const cast = element("span");
   const names = line.characters.filter((name) => name);
   cast.append(...names.map((name) => element("span", "chip", name)));
@@ -137,7 +137,7 @@ function showRow(line, room, select) {
     message.append(element("b", "", `${line.fault ? FAULT : WARNING} `), problem);
     row.append(message);
   }
-  row.title = line.told === null ? line.caption : `${line.own} tokens of its own, ${line.told} with identity and style`;
+  row.title = line.used === null ? line.caption : `${line.own} tokens of its own, ${line.used} with identity and style`;
   const about = [tokens && `${tokens} tokens`, names.join(", "), problem].filter((text) => text);
   row.setAttribute("aria-label", `Frame ${line.number}: ${about.join("; ")}`);
   row.addEventListener("click", () => select(line.line));
