@@ -1,1 +1,1 @@
-"""Comic pages. Knows no host; only Pillow and numpy."""
+"""Comic pages. Independent of any host; needs Pillow and numpy only."""

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from ..prompts.script import short
 from .fonts import REPLACEMENT, Typeface
-from .geometry import Place, Sheet, arrange
+from .geometry import Placement, Sheet, arrange
 from .layout import Layout, pages_of
 from .text import MAX_LINES, band, clean, fitting_lines, line_height, padding, wrap
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 Panel = np.ndarray | Image.Image
 Colour = tuple[int, int, int]
 Edges = tuple[int, int, int, int]
-"""Left, upper, right and lower edge of a picture in pixels, the latter two just outside it."""
+"""Left, top, right and bottom edge of a picture in pixels; right and bottom are exclusive."""
 CaptionPlace = Literal["below", "over"]
 CAPTION_PLACES: tuple[str, ...] = get_args(CaptionPlace)
 Direction = Literal["left_to_right", "right_to_left"]
@@ -32,28 +32,28 @@ DIRECTIONS: tuple[str, ...] = get_args(Direction)
 PAPER = (252, 251, 248)
 INK = (38, 36, 40)
 VEIL = 200
-"""Opacity of the box behind a caption over its picture, of 255; as published."""
+"""Opacity of the box behind a caption over its picture, 0..255; as published."""
 MIN_CAPTION_SIZE = 10
 TITLE_LINES = 2
 MAX_CHARACTERS = 20_000
-"""Of a caption, more than its lines hold on the widest page."""
+"""Maximum length of a caption; more than fits on the widest page."""
 MAX_PIXELS = 1 << 29
-"""Of all pages together: 6 GB as ComfyUI holds images."""
+"""Maximum of all pages together: 6 GB in ComfyUI's image format."""
 
 
 @dataclass(frozen=True)
 class PageStyle:
-    """How pages look.
+    """The appearance of pages.
 
     layout, columns, rows, panels_per_page, seed  see `pages_of`
     gap, margin    pixels between panels and around the page; margin None = 2 * gap
-    page_width     pixels; 0 = as wide as the panels at their own size need, see `arrange`
-    caption_place  below the panel, or over its lower edge in a box of translucent paper
-    caption_size   letter height in pixels; 0 = automatic, see `auto_caption_size`
-    title          printed on the first page, in letters twice as high
-    direction      which side a row begins at
-    font, fonts    of captions and title, see `Typeface`
-    paper, ink     colours, red, green, blue 0..255
+    page_width     pixels; 0 = automatic, with panels at their original size, see `arrange`
+    caption_place  below the panel, or over its lower edge in a translucent box
+    caption_size   font size in pixels; 0 = automatic, see `auto_caption_size`
+    title          printed on the first page, at twice the caption size
+    direction      reading direction
+    font, fonts    for captions and title, see `Typeface`
+    paper, ink     background and text colours, (red, green, blue) 0..255
     """
 
     layout: Layout = "grid"
@@ -77,17 +77,17 @@ class PageStyle:
 def comic_pages(
     panels: Sequence[Panel], captions: Sequence[str] = (), style: PageStyle | None = None
 ) -> list[Image.Image]:
-    """Lay panels out on pages, in reading order. Returns RGB images of equal size.
+    """Arrange panels on pages, in reading order. Returns RGB images of equal size.
 
-    panels    [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] arrays (float 0..1 or 8-bit) or Pillow images; transparency
-              shows white. Each is centred in a cell as wide as the widest and as high as the highest of them.
-    captions  one per panel; missing ones are empty, surplus ones are ignored. See `wrap`. Below a panel they have at
-              most MAX_LINES lines; over a panel, and below a stacked one, as many as half of its place holds.
+    panels    [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] arrays (float 0..1 or 8-bit) or Pillow images; transparent
+              areas become white. Each is centred in a cell of the greatest width and height among them.
+    captions  one per panel; missing ones are empty, extra ones are ignored. See `wrap`. Below a panel they have at
+              most MAX_LINES lines; over a panel, and below a stacked one, as many as fit into half of its height.
 
-    `arrange` tells the sizes: the room of a caption below is `band` high, and so is that of a title, which has at most
-    TITLE_LINES lines. What no font has is named in one warning in the log.
-    Raises ValueError when there is no panel, a panel's shape is none of the above, the rows or the font cannot be read,
-    the page has no room for its panels, or the pages have more than MAX_PIXELS.
+    Sizes: see `arrange`; captions below panels are `band` high, and so is the title, which has at most TITLE_LINES
+    lines. Characters that no font has are listed in one warning in the log.
+    Raises ValueError without any panel, for other shapes of panels, for rows or a font that cannot be read, for a page
+    too small for its panels, and for more than MAX_PIXELS.
     """
     style = style or PageStyle()
     if not panels:
@@ -99,7 +99,7 @@ def comic_pages(
     sheet = Sheet(cell, style.gap, margin, style.page_width)
     (page_width, _), bare = arrange(pages, sheet, lambda *_: 0)
 
-    widths = [place.width for places in bare for place in places]
+    widths = [placement.width for page in bare for placement in page]
     size = style.caption_size or auto_caption_size(sum(widths) / len(widths))
     texts = [clean(text[:MAX_CHARACTERS]) for text in captions[: len(panels)]]
     title = clean(style.title[:MAX_CHARACTERS])
@@ -107,18 +107,18 @@ def comic_pages(
     title_face = Typeface([title], 2 * size, style.font, style.fonts)
     texts = [typeface.printable(text) for text in texts] + [""] * (len(panels) - len(texts))
     heading = wrap(title_face.printable(title), title_face, max(1, page_width - 2 * margin), TITLE_LINES)
-    _warn_of({**typeface.missing, **title_face.missing})
+    _warn_about({**typeface.missing, **title_face.missing})
 
     @cache
-    def room(panel: int, width: int, most: int | None) -> int:
-        lines = MAX_LINES if most is None else fitting_lines(most, size)
+    def caption_height(panel: int, width: int, limit: int | None) -> int:
+        lines = MAX_LINES if limit is None else fitting_lines(limit, size)
         return band(len(wrap(texts[panel], typeface, width, lines)), size)
 
     below = style.caption_place == "below"
     whole, placed = arrange(
         pages,
         sheet,
-        room if below else lambda *_: 0,
+        caption_height if below else lambda *_: 0,
         band(len(heading), 2 * size),
         right_to_left=style.direction == "right_to_left",
     )
@@ -129,13 +129,13 @@ def comic_pages(
         )
     drawn = [Image.new("RGB", whole, style.paper) for _ in placed]
     write(drawn[0], heading, title_face, page_width / 2, margin, style.ink)
-    for page, places in zip(drawn, placed, strict=True):
-        for place in places:
-            picture = _draw_picture(page, to_rgb(panels[place.panel]), place, cell)
-            text = texts[place.panel]
+    for page, placements in zip(drawn, placed, strict=True):
+        for at in placements:
+            picture = _draw_picture(page, to_rgb(panels[at.panel]), at, cell)
+            text = texts[at.panel]
             if below:
-                lines = wrap(text, typeface, place.width, fitting_lines(place.band, size))
-                write(page, lines, typeface, place.left + place.width / 2, place.top + place.height, style.ink)
+                lines = wrap(text, typeface, at.width, fitting_lines(at.band, size))
+                write(page, lines, typeface, at.left + at.width / 2, at.top + at.height, style.ink)
             else:
                 _write_over(page, text, typeface, picture, style)
             _draw_border(page, picture, style.ink)
@@ -143,12 +143,12 @@ def comic_pages(
 
 
 def auto_caption_size(panel_width: float) -> int:
-    """Caption size in pixels for panels that are so wide on average: a twentieth of it, at least MIN_CAPTION_SIZE."""
+    """Caption size in pixels for this mean panel width: a twentieth of it, at least MIN_CAPTION_SIZE."""
     return max(MIN_CAPTION_SIZE, round(panel_width / 20))
 
 
 def parse_colour(text: str) -> Colour:
-    """A colour from "#rrggbb" or "#rgb", the # may be missing. Raises ValueError that shows the text."""
+    """A colour from "#rrggbb" or "#rgb"; the # is optional. Raises ValueError for any other text."""
     digits = text.strip().removeprefix("#")
     if not re.fullmatch(r"[0-9a-fA-F]{3}|[0-9a-fA-F]{6}", digits):
         raise ValueError(
@@ -159,7 +159,7 @@ def parse_colour(text: str) -> Colour:
     return tuple(bytes.fromhex(digits))
 
 
-def _warn_of(missing: dict[str, None]) -> None:
+def _warn_about(missing: dict[str, None]) -> None:
     if missing:
         log.warning(
             'No font has %s: printed as "%s". Install a font with these characters, for example Noto Sans CJK or Noto '
@@ -180,7 +180,7 @@ def _size(panel: Panel) -> tuple[int, int]:
 
 
 def to_rgb(panel: Panel) -> Image.Image:
-    """A panel as 8-bit RGB. What is transparent shows white."""
+    """A panel as 8-bit RGB. Transparent areas become white."""
     image = panel if isinstance(panel, Image.Image) else from_array(np.asarray(panel))
     if not image.has_transparency_data:
         return image.convert("RGB")
@@ -189,7 +189,7 @@ def to_rgb(panel: Panel) -> Image.Image:
 
 
 def from_array(array: np.ndarray) -> Image.Image:
-    """An 8-bit picture of [H, W] or [H, W, 1, 3 or 4]. Values are clipped to 0..1; what is not a number is black."""
+    """An 8-bit picture from [H, W] or [H, W, 1, 3 or 4]. Values are clipped to 0..1; NaN becomes black."""
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if array.dtype != np.uint8:
@@ -201,13 +201,13 @@ def from_array(array: np.ndarray) -> Image.Image:
     return Image.fromarray(array)
 
 
-def _draw_picture(page: Image.Image, image: Image.Image, place: Place, cell: tuple[int, int]) -> Edges:
-    """Draw a picture in the middle of its place. Returns where it is."""
-    width = max(1, round(image.width * place.width / cell[0]))
-    height = max(1, round(image.height * place.height / cell[1]))
+def _draw_picture(page: Image.Image, image: Image.Image, at: Placement, cell: tuple[int, int]) -> Edges:
+    """Draw a picture centred in its placement. Returns its edges."""
+    width = max(1, round(image.width * at.width / cell[0]))
+    height = max(1, round(image.height * at.height / cell[1]))
     if (width, height) != image.size:
         image = image.resize((width, height), Image.Resampling.LANCZOS)
-    left, top = place.left + (place.width - width) // 2, place.top + (place.height - height) // 2
+    left, top = at.left + (at.width - width) // 2, at.top + (at.height - height) // 2
     page.paste(image, (left, top))
     return left, top, left + width, top + height
 
@@ -219,13 +219,13 @@ def _draw_border(page: Image.Image, picture: Edges, ink: Colour) -> None:
 
 
 def write(page: Image.Image, lines: Sequence[str], typeface: Typeface, centre: float, top: float, ink: Colour) -> None:
-    """Write lines into a room that begins at `top`, each with its middle at `centre`."""
+    """Write lines into a band that begins at `top`, each centred at `centre`."""
     for i, line in enumerate(lines):
         typeface.draw(page, centre, top + padding(typeface.size) + i * line_height(typeface.size), line, ink)
 
 
 def _write_over(page: Image.Image, text: str, typeface: Typeface, picture: Edges, style: PageStyle) -> None:
-    """Write a caption on the lower edge of a picture: at most half its height, in a box as wide as the text."""
+    """Write a caption at the bottom of a picture: at most half of its height, in a box as wide as the text."""
     left, top, right, bottom = picture
     edge = 2 * padding(typeface.size)
     lines = wrap(text, typeface, max(1, right - left - edge), fitting_lines((bottom - top) // 2, typeface.size))

@@ -1,4 +1,4 @@
-"""The same story without and with something, on one page, with what it changed in numbers."""
+"""The same story without and with a method, on one page, with the change in each measure."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from .text import band, clean, wrap
 
 Arrangement = Literal["rows", "columns"]
 ARRANGEMENTS: tuple[str, ...] = get_args(Arrangement)
-MOST_COLUMNS = 6
-"""Most panels in a row where the number is left open and A stands above B."""
+MAX_COLUMNS = 6
+"""Maximum panels per row with A above B, if the number of columns is automatic."""
 
 
 def comparison_page(
@@ -28,13 +28,13 @@ def comparison_page(
     arrangement: Arrangement = "rows",
     style: PageStyle | None = None,
 ) -> Image.Image:
-    """Two rows of panels, as many in each, on one page: A above B, or A beside B. Returns an RGB image.
+    """Two sets of the same number of panels on one page: A above B, or A beside B. Returns an RGB image.
 
-    captions  one per panel of a row, printed in both, see `comic_pages`
-    labels    what stands above A and above B
-    lines     printed above both, under the style's title: what the comparison says in numbers
-    style     layout grid; columns 0: A above B in rows of at most MOST_COLUMNS, A beside B near-square
-    Raises ValueError when A and B are not equally many, and as `comic_pages` does.
+    captions  one per panel of a set, printed in both, see `comic_pages`
+    labels    headings above A and above B
+    lines     printed above both, under the style's title: the changes in numbers
+    style     layout grid; columns 0: A above B in rows of at most MAX_COLUMNS, A beside B near-square
+    Raises ValueError if the numbers of panels differ, and as `comic_pages` does.
     """
     style = style or PageStyle()
     if len(a) != len(b):
@@ -42,7 +42,7 @@ def comparison_page(
             f"A has {len(a)} pictures, but B has {len(b)}: compare the same frames, once without and once with "
             "the method."
         )
-    columns = style.columns or (min(len(a), MOST_COLUMNS) if arrangement == "rows" else 0)
+    columns = style.columns or (min(len(a), MAX_COLUMNS) if arrangement == "rows" else 0)
     margin = 2 * style.gap if style.margin is None else style.margin
     plain = replace(style, columns=columns)
 
@@ -67,7 +67,7 @@ def comparison_page(
         for face, block in zip(faces, texts, strict=True)
     ]
     heights = [band(len(block), face.size) for face, block in zip(faces, blocks, strict=True)]
-    top = max(0, sum(heights) - margin)  # the paper around A and B is enough between them, and above
+    top = max(0, sum(heights) - margin)  # the margins of A and B are enough space between them, and above
     below = top + one.height - margin
     height = top + max(one.height, other.height) if beside else below + other.height
     page = Image.new("RGB", (width, height), style.paper)
@@ -79,24 +79,24 @@ def comparison_page(
 
 
 def differences(a: Consistency, b: Consistency) -> list[str]:
-    """What B changed: a line for each measure of both, "CLIP-I 0.812 -> 0.874 (+0.062)".
+    """The changes from A to B, a line for each measure: "CLIP-I 0.812 -> 0.874 (+0.062)".
 
-    Of CLIP-T the first convention alone. What only one of them has, or what different encoders measured, is said so.
+    CLIP-T in its first convention only. Measures of one side only, or of different encoders, are marked as such.
     """
-    lines, ours, theirs = [], a.means(), b.means()
-    for name in dict.fromkeys([*ours, *theirs]):
+    lines, before, after = [], a.means(), b.means()
+    for name in dict.fromkeys([*before, *after]):
         kind = "clip_t" if name.startswith("clip_t_") else name
-        known = a if name in ours else b
-        if kind == "clip_t" and name != f"clip_t_{next(iter(known.clip_t))}":
+        side = a if name in before else b
+        if kind == "clip_t" and name != f"clip_t_{next(iter(side.clip_t))}":
             continue
-        label = known.label(name)
-        if name not in ours or name not in theirs:
+        label = side.label(name)
+        if name not in before or name not in after:
             lines.append(f"{label} was measured for one side only")
         elif a.encoders.get(kind) != b.encoders.get(kind):
             lines.append(f"{label} was measured with {a.encoders.get(kind)} and {b.encoders.get(kind)}: not compared")
-        elif ours[name] != ours[name] or theirs[name] != theirs[name]:
+        elif before[name] != before[name] or after[name] != after[name]:
             lines.append(f"{label} could not be measured for both sides")
         else:
             lower = ", lower is more similar" if name == "dreamsim" else ""
-            lines.append(f"{label} {ours[name]:.3f} -> {theirs[name]:.3f} ({theirs[name] - ours[name]:+.3f}{lower})")
+            lines.append(f"{label} {before[name]:.3f} -> {after[name]:.3f} ({after[name] - before[name]:+.3f}{lower})")
     return lines

@@ -1,4 +1,4 @@
-"""Pages as the bytes of a file: PNG, WebP, JPEG, and PDF with all pages in one. Pillow does the encoding."""
+"""Pages as file contents: PNG, WebP, JPEG, and PDF with all pages in one file. Encoded by Pillow."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from .comic import to_rgb
 Format = Literal["png", "webp", "jpg", "pdf"]
 FORMATS: tuple[str, ...] = get_args(Format)
 LONGEST_SIDE = {"webp": 16_383, "jpg": 65_500, "pdf": 65_500}
-"""Pixels. A PDF holds JPEGs."""
+"""Pixels. A PDF contains JPEGs."""
 QUALITY = 90
 LOSSLESS = 100
-"""The quality at which a WebP has every pixel as it was."""
+"""The quality at which a WebP is lossless."""
 COMPRESSION = 4
-"""Of PNG, as Save Image has it."""
+"""Compression level of PNG, as in Save Image."""
 MODEL, MAKE = 0x0110, 0x010F
-"""EXIF tags in which ComfyUI keeps a WebP's prompt, and its workflow and whatever else is told."""
+"""EXIF tags in which ComfyUI stores the prompt of a WebP, and its workflow and other texts."""
 DOTS_PER_INCH = 150
-"""Of a PDF: 1240 x 1754 pixels are A4."""
+"""Resolution of a PDF: 1240 x 1754 pixels are A4."""
 LONGEST_PDF = 200
-"""Inches of a page that readers of PDF promise to show."""
+"""Longest page in inches that PDF readers are required to show."""
 
 
 def check_size(width: int, height: int, kind: Format) -> None:
-    """Raise ValueError when a page has more pixels on a side than the format allows."""
+    """Raise ValueError if a side of the page is longer than the format allows."""
     most = LONGEST_SIDE.get(kind)
     if most and max(width, height) > most:
         raise ValueError(
@@ -41,12 +41,12 @@ def check_size(width: int, height: int, kind: Format) -> None:
 def encoded(
     pages: Sequence[Image.Image], kind: Format, quality: int = QUALITY, texts: Mapping[str, str] | None = None
 ) -> bytes:
-    """A file's content with these pages: one page, or with pdf any number from 1 on.
+    """The content of a file with these pages: one page, or for pdf at least one.
 
-    quality  1..100, of webp (LOSSLESS: without loss), jpg and pdf; png has no loss
-    texts    what png and webp carry beside the picture, by name, as ComfyUI's own nodes write "prompt" and "workflow"
+    quality  1..100, for webp (LOSSLESS: lossless), jpg and pdf; png is always lossless
+    texts    metadata for png and webp, by name, written like "prompt" and "workflow" by ComfyUI's own nodes
 
-    png and webp keep transparency; in jpg and pdf it shows white. See `check_size`.
+    png and webp keep transparency; in jpg and pdf, transparent areas become white. See `check_size`.
     """
     file = BytesIO()
     if kind == "png":
@@ -55,7 +55,7 @@ def encoded(
         pages[0].save(file, "WEBP", quality=quality, lossless=quality == LOSSLESS, exif=_exif(texts or {}))
     else:
         first, *others = (to_rgb(page) for page in pages)
-        settings = {"quality": quality, "subsampling": 0}  # 4:4:4, in which coloured letters keep their edges
+        settings = {"quality": quality, "subsampling": 0}  # 4:4:4 keeps the edges of coloured letters
         if kind == "pdf":
             dots = max(DOTS_PER_INCH, *(side / LONGEST_PDF for page in pages for side in page.size))
             settings |= {"save_all": True, "append_images": others, "resolution": dots}

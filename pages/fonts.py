@@ -1,4 +1,4 @@
-"""Fonts for captions: one that the artist chooses, and others that stand in for the characters that it lacks."""
+"""Fonts for captions: the chosen font, and fallbacks for characters that it lacks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import NamedTuple
 from PIL import Image, ImageDraw, ImageFont
 
 BUILT_IN = ""
-"""Name of the font that is part of Pillow. It has little more than the characters of English."""
+"""Name of the font that comes with Pillow. It has little more than the English alphabet."""
 TEXT_FONTS = (
     "DejaVuSans.ttf",
     "NotoSans-Regular.ttf",
@@ -23,18 +23,18 @@ TEXT_FONTS = (
     "msyh.ttc",
     "malgun.ttf",
 )
-"""Fonts of this computer, looked for by file name where its system keeps fonts."""
+"""System fonts, by file name."""
 SYMBOL_FONTS = ("NotoColorEmoji.ttf", "NotoEmoji-Regular.ttf", "seguiemj.ttf", "Apple Color Emoji.ttc", "seguisym.ttf")
 REPLACEMENT = "?"
 JOINER = "\u200d"
 
 _BITMAP_SIZES = (109, 160, 136, 128, 96, 64)
 _PROBE_SIZE = 32
-_NOBODY_HAS = "\U0010ffff"
+_NO_GLYPH = "\U0010ffff"
 
 
 class Face(NamedTuple):
-    """A font file opened at `scale` times less than the size that is meant: other than 1 for fonts made of bitmaps."""
+    """An open font. `scale`: wanted size / opened size, not 1 for bitmap fonts only."""
 
     name: str
     font: ImageFont.FreeTypeFont
@@ -42,13 +42,13 @@ class Face(NamedTuple):
 
 
 class Typeface:
-    """A font at one size, with stand-ins for what it lacks. `missing`: the characters that no font has, so far.
+    """A font at one size, with fallbacks. `missing`: the characters found in no font so far.
 
-    texts   what will be written: decides on the font when none is chosen
-    size    letter height in pixels
-    chosen  path of the font; None: Pillow's own if it has all characters, else the font that lacks the fewest
-    others  paths of fonts to look into before those of this computer
-    Raises ValueError when the chosen font cannot be read.
+    texts   the texts to write; select the font if none is chosen
+    size    font size in pixels
+    chosen  path of the font; None: Pillow's own if it has all characters, otherwise the font that lacks the fewest
+    others  paths of fallback fonts that come before the system fonts
+    Raises ValueError if the chosen font cannot be read.
     """
 
     def __init__(self, texts: Iterable[str], size: int, chosen: str | None = None, others: Sequence[str] = ()):
@@ -61,7 +61,7 @@ class Typeface:
         self._faces: dict[str, Face | None] = {}
 
     def printable(self, text: str) -> str:
-        """The text with what no font has replaced: by the letter without its accent, the plain sign, or "?"."""
+        """The text with characters that no font has replaced by the letter without accent, a simpler sign, or "?"."""
         return "".join(self._printable(cluster) for cluster in clusters(text))
 
     def length(self, text: str) -> float:
@@ -69,7 +69,7 @@ class Typeface:
         return sum(face.font.getlength(part) * face.scale for face, part in self._runs(text))
 
     def draw(self, image: Image.Image, centre: float, top: float, text: str, ink: tuple[int, int, int]) -> None:
-        """Write a line on an RGB image, its ascender line at `top`."""
+        """Draw a line on an RGB image, with its ascender at `top`."""
         draw, runs = ImageDraw.Draw(image), self._runs(text)
         if len(runs) == 1 and runs[0][0] is self._face and self._face.scale == 1:
             draw.text((centre, top), text, ink, self._face.font, anchor="ma")
@@ -98,12 +98,11 @@ class Typeface:
         return best
 
     def _face_of(self, cluster: str) -> Face | None:
-        """The first font that has all of a cluster, None without any."""
+        """The first font that has all characters of a cluster, or None."""
         if cluster not in self._faces:
             visible = [c for c in cluster if not _ignorable(c)]
             names = (self._face.name, *self._names, *SYMBOL_FONTS)
-            found = (name for name in names if all(has(name, c) for c in visible))
-            name = next(found, None)
+            name = next((name for name in names if all(has(name, c) for c in visible)), None)
             self._faces[cluster] = name if name is None else self._face_named(name)
         return self._faces[cluster]
 
@@ -123,7 +122,7 @@ class Typeface:
         return REPLACEMENT
 
     def _runs(self, text: str) -> list[tuple[Face, str]]:
-        """The line cut where the font changes. Spaces between words of a stand-in are its own."""
+        """The line split where the font changes. Spaces between words in a fallback font use that font."""
         if all(_ignorable(c) or has(self._face.name, c) for c in text):
             return [(self._face, text)]
         runs: list[tuple[Face, str]] = []
@@ -143,7 +142,7 @@ class Typeface:
 
 @lru_cache(maxsize=256)
 def open_face(name: str, size: int) -> Face | None:
-    """A font by path or file name, in one of its own sizes where it has only some. None: no such font."""
+    """A font by path or file name, in one of its own sizes for bitmap fonts. None: no such font."""
     for pixels in (size, *_BITMAP_SIZES):
         try:
             font = ImageFont.truetype(name, pixels) if name else ImageFont.load_default(pixels)
@@ -157,31 +156,31 @@ def open_face(name: str, size: int) -> Face | None:
 
 @lru_cache(maxsize=1 << 15)
 def has(name: str, character: str) -> bool:
-    """Whether a font has a glyph for a character; False without the font."""
+    """Whether a font has a glyph for a character; False if there is no such font."""
     face = open_face(name, _PROBE_SIZE)
     return face is not None and bytes(face.font.getmask(character)) != _blank(name)
 
 
 @lru_cache(maxsize=1 << 10)
 def _hides(name: str, character: str) -> bool:
-    """Whether a character that shows nothing of its own can be left in a text for this font."""
+    """Whether an invisible character can be left in a text in this font."""
     font = open_face(name, _PROBE_SIZE).font
     if font.layout_engine != ImageFont.Layout.RAQM:
         return has(name, character)
     try:
         font.getlength(character)
-    except ValueError:  # Raqm fails on a text of nothing when the font has no space either
+    except ValueError:  # Raqm fails on invisible text if the font has no space
         return False
     return True
 
 
 @lru_cache(maxsize=256)
 def _blank(name: str) -> bytes:
-    return bytes(open_face(name, _PROBE_SIZE).font.getmask(_NOBODY_HAS))
+    return bytes(open_face(name, _PROBE_SIZE).font.getmask(_NO_GLYPH))
 
 
 def clusters(text: str) -> list[str]:
-    """The text's characters, each with what belongs to it: accents, joined emoji, skin tones, the halves of a flag."""
+    """The text's grapheme clusters: characters with their accents, joined emoji, skin tones, flags."""
     if text.isascii():
         return list(text)
     parts: list[str] = []
@@ -202,7 +201,7 @@ def _flag(c: str) -> bool:
 
 
 def _ignorable(c: str) -> bool:
-    """Whether a character shows nothing of its own: spaces, joiners, direction marks, variation selectors."""
+    """Whether a character is invisible: spaces, joiners, direction marks, variation selectors."""
     return c.isspace() or unicodedata.category(c) == "Cf" or "\ufe00" <= c <= "\ufe0f"
 
 

@@ -17,19 +17,19 @@ def comic_page(
     margin: int | None = None,
     caption_size: int = 0,
 ) -> Image.Image:
-    """Lay panels out on a grid, row by row, each caption centred below its own panel. Returns an RGB image.
+    """Arrange panels in a grid, row by row, each caption centred below its panel. Returns an RGB image.
 
     panels, captions  see `comic_pages`
     columns           panels per row, at most the number of panels; 0 = automatic, see `auto_columns`
     gap, margin       pixels between panels and around the page; margin None = 2 * gap
-    caption_size      letter height in pixels; 0 = automatic, see `auto_caption_size`
+    caption_size      font size in pixels; 0 = automatic, see `auto_caption_size`
 
-    With cells of w x h pixels, the largest width and height among the panels:
+    With cells of w x h pixels, the greatest width and height among the panels:
         page width  = columns * w + (columns - 1) * gap + 2 * margin
         page height = rows * h + (rows - 1) * gap + 2 * margin + the caption bands of all rows
         band        = 0 in a row without captions, else lines * ceil(1.25 * size) + 2 * ceil(0.5 * size),
-                      lines being those of the row's longest caption, so that panels stay aligned
-    Raises ValueError when there is no panel or a panel's shape is not understood.
+                      where lines is that of the row's longest caption, so that panels stay aligned
+    Raises ValueError without any panel and for an invalid shape of a panel.
     """
     style = PageStyle(columns=columns, gap=gap, margin=margin, caption_size=caption_size)
     return comic_pages(panels, captions, style)[0]

@@ -1,4 +1,4 @@
-"""Layouts: which panels share a page, a row and a column. No sizes here, and no picture."""
+"""Layouts: which panels share a page, a row and a column, independent of sizes."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ MAX_ROW = 20
 
 
 class Column(NamedTuple):
-    """Panels that stand one above the other, by number: one, or two of half the height when `stacked`.
+    """The panels of a column, by number: one, or if `stacked` two of half the height, one above the other.
 
-    Fewer panels than that leave paper at the end of the column.
+    With fewer panels, the end of the column is blank.
     """
 
     panels: tuple[int, ...]
@@ -32,18 +32,18 @@ Page = tuple[Row, ...]
 def pages_of(
     layout: Layout, count: int, columns: int = 0, rows: str = "", panels_per_page: int = 0, seed: int = 0
 ) -> list[Page]:
-    """Put the panels 0 .. count - 1 on pages, in reading order.
+    """Distribute the panels 0 .. count - 1 over pages, in reading order.
 
     grid        `columns` panels in a row, 0 = automatic, see `auto_columns`
     four_panel  two rows of two on every page
     classic     rows that mix panels with stacks of two panels, shuffled by `seed`, see `classic_rows`
     strip       all panels of a page side by side
     column      all panels of a page one above the other
-    rows        as many panels in each row as `rows` says, see `parse_rows`; every page has the same rows
+    rows        panels per row as in `rows`, see `parse_rows`; every page has the same rows
 
-    panels_per_page  0 = all on one page. four_panel and rows have a number of their own.
-    A row at the end that is not full keeps its places, except where it is the only row.
-    Raises ValueError for a layout or rows that are not understood.
+    panels_per_page  0 = all on one page. four_panel and rows have a fixed number.
+    An incomplete last row is padded with empty columns, unless it is the only row.
+    Raises ValueError for an unknown layout or invalid rows.
     """
     if layout not in LAYOUTS:
         raise ValueError(f'Unknown page layout "{layout}". Choose one of {", ".join(LAYOUTS)}.')
@@ -69,7 +69,7 @@ def auto_columns(panels: int) -> int:
 
 
 def parse_rows(text: str) -> tuple[int, ...]:
-    """Panels per row, from above: "2,1,3". Raises ValueError that shows the text when it is anything else."""
+    """Panels per row, from top to bottom: "2,1,3". Raises ValueError for any other text."""
     numbers = [part for part in re.split(r"[\s,]+", text) if part]
     if not numbers or not all(re.fullmatch(r"[0-9]{1,4}", number) for number in numbers):
         raise ValueError(
@@ -83,12 +83,12 @@ def parse_rows(text: str) -> tuple[int, ...]:
 
 
 def classic_rows(panels: range, generator: random.Random, alone: bool = False) -> list[Row]:
-    """StoryDiffusion's "Classic Comic Style": rows of four panels, or four and six in turn when there are more than 8.
+    """StoryDiffusion's "Classic Comic Style": rows of four panels, alternating with six if there are more than 8.
 
-    A row of four is two panels and a stack of two, a row of six two panels and two stacks, in an order drawn from
-    `generator`. Panels that are too few for a row stand at its beginning; `alone`: they are all there is, and the row
-    is only as long as they need. Source: the published program's comic utility (arXiv 2405.01434), whose shuffle cannot
-    be repeated and whose stacked panels have no captions.
+    A row of four has two panels and a stack of two; a row of six, two panels and two stacks, in an order drawn from
+    `generator`. An incomplete row is filled from its start; `alone`: without empty columns, since there are no other
+    rows. Source: the published program's comic utility (arXiv 2405.01434), whose shuffle is not reproducible and whose
+    stacked panels have no captions.
     """
     rows, first = [], panels.start
     sizes = cycle((4, 6))

@@ -1,4 +1,4 @@
-"""Captions as lines: cleaned, wrapped at a width in pixels, cut with an ellipsis."""
+"""Captions as lines: cleaned, wrapped at a width in pixels, truncated with an ellipsis."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ MAX_LINES = 6
 NOT_FIRST = frozenset(
     "、。，．・：；？！ー〜…‥’”）］｝〕〉》」』】ぁぃぅぇぉっゃゅょゎァィゥェォッャュョヮヵヶ々,.:;!?)]}%"
 )
-"""Characters that never begin a line of Chinese or Japanese."""
+"""Characters that must not begin a line in Chinese or Japanese."""
 NOT_LAST = frozenset("（［｛〔〈《「『【‘“([{")
-"""Characters that never end one."""
+"""Characters that must not end one."""
 
 
 def clean(text: str) -> str:
-    """The text without control characters and half surrogates, any line break as a plain one."""
+    """The text without control characters and surrogates, with uniform line breaks."""
     text = "\n".join(text.splitlines()).strip()
     return "".join(" " if unicodedata.category(c) in ("Cc", "Cs") and c != "\n" else c for c in text)
 
 
 def wrap(text: str, typeface: Typeface, width: int, most: int = MAX_LINES) -> list[str]:
-    """Lines of a text that are `width` pixels wide at most; what exceeds `most` lines ends in an ellipsis.
+    """Lines of a text, at most `width` pixels wide; a text of more than `most` lines is truncated with an ellipsis.
 
-    Line breaks are kept. Lines break at spaces, and between the characters of Chinese and Japanese except where their
-    typography forbids it. What is longer than a line is broken anywhere, but not inside a cluster.
+    Line breaks are kept. Lines break at spaces, and between characters in Chinese and Japanese unless their typography
+    forbids it. A longer word is broken anywhere, but not inside a cluster.
     """
     if not text:
         return []
@@ -44,22 +44,22 @@ def wrap(text: str, typeface: Typeface, width: int, most: int = MAX_LINES) -> li
 
 
 def line_height(size: int) -> int:
-    """Pixels from line to line of letters of this size."""
+    """Line height in pixels for a font size."""
     return math.ceil(1.25 * size)
 
 
 def padding(size: int) -> int:
-    """Pixels between a text and the edges of its room."""
+    """Pixels between a text and the edges of its band."""
     return math.ceil(0.5 * size)
 
 
 def band(lines: int, size: int) -> int:
-    """Height in pixels of the room for so many lines, 0 for none."""
+    """Height in pixels of the space for a number of lines, 0 for none."""
     return lines * line_height(size) + 2 * padding(size) if lines else 0
 
 
 def fitting_lines(height: int, size: int) -> int:
-    """Lines that a room of this height has: at least 1, at most MAX_LINES."""
+    """Number of lines that fit into a height: at least 1, at most MAX_LINES."""
     return min(MAX_LINES, max(1, (height - 2 * padding(size)) // line_height(size)))
 
 
@@ -83,7 +83,7 @@ def _lines(text: str, typeface: Typeface, width: int) -> Iterator[str]:
 
 
 def _pieces(paragraph: str) -> Iterator[tuple[str, bool]]:
-    """What is never broken while there is room, and whether it follows the piece before it without a space."""
+    """The unbreakable pieces of a paragraph, and whether each follows the previous one without a space."""
     for word in paragraph.split():
         piece, glued = "", False
         for cluster in clusters(word):
@@ -99,7 +99,7 @@ def _may_break(before: str, after: str) -> bool:
 
 
 def _ideographic(c: str) -> bool:
-    """Whether a line may break beside a character: wide ones, except Korean, which is written with spaces."""
+    """Whether a line may break next to a character: wide ones, except Korean, which is written with spaces."""
     return unicodedata.east_asian_width(c) in "WF" and not "\uac00" <= c <= "\ud7a3"
 
 
