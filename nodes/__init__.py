@@ -1,6 +1,6 @@
 """The nodes of the pack: schemas and thin execute methods, one file per menu group.
 
-Each file is loaded by itself, so that one that cannot be loaded here takes no other with it.
+Each file is loaded separately, so that a file that cannot be loaded does not affect the others.
 """
 
 import logging
@@ -37,7 +37,7 @@ CATALOGUE = {
     "consistency": {"StoryConsistency": "Story consistency"},
     "comparison": {"Compare": "Compare stories (A/B)"},
 }
-"""file -> class -> the node's name in the menu, by which the log names it when its file cannot be loaded."""
+"""file -> class -> the node's name in the menu, used in the log if the file cannot be loaded."""
 
 
 class StoryLoomExtension(ComfyExtension):
@@ -45,34 +45,34 @@ class StoryLoomExtension(ComfyExtension):
         try:
             import_module(".routes", __name__).register()
         except Exception as error:
-            _tell("routes", ["the token counts of Story script"], error)
+            _log_missing("routes", ["the token counts of Story script"], error)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [node for file in CATALOGUE for node in nodes_of(file)]
 
 
 def nodes_of(file: str) -> list[type[io.ComfyNode]]:
-    """The nodes of one file that can be used here. The log says which are missing, and why."""
+    """The usable nodes of one file. Missing nodes are logged with the reason."""
     try:
         module = import_module(f".{file}", __name__)
     except Exception as error:
-        _tell(file, CATALOGUE[file].values(), error)
+        _log_missing(file, CATALOGUE[file].values(), error)
         return []
     return [node for name, shown in CATALOGUE[file].items() if (node := _node(module, name, shown)) is not None]
 
 
 def _node(module, name: str, shown: str) -> type[io.ComfyNode] | None:
-    """A node whose schema can be made, as ComfyUI will make it; None where that fails."""
+    """A node of the module, or None (logged) if ComfyUI could not create its schema."""
     try:
         node = getattr(module, name)
         node.GET_SCHEMA()
     except Exception as error:
-        _tell(module.__name__.rpartition(".")[2], [shown], error)
+        _log_missing(module.__name__.rpartition(".")[2], [shown], error)
         return None
     return node
 
 
-def _tell(file: str, missing: Iterable[str], error: Exception) -> None:
+def _log_missing(file: str, missing: Iterable[str], error: Exception) -> None:
     log.error(
         "StoryLoom runs without %s: nodes/%s.py could not be loaded (%s: %s). Start ComfyUI with --verbose DEBUG for "
         "the full traceback.",

@@ -1,4 +1,4 @@
-"""Model patches: on attention, and on what the output blocks get."""
+"""Model patches: attention, and the inputs of output blocks."""
 
 from comfy_api.latest import io
 
@@ -18,7 +18,7 @@ def model_input() -> io.Input:
 
 
 def window_inputs() -> list[io.Input]:
-    """Where in the schedule a patch acts."""
+    """The part of the schedule in which a patch is active."""
     return [
         io.Float.Input(
             "start_percent",
@@ -60,7 +60,7 @@ def model_output() -> io.Output:
 
 
 def valid_blocks(blocks: str | None) -> bool | str:
-    """True, or what is wrong with a block string; None is one that comes through a link."""
+    """True, or an error message for an invalid block string. None: connected, not typed."""
     if blocks is not None:
         try:
             check_blocks(blocks)
@@ -236,7 +236,7 @@ def factor_input(name: str, published: float, tooltip: str) -> io.Input:
 
 
 class StoryFreeU(io.ComfyNode):
-    """FreeU by output block (arXiv 2309.11497), as the published story programs use it."""
+    """FreeU by output block (arXiv 2309.11497), as in the published story programs."""
 
     @classmethod
     def define_schema(cls):

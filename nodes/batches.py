@@ -1,4 +1,4 @@
-"""Long stories: batches that one KSampler draws one after the other, and the way back."""
+"""Long stories: split into batches that one KSampler draws in turn, and join the results."""
 
 from collections.abc import Callable
 from functools import partial
@@ -109,7 +109,7 @@ class SplitBatches(io.ComfyNode):
 
     @staticmethod
     def _each(plan: BatchPlan, name: str, value, split: Callable) -> list:
-        """What of an input belongs to each batch. Raises ValueError that names the input."""
+        """The part of an input for each batch. Raises ValueError with the name of the input."""
         if value is None:
             return [None] * len(plan.batches)
         try:

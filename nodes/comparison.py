@@ -1,4 +1,4 @@
-"""Compare stories (A/B): the same story without and with a method, on one page, with what it changed."""
+"""Compare stories (A/B): the same story without and with a method, on one page, with the changes in numbers."""
 
 from __future__ import annotations
 
@@ -90,11 +90,11 @@ class Compare(io.ComfyNode):
         if (measures_a is None) != (measures_b is None):
             missing = "measures_a" if measures_a is None else "measures_b"
             raise ValueError(f"{missing} is not connected: connect the measures of both stories, or of neither.")
-        for side, images, found in (("a", images_a, measures_a), ("b", images_b, measures_b)):
-            if found is not None and found.frames != len(images):
+        for side, images, consistency in (("a", images_a, measures_a), ("b", images_b, measures_b)):
+            if consistency is not None and consistency.frames != len(images):
                 raise ValueError(
-                    f"measures_{side} covers {found.frames} frames, but images_{side} has {len(images)}: connect the "
-                    "measures of these images."
+                    f"measures_{side} covers {consistency.frames} frames, but images_{side} has {len(images)}: connect "
+                    "the measures of these images."
                 )
         if story is not None and len(story.frames) != len(images_a):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Encoding a story as one batched conditioning, a row per frame."""
+"""Encode a story as one batched conditioning with a row per frame."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -209,7 +209,7 @@ class EncodePerFrame(io.ComfyNode):
 
 
 def sdxl_tokenizer(clip, literal: bool):
-    """Tokenizer of a CLIP with word ids. Raises ValueError when the CLIP is not SDXL's pair of encoders."""
+    """The tokenizer of a CLIP, with word ids. Raises ValueError if the CLIP is not SDXL's pair of encoders."""
     encoders = sorted(clip.tokenize(""))
     if encoders != ["g", "l"]:
         raise ValueError(
@@ -220,9 +220,9 @@ def sdxl_tokenizer(clip, literal: bool):
 
 
 def encode_prompts(clip, prompts: Sequence[Tokens]) -> list[list]:
-    """Encode prompts one by one as the stock node does, with a progress bar.
+    """Encode prompts one by one like the stock node, with a progress bar.
 
-    Returns each one's entries [context [1, T, 2048], info]: one, or several when hooks on the CLIP change it along the
+    Returns the entries [context [1, T, 2048], info] of each prompt: one, or several if hooks change the CLIP over the
     schedule.
     """
     progress = comfy.utils.ProgressBar(len(prompts))

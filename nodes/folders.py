@@ -12,18 +12,18 @@ from ..prompts.script import short
 from .file_names import dated
 
 LONGEST_NAME, LONGEST_PREFIX = 200, 1000
-"""Bytes of a file's or folder's name (number and ending come behind it, and disks hold 255), and of all together."""
+"""Maximum bytes of a file or folder name (file systems allow 255 with number and suffix), and of the whole prefix."""
 
 
-def register(kind: str, suffixes: Iterable[str], *places: str) -> None:
-    """Append places to where ComfyUI looks for a kind's files. places: absolute, or below models/.
+def register(kind: str, suffixes: Iterable[str], *folders: str) -> None:
+    """Add folders to ComfyUI's search paths for a kind of files. folders: absolute, or relative to models/.
 
-    Where another pack or extra_model_paths.yaml has named the kind, its suffixes stay, in the collection that they came
-    in, with ours behind them. No suffixes at all mean any file to ComfyUI, and that stays too: see files_in.
+    If another pack or extra_model_paths.yaml has defined the kind, its suffixes are kept, in a collection of the same
+    type, followed by ours. An empty collection means any file to ComfyUI and is kept too: see files_in.
     """
     known = kind in folder_paths.folder_names_and_paths
-    for place in places:
-        folder_paths.add_model_folder_path(kind, os.path.join(folder_paths.models_dir, place))
+    for folder in folders:
+        folder_paths.add_model_folder_path(kind, os.path.join(folder_paths.models_dir, folder))
     paths, listed = folder_paths.folder_names_and_paths[kind]
     if known and not listed:
         return
@@ -33,7 +33,7 @@ def register(kind: str, suffixes: Iterable[str], *places: str) -> None:
 
 
 def _with(listed: Collection[str], suffixes: Iterable[str]) -> Collection[str]:
-    """The suffixes of another pack and ours: the same set or list, or a new tuple or frozenset."""
+    """The suffixes of another pack with ours added: the same set or list, or a new tuple or frozenset."""
     listed = (listed,) if isinstance(listed, str) else listed
     missing = [suffix for suffix in suffixes if suffix not in listed]
     if isinstance(listed, MutableSet):
@@ -46,9 +46,9 @@ def _with(listed: Collection[str], suffixes: Iterable[str]) -> Collection[str]:
 
 
 def files_in(kind: str, suffixes: Collection[str]) -> list[str]:
-    """A kind's files with one of these endings, sorted; the kind itself may be open to others.
+    """A kind's files with one of these suffixes, sorted; the kind itself may allow others.
 
-    ComfyUI's own list fails when a folder was deleted that it has seen before.
+    ComfyUI's own list fails if a folder that it has listed before was deleted.
     """
     try:
         files = folder_paths.get_filename_list(kind)
@@ -58,9 +58,9 @@ def files_in(kind: str, suffixes: Collection[str]) -> list[str]:
 
 
 def checked_prefix(prefix: str, now: datetime) -> str:
-    """A prefix as Save Image takes it, its dates filled in; what else stands between % is left to ComfyUI.
+    """A prefix as in Save Image, with dates filled in; other placeholders are left to ComfyUI.
 
-    Raises ValueError when it names no file, would leave the output folder, or has a date that is none.
+    Raises ValueError if it has no file name, is outside the output folder, is too long, or has an invalid date.
     """
     prefix = dated(prefix, now)
     parts = prefix.replace("\\", "/").split("/")
@@ -75,7 +75,7 @@ def checked_prefix(prefix: str, now: datetime) -> str:
 
 
 def free_file(folder: str, name: str, counter: int, ending: str) -> tuple[Path, int]:
-    """The first place from this number on at which nothing lies, and the number behind it."""
+    """The first path from this number on that does not exist, and the next number."""
     while os.path.lexists(path := Path(folder, f"{name}_{counter:05}_.{ending}")):
         counter += 1
     return path, counter + 1

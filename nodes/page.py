@@ -19,7 +19,7 @@ from .types import Story as StoryType
 log = logging.getLogger(__name__)
 
 FONTS = "storyloom_fonts"
-"""The folder of models/ with the artist's fonts."""
+"""The folder in models/ for the artist's fonts."""
 FONT_SUFFIXES = (".ttf", ".otf", ".ttc")
 BUILT_IN = "built-in"
 

@@ -1,4 +1,4 @@
-"""Putting StoryLoom's patches onto a ComfyUI MODEL."""
+"""Apply StoryLoom's patches to a ComfyUI MODEL."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from ..runtime.patch import Patch
 
 
 def with_patch(model, patch: Patch):
-    """A clone of `model` that carries `patch` to its sampling runs, beside the patches that it carries already."""
+    """A clone of `model` with `patch` added to its patches for sampling runs."""
     return sampling.with_patch(model, patch, attend)
 
 
 def blocks_of(model, text: str) -> Blocks:
-    """The blocks of `model` that a block string names. Raises ValueError when it is not a UNet or has no such block."""
+    """The blocks of `model` selected by a block string. Raises ValueError if it is not a UNet or lacks such a block."""
     return choose_blocks(text, attention_depths(model))
 
 
 def attention_depths(model) -> dict[tuple[str, int], int]:
-    """Number of attention layers of every block of a UNet that has any. Raises ValueError for other networks."""
+    """Number of attention layers in every UNet block with attention. Raises ValueError for other networks."""
     return {key: len(transformers) for key, transformers in _transformers(model).items()}
 
 
 def attention_widths(model) -> tuple[dict[tuple[str, int, int], int], int]:
-    """Channels of every cross-attention layer of a UNet, and the width of the text that they look at.
+    """Channels of every cross-attention layer of a UNet, and the width of the context.
 
     Raises ValueError for other networks.
     """
@@ -54,19 +54,19 @@ def attention_levels(model, blocks: Iterable[tuple[str, int]]) -> tuple[Level, .
 
 
 def _transformers(model) -> dict[tuple[str, int], list]:
-    """The transformer blocks of every block of a UNet that has any. Raises ValueError for other networks."""
+    """The transformer blocks in every UNet block with attention. Raises ValueError for other networks."""
     every = {
         block: [transformer for layer in layers for transformer in getattr(layer, "transformer_blocks", ())]
         for block, layers in _blocks(model).items()
     }
-    found = {key: transformers for key, transformers in every.items() if transformers}
-    if not found:
+    with_attention = {key: transformers for key, transformers in every.items() if transformers}
+    if not with_attention:
         raise _not_a_unet(model, "with attention blocks")
-    return found
+    return with_attention
 
 
 def _blocks(model) -> dict[tuple[str, int], Iterable]:
-    """The layers of every block of a UNet, in the order in which they are run; none for other networks."""
+    """The layers of every UNet block, in execution order; empty for other networks."""
     unet = model.get_model_object("diffusion_model")
     parts = {
         "input": getattr(unet, "input_blocks", ()),
@@ -85,15 +85,15 @@ def lowest_stages(model) -> tuple[range, range]:
     return range(lowest), range(lowest, lowest + upper)
 
 
-def _not_a_unet(model, wanted: str) -> ValueError:
+def _not_a_unet(model, requirement: str) -> ValueError:
     return ValueError(
-        f"This model ({type(model.model).__name__}) is not a UNet {wanted}. "
+        f"This model ({type(model.model).__name__}) is not a UNet {requirement}. "
         "StoryLoom's model patches work on SDXL and its relatives (refiner, SSD-1B, Vega) and on SD 1.5."
     )
 
 
 def attend(q, k, v, heads, mask, options):
-    """The attention that ComfyUI itself would run at this layer; looked up late, since other packs exchange it."""
+    """ComfyUI's own attention at this layer; looked up at call time, since other packs may replace it."""
     kernel = comfy_attention.optimized_attention if mask is None else comfy_attention.optimized_attention_masked
     precision = options.get("attn_precision")
     return kernel(q, k, v, heads, mask=mask, attn_precision=precision, transformer_options=options)

@@ -1,4 +1,4 @@
-"""Numbers that reach a node through a link, where ComfyUI does not compare them with the widget's range."""
+"""Range checks for connected numbers, which ComfyUI does not compare with the widget's range."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ KINDS = {"INT": int, "FLOAT": float}
 
 
 def in_range(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutput]:
-    """A node's `execute` that gets its numbers, which ComfyUI passes by name, as the widgets would hold them.
+    """Wrap a node's `execute` so that its numbers, passed by name, are checked and converted like widget values.
 
-    Raises ValueError, which names the widget, for what is no number or lies outside of the widget's range.
+    Raises ValueError, with the name of the widget, for values that are not numbers or out of the widget's range.
     """
 
     @wraps(execute)
@@ -33,11 +33,12 @@ def _number(value: Any, widget: io.Int.Input | io.Float.Input) -> int | float:
     kind = KINDS[widget.get_io_type()]
     if isinstance(value, Real) and widget.min <= value <= widget.max and kind(value) == value:
         return kind(value)
-    wanted = f"{'a whole' if kind is int else 'a'} number from {_told(widget.min)} to {_told(widget.max)}"
-    raise ValueError(f"{widget.id} is {_told(value)}: type or connect {wanted}.")
+    expected = f"{'a whole' if kind is int else 'a'} number from {_shown(widget.min)} to {_shown(widget.max)}"
+    raise ValueError(f"{widget.id} is {_shown(value)}: type or connect {expected}.")
 
 
-def _told(value: Any) -> str:
+def _shown(value: Any) -> str:
+    """A value as errors show it."""
     if isinstance(value, Integral):
-        return short(str(Decimal(int(value))))  # Python itself writes no number of more than 4,300 digits
+        return short(str(Decimal(int(value))))  # Python does not format integers of more than 4,300 digits
     return f"{value:g}" if isinstance(value, Real) else f'"{short(str(value))}"'

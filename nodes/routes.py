@@ -1,4 +1,4 @@
-"""The route by which the editor of a story script asks for its faults and tokens: POST /storyloom/script."""
+"""The route POST /storyloom/script: faults and token counts for the script editor."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from ..prompts.tokens import ROOM, Tokenize, Tokens
 PATH = "/storyloom/script"
 BOXES = ("identity", "frames", "style")
 BODY = 100_000
-"""Bytes of a request: a story of a thousand frames."""
+"""Maximum bytes of a request: a story of a thousand frames."""
 ARRIVAL = 10
-"""Seconds in which a whole body has to arrive."""
+"""Seconds within which the whole body must be received."""
 SECONDS = 10
-"""How long one script may be measured."""
+"""Maximum time to measure one script."""
 CHARACTERS = 2_000_000
-"""What one script may come to with identity and style in every frame: their tokens take up to 250 MB."""
+"""Maximum length of a script with identity and style in every frame: its tokens take up to 250 MB."""
 WAITING = 8
-"""How many requests may be measured or wait for it."""
+"""Maximum number of requests being measured or waiting."""
 
 
 class RequestError(Exception):
-    """A request that is not answered. `status` is HTTP's."""
+    """A rejected request, with its HTTP `status`."""
 
     def __init__(self, status: int, message: str):
         super().__init__(message)
@@ -38,7 +38,7 @@ class RequestError(Exception):
 
 
 def register() -> None:
-    """Add the route to ComfyUI's server, once. Without a server, as in tests, there is nothing to add it to."""
+    """Add the route to ComfyUI's server, once. Does nothing without a server, as in tests."""
     server = sys.modules.get("server")
     instance = getattr(getattr(server, "PromptServer", None), "instance", None)
     if instance is not None and not any(getattr(route, "path", None) == PATH for route in instance.routes):
@@ -46,11 +46,11 @@ def register() -> None:
 
 
 async def answer(request):
-    """The measured script as JSON, or {"error": sentence}. request: an aiohttp request."""
+    """The measured script as JSON, or {"error": message}. request: an aiohttp request."""
     from aiohttp import web
 
     try:
-        return web.json_response(await desk().measured(await texts_of(request)))
+        return web.json_response(await measurer().measure(await texts_of(request)))
     except RequestError as error:
         return web.json_response({"error": str(error)}, status=error.status)
 
@@ -74,7 +74,7 @@ async def texts_of(request) -> dict[str, str | None]:
 
 
 async def body_of(request) -> bytearray:
-    """All bytes of a request. Raises RequestError when they are too many or break off."""
+    """The body of a request. Raises RequestError if it is too long or incomplete."""
     from aiohttp import web
 
     body = bytearray()
@@ -89,32 +89,32 @@ async def body_of(request) -> bytearray:
     return body
 
 
-class Desk:
-    """Measures scripts one after the other in a thread of its own: a tokenizer is used by one request at a time."""
+class ScriptMeasurer:
+    """Measures scripts one at a time in a thread of its own, since the tokenizer must not be used concurrently."""
 
     def __init__(self):
         self.worker = ThreadPoolExecutor(1, "storyloom")
         self.waiting = 0
 
-    async def measured(self, texts: Mapping[str, str | None]) -> dict[str, Any]:
-        """A measured script. Raises RequestError when that takes too long or too much, or when too many wait."""
+    async def measure(self, texts: Mapping[str, str | None]) -> dict[str, Any]:
+        """Measure a script. Raises RequestError if it is too long, takes too long, or too many requests wait."""
         if self.waiting >= WAITING:
             raise RequestError(503, "Too many scripts are waiting to be measured: try again.")
         self.waiting += 1
         try:
-            found = await asyncio.get_running_loop().run_in_executor(self.worker, _measure, texts)
+            measurement = await asyncio.get_running_loop().run_in_executor(self.worker, _measure, texts)
         except TimeoutError:
             raise RequestError(
                 503, f"Measuring the script took more than {SECONDS} seconds. It can still be run."
             ) from None
         finally:
             self.waiting -= 1
-        return {"room": ROOM, **asdict(found)}
+        return {"room": ROOM, **asdict(measurement)}
 
 
 @cache
-def desk() -> Desk:
-    return Desk()
+def measurer() -> ScriptMeasurer:
+    return ScriptMeasurer()
 
 
 def _measure(texts: Mapping[str, str | None]):
@@ -141,7 +141,7 @@ def _measure(texts: Mapping[str, str | None]):
 
 @cache
 def _tokenizer() -> Tokenize:
-    """ComfyUI's own tokenizer of SDXL, as the encode nodes get it with a checkpoint."""
+    """ComfyUI's own SDXL tokenizer, as used by the encode nodes with a checkpoint."""
     import folder_paths
     from comfy.sdxl_clip import SDXLTokenizer
 

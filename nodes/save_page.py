@@ -1,4 +1,4 @@
-"""Save story page: pages as files in the output folder, each written whole."""
+"""Save story page: write pages to files in the output folder, each completely or not at all."""
 
 from __future__ import annotations
 
@@ -103,13 +103,13 @@ class SavePage(io.ComfyNode):
             ) from error
         if format != "pdf":
             return io.NodeOutput(images, ui={"images": saved})
-        seen = torch.from_numpy(np.stack([to_rgb(picture) for picture in pictures])).float() / 255
-        shown = ui.PreviewImage(seen, cls=cls).as_dict()["images"]
-        return io.NodeOutput(images, ui={"images": shown, "text": (os.path.join(subfolder, path.name),)})
+        opaque = torch.from_numpy(np.stack([to_rgb(picture) for picture in pictures])).float() / 255
+        previews = ui.PreviewImage(opaque, cls=cls).as_dict()["images"]
+        return io.NodeOutput(images, ui={"images": previews, "text": (os.path.join(subfolder, path.name),)})
 
     @classmethod
     def texts(cls) -> dict[str, str]:
-        """What goes into a picture's file so that ComfyUI opens the graph from it, as Save Image writes it."""
+        """The metadata from which ComfyUI opens the graph, as written by Save Image."""
         if args.disable_metadata:
             return {}
         prompt = {} if cls.hidden.prompt is None else {"prompt": cls.hidden.prompt}

@@ -1,4 +1,4 @@
-"""The story itself: its script, and an empty latent for every frame."""
+"""The story: its script, and an empty latent for every frame."""
 
 import comfy.model_management
 import torch
@@ -71,9 +71,9 @@ class Script(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, identity=None, frames=None, style=None):
-        """Refuse a faulty script before anything runs, as far as it is typed (linked and missing texts are None here).
+        """Check the script before the run, as far as it is typed (connected and missing texts are None here).
 
-        A fault is raised, not returned: ComfyUI would repeat a returned message once for every input named above.
+        Faults are raised, not returned: ComfyUI would show a returned message once per input in this signature.
         """
         characters = None if identity is None else parse_identity(identity)
         if frames is not None:
@@ -127,6 +127,6 @@ class EmptyLatent(io.ComfyNode):
             "dtype": comfy.model_management.intermediate_dtype(),
         }
         samples = torch.zeros([count, 4, height // 8, width // 8], **where)
-        # One by one, so that a frame's noise is the same in every batch: at some sizes it would not be otherwise.
+        # With indices, noise is drawn frame by frame, so that a frame's noise is the same in every batch at any size.
         numbers = [0] * count if shared_noise else list(range(count))
         return io.NodeOutput({"samples": samples, "batch_index": numbers})

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from .layout import Page, Row
 
 CaptionHeight = Callable[[int, int, int | None], int]
-"""caption_height(panel, width, limit) -> height in pixels of a panel's caption at this width, at most `limit` unless None."""
+"""caption_height(panel, width, limit) -> pixels for a panel's caption at this width, at most `limit` unless None."""
 
 
 class Placement(NamedTuple):

@@ -127,7 +127,7 @@ def test_many_requests_at_once_are_answered_or_put_off(ask, routes):
     assert {status for status, _ in answers} <= {200, 503}
     assert sum(status == 200 for status, _ in answers) >= routes.WAITING
     assert all(answer["lines"][0]["caption"].startswith("frame") for status, answer in answers if status == 200)
-    assert ask(script())[0][0] == 200 and routes.desk().waiting == 0
+    assert ask(script())[0][0] == 200 and routes.measurer().waiting == 0
 
 
 def test_a_script_that_takes_too_long_is_put_off(ask, routes, monkeypatch):
@@ -135,7 +135,7 @@ def test_a_script_that_takes_too_long_is_put_off(ask, routes, monkeypatch):
     status, answer = ask(script())[0]
     assert status == 503 and "It can still be run" in answer["error"]
     monkeypatch.undo()
-    assert routes.desk().waiting == 0
+    assert routes.measurer().waiting == 0
 
 
 # ---- whatever is sent ------------------------------------------------------------------------------------------------
