@@ -62,12 +62,12 @@ async def texts_of(request) -> dict[str, str | None]:
     if "Content-Encoding" in request.headers:
         raise RequestError(415, "The body is compressed: send it uncompressed.")
     try:
-        sent = json.loads(await asyncio.wait_for(body_of(request), ARRIVAL))
+        body = json.loads(await asyncio.wait_for(body_of(request), ARRIVAL))
     except asyncio.TimeoutError:
         raise RequestError(408, f"The body was not received within {ARRIVAL} seconds: send it again.") from None
     except (ValueError, RecursionError):
         raise RequestError(400, "The body is not JSON.") from None
-    texts = {box: sent.get(box) for box in BOXES} if isinstance(sent, Mapping) else {box: 0 for box in BOXES}
+    texts = {box: body.get(box) for box in BOXES} if isinstance(body, Mapping) else {box: 0 for box in BOXES}
     if not all(text is None or isinstance(text, str) for text in texts.values()):
         raise RequestError(400, f"The body needs {', '.join(BOXES)}: each a string, or null if unknown.")
     return texts

@@ -34,7 +34,7 @@ _NO_GLYPH = "\U0010ffff"
 
 
 class Face(NamedTuple):
-    """An open font. `scale`: wanted size / opened size, not 1 for bitmap fonts only."""
+    """An open font. `scale`: wanted size / opened size; differs from 1 for bitmap fonts only."""
 
     name: str
     font: ImageFont.FreeTypeFont

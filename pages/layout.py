@@ -95,23 +95,23 @@ def classic_rows(panels: range, generator: random.Random, alone: bool = False) -
     while first < panels.stop:
         left = panels.stop - first
         size = 4 if left <= 4 else next(sizes)
-        held = min(size, left)
-        stacks = (held - 1) // 2 if held > 2 else 0
-        kinds = [False] * (held - 2 * stacks) + [True] * stacks
+        filled = min(size, left)
+        stacks = (filled - 1) // 2 if filled > 2 else 0
+        kinds = [False] * (filled - 2 * stacks) + [True] * stacks
         generator.shuffle(kinds)
-        numbers = iter(range(first, first + held))
+        numbers = iter(range(first, first + filled))
         row = [Column(tuple(islice(numbers, 2 if stacked else 1)), stacked) for stacked in kinds]
         if not alone:
             row += [Column(())] * (2 - kinds.count(False)) + [Column((), True)] * (size // 2 - 1 - stacks)
         rows.append(tuple(row))
-        first += held
+        first += filled
     return rows
 
 
 def _plain_rows(panels: range, pattern: tuple[int, ...]) -> list[Row]:
     rows, numbers = [], iter(panels)
     for size in cycle(pattern):
-        held = tuple(islice(numbers, size))
-        if not held:
+        filled = tuple(islice(numbers, size))
+        if not filled:
             return rows
-        rows.append(tuple(Column((number,)) for number in held) + (Column(()),) * (size - len(held)))
+        rows.append(tuple(Column((number,)) for number in filled) + (Column(()),) * (size - len(filled)))
