@@ -132,12 +132,12 @@ class Consistency:
             frames.append((f"{number + 1}", *(_number(row[number].item()) for row in columns.values()), *words))
         parts = [f"{self.frames} frames", _columns(summary, last_left=True)]
         if self.frames == 1 and self.matrices:
-            parts.append("One picture has no pair: what compares frames with each other needs at least 2.")
+            parts.append("A single frame has no pairs: pairwise measures need at least 2 frames.")
         if self.faces is not None:
             parts.append(f"Faces: found in {self.frames - len(self.faceless)} of {self.frames} frames.")
         unheard = max((int(row.isnan().sum()) for row in self.clip_t.values()), default=0)
         if unheard:
-            parts.append(f"Text: {unheard} of {self.frames} prompts are not understood and do not count.")
+            parts.append(f"Text: {unheard} of {self.frames} prompts were not understood and are not counted.")
         return "\n\n".join([*parts, _columns(frames, last_left=bool(self.prompts))])
 
     def _values(self, measure: str) -> Tensor:
@@ -196,8 +196,8 @@ def replace_background(
         background = ~(mask[0, 0] >= 0.5)  # nan is background
         if background.all():
             raise ValueError(
-                f"The mask of picture {first + number + 1} shows nothing: paint the character white, or disconnect "
-                "masks to measure the whole pictures."
+                f"The mask for image {first + number + 1} is empty: paint the character white, or disconnect masks to "
+                "measure whole images."
             )
         if fill == "noise":
             random = np.random.default_rng([seed, first + number])
@@ -212,8 +212,8 @@ def check_masks(masks: Tensor, pictures: int) -> None:
     """Raise ValueError unless there is one mask [h, w] for all pictures, or one for each."""
     if masks.ndim != 3 or len(masks) not in (1, pictures):
         raise ValueError(
-            f"masks is {list(masks.shape)} for {pictures} pictures: connect one mask for all of them or one for each, "
-            "[1 or number of pictures, height, width]."
+            f"masks has shape {list(masks.shape)} for {pictures} images: connect one mask for all of them or one per "
+            "image, [1 or number of images, height, width]."
         )
 
 
@@ -309,15 +309,16 @@ def _behind(masks: Tensor | None, background: str) -> str:
 
 def _check(images: Tensor, prompts: Sequence[str] | None) -> None:
     if images.ndim != 4 or images.shape[3] not in (3, 4) or 0 in images.shape:
-        raise ValueError(f"Pictures are {list(images.shape)} instead of [number, height, width, 3]: connect an IMAGE.")
+        raise ValueError(
+            f"The images have shape {list(images.shape)} instead of [number, height, width, 3]: connect an IMAGE."
+        )
     broken = [str(number) for number, image in enumerate(images, start=1) if not image.isfinite().all()]
     if broken:
         raise ValueError(
-            f"Picture {', '.join(broken)} holds values that are not numbers (NaN or infinity): look at the node that "
-            "made it."
+            f"Image {', '.join(broken)}: the values contain NaN or infinity. Check the node that produced them."
         )
     if prompts is not None and len(prompts) != len(images):
-        raise ValueError(f"There are {len(prompts)} prompts for {len(images)} pictures: give one for each picture.")
+        raise ValueError(f"There are {len(prompts)} prompts for {len(images)} images: provide one per image.")
 
 
 def _unit(features: Tensor) -> Tensor:

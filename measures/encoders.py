@@ -94,7 +94,7 @@ class OpenClip:
         found = [encode(prepared(part).to(device)).float().cpu() for part in inputs.split(BATCH)]
         features = torch.cat(found).clone()
         if not features.isfinite().all():
-            raise SimilarityError(f"{self.name} gives values that are not numbers: its weights are damaged, {AGAIN}.")
+            raise SimilarityError(f"{self.name} returned NaN or infinity because its weights are damaged: {AGAIN}.")
         return features
 
 
@@ -126,8 +126,8 @@ def load_open_clip(
     if quick is not None and quick != bool(config.get("quick_gelu", False)):
         other = architecture.removesuffix("-quickgelu") + ("-quickgelu" if quick else "")
         raise SimilarityError(
-            f'The weights "{weights}" are for the activation of {other}, with {architecture} every number would be '
-            f"wrong: choose {other}."
+            f'The weights "{weights}" need the activation of {other}; with {architecture} every result would be wrong: '
+            f"choose {other}."
         )
     told(2, steps)
     state = _state(path)
@@ -160,16 +160,16 @@ def _config(open_clip: Any, architecture: str) -> Mapping[str, Any]:
     config = open_clip.get_model_config(architecture) if architecture in open_clip.list_models() else None
     if config is None:
         raise SimilarityError(
-            f'open_clip has no architecture "{architecture}": choose one such as ViT-B-32-quickgelu, OpenAI\'s.'
+            f'open_clip has no architecture "{architecture}": choose another, such as ViT-B-32-quickgelu.'
         )
     text = config["text_cfg"]
     if {"hf_model_name", "hf_tokenizer_name"} & text.keys() or "siglip" in architecture.lower():
         raise SimilarityError(
-            f"{architecture} takes its tokenizer from the internet: choose an architecture with open_clip's own, such "
-            "as ViT-B-32-quickgelu."
+            f"{architecture} downloads its tokenizer: choose an architecture that uses open_clip's own, such as "
+            "ViT-B-32-quickgelu."
         )
     if "multimodal_cfg" in config:
-        raise SimilarityError(f"{architecture} writes captions: choose a plain CLIP, such as ViT-B-32-quickgelu.")
+        raise SimilarityError(f"{architecture} is a captioning model: choose a plain CLIP, such as ViT-B-32-quickgelu.")
     return config
 
 
@@ -190,7 +190,7 @@ def _found(
         return path, *_beside(path)
     if str(weights) not in tags:
         offered = f"{architecture} has the tags {', '.join(tags)}" if tags else f"{architecture} has no tags"
-        raise SimilarityError(f'There is no file "{weights}": choose one that exists. {offered}.')
+        raise SimilarityError(f'There is no file "{weights}": choose an existing one. {offered}.')
     told = open_clip.get_pretrained_cfg(architecture, str(weights))
     prepared = {name: told[name] for name in ("mean", "std", "interpolation", "resize_mode") if name in told}
     cached = _cached(told, cache_dir)
@@ -248,7 +248,7 @@ def _beside(path: Path) -> tuple[dict[str, Any], bool | None]:
         quick = told.get("model_cfg", {}).get("quick_gelu")
         known = {name: prepared[name] for name in ("mean", "std", "interpolation", "resize_mode") if name in prepared}
     except (ValueError, AttributeError, TypeError) as error:
-        raise SimilarityError(f'"{config}" is no configuration of open_clip ({_reason(error)}): remove it.') from error
+        raise SimilarityError(f'"{config}" is not an open_clip configuration ({_reason(error)}): remove it.') from error
     return known, quick
 
 
@@ -256,14 +256,14 @@ def _state(path: Path) -> dict[str, Tensor]:
     """The tensors of a file by name."""
     if _is_torchscript(path):
         raise SimilarityError(
-            f'"{path}" is a TorchScript archive, as OpenAI published CLIP: it holds a program besides the weights, and '
-            "was not opened. Take open_clip_model.safetensors from https://huggingface.co/timm instead, for example of "
-            "timm/vit_base_patch32_clip_224.openai."
+            f'"{path}" is a TorchScript archive, as OpenAI published CLIP: it contains a program besides the weights, '
+            "so it was not opened. Use open_clip_model.safetensors from https://huggingface.co/timm instead, for "
+            "example from timm/vit_base_patch32_clip_224.openai."
         )
-    content = read_weights(path, SimilarityError, "choose a file that exists", AGAIN)
+    content = read_weights(path, SimilarityError, "choose an existing file", AGAIN)
     state = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise SimilarityError(f'"{path}" holds other things than weights: {AGAIN}.')
+        raise SimilarityError(f'"{path}" contains something other than weights: {AGAIN}.')
     return {str(name).removeprefix("module."): value for name, value in state.items()}
 
 
@@ -286,11 +286,11 @@ def _fill(network: nn.Module, state: dict[str, Tensor], architecture: str, path:
         faults = (("missing", missing), ("unknown", unknown), ("of another shape", shapes))
         told = "; ".join(f"{len(names)} {what}, such as {min(names)}" for what, names in faults if names)
         raise SimilarityError(
-            f'"{path}" is not {architecture} (tensors: {told}): choose the architecture that the file is made for.'
+            f'"{path}" is not {architecture} (tensors: {told}): choose the architecture that the file belongs to.'
         )
     for name, value in state.items():
         if not value.isfinite().all():
-            raise SimilarityError(f'"{path}" holds values that are not numbers, in {name}: {AGAIN}.')
+            raise SimilarityError(f'"{path}" contains NaN or infinity in {name}: {AGAIN}.')
     network.load_state_dict(state)
 
 
@@ -327,15 +327,15 @@ def load_dreamsim(kind: str, cache_dir: str | Path, device: str | torch.device =
     except ImportError as error:
         raise SimilarityError(
             f"DreamSim needs its package, which cannot be imported ({error}): run 'pip install dreamsim' with the "
-            "Python that runs this, or switch dreamsim off."
+            "Python that runs this, or turn dreamsim off."
         ) from error
     folder = Path(cache_dir)
     missing = [name for name in DREAMSIM_FILES[kind] if not (folder / name).exists()]
     if missing:
-        asked = f"dreamsim(pretrained=True, device='cpu', cache_dir=r'{folder}', dreamsim_type='{kind}')"
+        call = f"dreamsim(pretrained=True, device='cpu', cache_dir=r'{folder}', dreamsim_type='{kind}')"
         raise SimilarityError(
-            f"DreamSim's weights are not in {folder} (missing: {', '.join(missing)}). To have the package download "
-            f'them run python -c "from dreamsim import dreamsim; {asked}", or switch dreamsim off.'
+            f"DreamSim's weights are not in {folder} (missing: {', '.join(missing)}). To let the package download "
+            f'them, run python -c "from dreamsim import dreamsim; {call}", or turn dreamsim off.'
         )
     hub = torch.hub.get_dir()
     try:

@@ -27,7 +27,7 @@ def matrix_picture(found: Consistency) -> np.ndarray:
     """
     matrices = found.matrices
     if not matrices:
-        raise ValueError("Nothing was measured between pairs of frames: there is no matrix to draw.")
+        raise ValueError("No pairwise measure was taken, so there is no matrix to draw.")
     figure = _figure(1.2 + 5.4 * len(matrices), 5.2)
     for place, (name, matrix) in enumerate(matrices.items(), start=1):
         axes = figure.add_subplot(1, len(matrices), place)

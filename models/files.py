@@ -39,14 +39,14 @@ def read_weights(path: Path, refuse: type[ValueError], choose: str, again: str) 
     damaged, of another kind, or asks for more than tensors and plain containers (which ends in `again`).
     """
     if not path.is_file():
-        found = "is a folder" if path.is_dir() else "does not exist"
-        raise refuse(f'"{path}" {found}: {choose}.')
+        fault = "is a folder" if path.is_dir() else "does not exist"
+        raise refuse(f'"{path}" {fault}: {choose}.')
     try:
         return _read(path, refuse, again)
     except UnpicklingError as error:
-        asked = re.search(r"GLOBAL ([\w.]+)", str(error))
-        found = f"asks for {asked[1]}, which weights do not need" if asked else "is no file of weights"
-        raise refuse(f'"{path}" {found}, and was not opened: {again}.') from error
+        name = re.search(r"GLOBAL ([\w.]+)", str(error))
+        fault = f"loads {name[1]}, which weights do not need" if name else "is not a weights file"
+        raise refuse(f'"{path}" {fault}, so it was not opened: {again}.') from error
     except refuse:
         raise
     except Exception as error:  # whatever a damaged file makes the readers raise
@@ -65,7 +65,7 @@ def _read(path: Path, refuse: type[ValueError], again: str) -> Any:
         archive = head.startswith(b"PK\x03\x04")
         if not archive and head[:1] != b"\x80":  # a bare pickle, as PyTorch wrote them before 1.6
             begin = repr(head[:24].decode("ascii", "replace"))
-            raise refuse(f'"{path}" is neither a PyTorch nor a safetensors file, it begins with {begin}: {again}.')
+            raise refuse(f'"{path}" is neither a PyTorch nor a safetensors file; it begins with {begin}: {again}.')
         if archive:
             _refuse_packed(path, refuse, again)
         else:
@@ -82,7 +82,7 @@ def _refuse_packed(path: Path, refuse: type[ValueError], again: str) -> None:
         entries = archive.infolist()
     compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
     if compressed or sum(entry.file_size for entry in entries) > path.stat().st_size:
-        raise refuse(f'"{path}" is a compressed archive and no PyTorch file: unpack it, or {again}.')
+        raise refuse(f'"{path}" is a compressed archive, not a PyTorch file: unpack it, or {again}.')
     with zipfile.ZipFile(path) as archive:
         for entry in entries:
             if entry.filename.endswith(".pkl"):
@@ -92,4 +92,4 @@ def _refuse_packed(path: Path, refuse: type[ValueError], again: str) -> None:
 def _refuse_knots(file: IO[bytes], path: Path, refuse: type[ValueError], again: str) -> None:
     """Raise for a pickle that is endless when it is read."""
     if things_in(file) > MOST:
-        raise refuse(f'"{path}" holds a knot of endless names and no weights: {again}.')
+        raise refuse(f'"{path}" contains endlessly nested objects instead of weights: {again}.')

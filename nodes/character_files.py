@@ -21,13 +21,13 @@ register(FOLDER, SUFFIXES, FOLDER, os.path.join(folder_paths.get_output_director
 
 def character_output() -> io.Output:
     return CharacterType.Output(
-        "character", display_name="CHARACTER", tooltip="The character, for the StoryMaker and other character nodes."
+        "character", display_name="CHARACTER", tooltip="For Apply StoryMaker and the other character nodes."
     )
 
 
 def preview_output() -> io.Output:
     return io.Image.Output(
-        "preview", display_name="preview", tooltip="What the adapter sees of it: the face, then the character on white."
+        "preview", display_name="preview", tooltip="What the adapter sees: the face, then the character on white."
     )
 
 
@@ -39,8 +39,8 @@ class BlendCharacters(io.ComfyNode):
             display_name="Blend characters",
             category="StoryLoom/character",
             description=(
-                "A character between two others. Several pictures of one person can be mixed in this way as well, and "
-                "blends can be blended again."
+                "Blends two characters into one. Also combines several images of one person; blends can be blended "
+                "again."
             ),
             search_aliases=["mix faces", "mix characters", "interpolate", "morph", "StoryMaker"],
             inputs=[
@@ -52,9 +52,9 @@ class BlendCharacters(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="How much of the second: 0 is the first alone, 0.5 both alike, 1 the second alone.",
+                    tooltip="Share of the second character: 0 is only the first, 0.5 an equal mix, 1 only the second.",
                 ),
-                io.String.Input("name", default="", tooltip="The blend's name as in the story script. Empty: no name."),
+                io.String.Input("name", default="", tooltip="The blend's name in the story script. Empty: no name."),
             ],
             outputs=[character_output(), preview_output()],
         )
@@ -74,8 +74,8 @@ class SaveCharacter(io.ComfyNode):
             display_name="Save character",
             category="StoryLoom/character",
             description=(
-                "Saves a character to output/storyloom_characters, about 3 MB, so that Load character has it in "
-                "later sessions without the picture and the encoders."
+                "Saves a character (about 3 MB per image) to output/storyloom_characters. Load character then loads it "
+                "in later sessions, without the image and the encoders."
             ),
             search_aliases=["export character", "save embeds", "store character", "StoryMaker"],
             is_output_node=True,
@@ -84,16 +84,17 @@ class SaveCharacter(io.ComfyNode):
                 io.String.Input(
                     "file_name",
                     default="",
-                    tooltip="The file's name without folder and ending. Empty: the character's own name.",
+                    tooltip="File name without folder or extension. Empty: the character's own name.",
                 ),
                 io.Boolean.Input(
                     "overwrite",
                     default=False,
-                    tooltip="On: a file of that name is replaced. Off: it stays, and a number is added to the new one.",
+                    tooltip="On: replaces a file of that name. Off: keeps it and appends the next free number to the "
+                    "new name.",
                 ),
             ],
             outputs=[
-                io.String.Output("file", display_name="file", tooltip="The name under which Load character lists it.")
+                io.String.Output("file", display_name="file", tooltip="The file name, as listed by Load character.")
             ],
         )
 
@@ -122,7 +123,7 @@ class LoadCharacter(io.ComfyNode):
             display_name="Load character",
             category="StoryLoom/character",
             description=(
-                "Loads a character that Save character has written, from output/storyloom_characters or "
+                "Loads a character that was saved with Save character, from output/storyloom_characters or "
                 "models/storyloom_characters. Press R to see new files."
             ),
             search_aliases=["import character", "load embeds", "saved character", "StoryMaker"],

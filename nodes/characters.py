@@ -38,24 +38,23 @@ class LoadFaceAnalysis(io.ComfyNode):
             display_name="Load face analysis",
             category="StoryLoom/character",
             description=(
-                "Loads a pack of InsightFace models that finds faces and tells them apart. Optional: it needs the "
-                "package insightface and a pack of models, which are for non-commercial research only. Nothing is "
-                "downloaded."
+                "Loads an InsightFace model pack, which detects and recognises faces. Optional: it needs the package "
+                "insightface and a model pack; the packs are for non-commercial research only. Nothing is downloaded."
             ),
             search_aliases=["InsightFace", "face detection", "ArcFace", "buffalo_l", "antelopev2", "StoryMaker"],
             inputs=[
                 io.Combo.Input(
                     "pack",
                     options=list(known_packs()),
-                    tooltip="The folder in models/insightface/models that holds the .onnx files. StoryMaker's own is "
+                    tooltip="The folder in models/insightface/models that holds the .onnx files. StoryMaker uses "
                     "buffalo_l.",
                 ),
                 io.Combo.Input(
                     "provider",
                     options=list(faces.PROVIDERS),
                     default="CPU",
-                    tooltip="Where onnxruntime runs the models. CPU is enough for a few pictures; the others need the "
-                    "onnxruntime package that has them.",
+                    tooltip="Where onnxruntime runs the models. CPU is fast enough for a few images; the others need "
+                    "an onnxruntime package that supports them.",
                 ),
             ],
             outputs=[
@@ -89,8 +88,8 @@ class Character(io.ComfyNode):
             display_name="Character from image",
             category="StoryLoom/character",
             description=(
-                "Reads from a picture who a character is: face, hair, clothes and build, for StoryMaker. Works without "
-                "face analysis too, then by appearance alone."
+                "Takes a character from an image for StoryMaker: face, hair, clothes and build. Works without face "
+                "analysis too; the character is then matched by appearance only."
             ),
             search_aliases=[
                 "StoryMaker",
@@ -105,60 +104,58 @@ class Character(io.ComfyNode):
                 io.String.Input(
                     "name",
                     default="",
-                    tooltip="The character's name as in the story script, without brackets. Empty: it has no name.",
+                    tooltip="The character's name in the story script, without brackets. Empty: no name.",
                 ),
                 io.ClipVision.Input(
-                    "clip_vision", tooltip=f"The image encoder StoryMaker was trained with: {ENCODER}."
+                    "clip_vision", tooltip=f"The image encoder that StoryMaker was trained with: {ENCODER}."
                 ),
-                io.Image.Input("image", tooltip="One picture of the character, at least 32 pixels wide and high."),
+                io.Image.Input("image", tooltip="One image of the character, at least 32 pixels wide and high."),
                 io.Combo.Input(
                     "mode",
                     options=[BOTH, FACE, APPEARANCE],
                     default=BOTH,
                     tooltip=(
-                        "What to take from the picture. face and appearance is the published method; face only leaves "
-                        "clothes and hair to the prompt; appearance only leaves the face to it."
+                        "What to take from the image. face and appearance is the published method; face only leaves "
+                        "clothes and hair to the prompt; appearance only leaves the face to the prompt."
                     ),
                 ),
                 io.Mask.Input(
                     "mask",
                     optional=True,
                     tooltip=(
-                        "White where the character is. Everything else becomes white paper, and the largest face in "
-                        "it is taken. One of another size is stretched. Not connected: the whole picture."
+                        "White where the character is. Everything else is replaced with white, and the largest face "
+                        "in the mask is used. A mask of another size is stretched. Not connected: the whole image."
                     ),
                 ),
                 FaceAnalysisType.Input(
                     "face_analysis",
                     optional=True,
-                    tooltip="Finds the face and reads its identity. Not connected, and no face_crop: appearance alone.",
+                    tooltip="Finds the face and reads its identity. Without it and face_crop: appearance only.",
                 ),
                 io.Image.Input(
                     "clothing",
                     optional=True,
-                    tooltip="A picture of other clothes, which takes the place of the character's appearance.",
+                    tooltip="An image of other clothes, used instead of the character's appearance.",
                 ),
                 io.Image.Input(
                     "face_crop",
                     optional=True,
                     tooltip=(
-                        "A square picture of the face, instead of the one that face analysis cuts out. Without face "
+                        "A square image of the face, used instead of the crop from face analysis. Without face "
                         "analysis or face_embedding the likeness is weaker."
                     ),
                 ),
                 io.AnyType.Input(
                     "face_embedding",
                     optional=True,
-                    tooltip="The face's identity as 512 numbers of an ArcFace recogniser, instead of what face "
-                    "analysis reads. Of any length: it is brought to 1.",
+                    tooltip="The face's identity as 512 numbers from an ArcFace recogniser, used instead of the one "
+                    "that face analysis reads. Any norm; it is normalised.",
                 ),
             ],
             outputs=[
                 character_output(),
                 preview_output(),
-                io.String.Output(
-                    "report", display_name="report", tooltip="Which face was taken, and what was done without."
-                ),
+                io.String.Output("report", display_name="report", tooltip="Which face was used, and what was missing."),
             ],
         )
 
@@ -184,15 +181,15 @@ class Character(io.ComfyNode):
             found, source = face_of(picture, area, face_analysis, face_crop, face_embedding)
             if found is None and mode == FACE:
                 raise ValueError(
-                    f'"{FACE}" needs a face, but {source}: use a picture with a clearer face, connect face_crop, or '
+                    f'"{FACE}" needs a face, but {source}: use an image with a clearer face, connect face_crop, or '
                     "choose another mode."
                 )
             if found is None and face_analysis is not None:
-                log.warning("Character from image: %s; it goes by appearance alone.", source)
+                log.warning("Character from image: %s; the character is matched by appearance only.", source)
             if found is not None:
                 face = (found.id_embed, encoded(clip_vision, found.crop))
                 seen.append(found.crop)
-            report.append(f"Face: {source}." if found else f"No face: {source}. Appearance alone.")
+            report.append(f"Face: {source}." if found else f"No face: {source}. Appearance only.")
         if mode == FACE:
             report.append("Appearance: left to the prompt.")
         else:
@@ -209,7 +206,7 @@ class Character(io.ComfyNode):
 def face_of(picture, area, face_analysis, face_crop, face_embedding) -> tuple[faces.FacePart | None, str]:
     """As `models.storymaker.faces.read_face`, from the node's inputs."""
     if face_embedding is not None and face_analysis is None and face_crop is None:
-        raise ValueError("face_embedding needs a picture of the face as well: connect face_crop or face_analysis.")
+        raise ValueError("face_embedding also needs an image of the face: connect face_crop or face_analysis.")
     crop = None if face_crop is None else one_picture(face_crop, "face_crop")
     id_embed = None if face_embedding is None else characters.unit_identity(face_embedding)
     return faces.read_face(picture, area, face_analysis, crop, id_embed)
@@ -218,8 +215,8 @@ def face_of(picture, area, face_analysis, face_crop, face_embedding) -> tuple[fa
 def appearance_of(picture, area, clothing) -> tuple[np.ndarray, str]:
     """What stands for the character's appearance, [224, 224, 3] in 8 bits, and a clause that says where it is from."""
     if clothing is not None:
-        return crops.stretched(one_picture(clothing, "clothing")), "clothing in place of the character"
+        return crops.stretched(one_picture(clothing, "clothing")), "clothing, instead of the character"
     if area is None:
         return crops.stretched(picture), "the whole image"
     left, top, right, bottom = crops.mask_box(area)
-    return crops.character_crop(picture, area), f"what the mask shows, {right - left} x {bottom - top} pixels"
+    return crops.character_crop(picture, area), f"the masked area, {right - left} x {bottom - top} pixels"

@@ -40,94 +40,95 @@ class StoryConsistency(io.ComfyNode):
             display_name="Story consistency",
             category="StoryLoom/measure",
             description=(
-                "Measures whether a story worked: how alike its frames are (CLIP-I, faces, DreamSim) and how well each "
-                "shows its text (CLIP-T). Works on any batch of images. Writes the numbers as JSON into the output "
-                "folder. Connect Load OpenCLIP, or a CLIP_VISION for CLIP-I alone."
+                "Measures how consistent a story is: how similar its frames are (CLIP-I, faces, DreamSim) and how well "
+                "each matches its text (CLIP-T). Works on any batch of images. Saves the results as JSON in the output "
+                "folder. Connect Load OpenCLIP, or a CLIP_VISION for CLIP-I only."
             ),
             search_aliases=["CLIP score", "CLIP-I", "CLIP-T", "DreamSim", "face similarity", "evaluate", "metrics"],
             is_output_node=True,
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
             inputs=[
-                io.Image.Input("images", tooltip="The frames in story order, as VAE Decode gives them."),
+                io.Image.Input("images", tooltip="The frames in story order, from VAE Decode."),
                 StoryType.Input(
                     "story",
                     optional=True,
-                    tooltip="The story whose frames the images show, for CLIP-T: each image is compared with its "
-                    "frame's whole text, identity and style included.",
+                    tooltip="The story that the images show, for CLIP-T: each image is compared with its frame's whole "
+                    "text, including identity and style.",
                 ),
                 Similarity.Input(
                     "clip",
                     optional=True,
-                    tooltip="From Load OpenCLIP: measures CLIP-T, and CLIP-I where nothing else is connected for it. "
+                    tooltip="From Load OpenCLIP: measures CLIP-T, and CLIP-I if nothing else is connected for it. "
                     "Published for CLIP-T: ViT-B-32-quickgelu, openai.",
                 ),
                 Similarity.Input(
                     "clip_image",
                     optional=True,
-                    tooltip="From a second Load OpenCLIP: measures CLIP-I in place of clip. Published: "
+                    tooltip="From a second Load OpenCLIP: measures CLIP-I instead of clip. Published: "
                     "ViT-B-16-quickgelu, openai.",
                 ),
                 io.ClipVision.Input(
                     "clip_vision",
                     optional=True,
-                    tooltip="From ComfyUI's own Load CLIP Vision: measures CLIP-I in place of clip. Numbers of "
-                    "different models cannot be compared.",
+                    tooltip="From ComfyUI's own Load CLIP Vision: measures CLIP-I instead of clip. Results from "
+                    "different models are not comparable.",
                 ),
                 FaceAnalysis.Input(
                     "face_analysis",
                     optional=True,
-                    tooltip="From Load face analysis: how alike the largest faces of the frames are. Frames without a "
-                    "face do not count. For photographs; drawn faces are seldom found.",
+                    tooltip="From Load face analysis: how similar the largest faces of the frames are. Frames without "
+                    "a face are not counted. For photographs; drawn faces are rarely detected.",
                 ),
                 io.Mask.Input(
                     "masks",
                     optional=True,
-                    tooltip="Where the character is, white, one mask for all images or one for each. As published, "
-                    "CLIP-I and DreamSim then do not see the background. Not connected: whole pictures.",
+                    tooltip="White where the character is; one mask for all images or one per image. As published, "
+                    "CLIP-I and DreamSim then ignore the background. Not connected: whole images.",
                 ),
                 io.String.Input(
                     "prompts",
                     default="",
                     multiline=True,
                     optional=True,
-                    tooltip="Where there is no story: the text of each image for CLIP-T, one line per image. Empty: no "
-                    "CLIP-T.",
+                    tooltip="Used if no story is connected: the text of each image for CLIP-T, one line per image. "
+                    "Empty: no CLIP-T.",
                 ),
                 io.Combo.Input(
                     "dreamsim",
                     options=[OFF, *DREAMSIM_FILES],
                     default=OFF,
                     optional=True,
-                    tooltip="off, or which DreamSim measures a perceptual distance, lower is more alike. Published: "
-                    "ensemble. Needs the package dreamsim and its weights in models/dreamsim; nothing is downloaded.",
+                    tooltip="off, or the DreamSim model that measures perceptual distance; lower is more similar. "
+                    "Published: ensemble. Needs the package dreamsim and its weights in models/dreamsim; nothing is "
+                    "downloaded.",
                 ),
                 io.Combo.Input(
                     "background",
                     options=list(BACKGROUNDS),
                     default="noise",
                     optional=True,
-                    tooltip="What stands in place of the background where masks are connected. noise: random pixels, "
-                    "as published. grey, white: that colour.",
+                    tooltip="What replaces the background if masks are connected. noise: random pixels, as published. "
+                    "grey, white: that colour.",
                 ),
                 io.String.Input(
                     "filename_prefix",
                     default="StoryLoom/consistency",
                     optional=True,
-                    tooltip="Where in the output folder the JSON file with all numbers goes, as in Save Image, with "
-                    "the same placeholders such as %year% or %date:yyyy-MM-dd%.",
+                    tooltip="Where in the output folder to save the JSON file with all results. Works as in Save "
+                    "Image, with the same placeholders, such as %year% or %date:yyyy-MM-dd%.",
                 ),
             ],
             outputs=[
-                io.String.Output("report", display_name="report", tooltip="The numbers as a table."),
+                io.String.Output("report", display_name="report", tooltip="The results as a table."),
                 io.Image.Output(
-                    "matrix", display_name="matrix", tooltip="How alike each frame is to each other, as a heat map."
+                    "matrix", display_name="matrix", tooltip="How similar each pair of frames is, as a heat map."
                 ),
                 io.Image.Output(
                     "plot",
                     display_name="plot",
-                    tooltip="A bar per frame: how well it fits its text, and how like the other frames it is.",
+                    tooltip="A bar per frame: how well it matches its text, and how similar it is to the other frames.",
                 ),
-                Measures.Output("measures", display_name="MEASURES", tooltip="All numbers, for Compare stories (A/B)."),
+                Measures.Output("measures", display_name="MEASURES", tooltip="All results, for Compare stories (A/B)."),
             ],
         )
 
@@ -155,12 +156,12 @@ class StoryConsistency(io.ComfyNode):
     ) -> io.NodeOutput:
         prefix = checked_prefix(filename_prefix, datetime.now())
         if clip_image is not None and clip_vision is not None:
-            raise ValueError("clip_image and clip_vision would both measure CLIP-I: disconnect one of them.")
+            raise ValueError("clip_image and clip_vision both measure CLIP-I: disconnect one of them.")
         image_encoder = ClipVision(clip_vision) if clip_vision is not None else clip_image or clip
         if image_encoder is None and face_analysis is None and dreamsim == OFF:
             raise ValueError(
                 "Story consistency has nothing to measure with: connect Load OpenCLIP to clip (or Demo similarity for "
-                "the Demo model's pictures), a CLIP_VISION, or Load face analysis, or choose a dreamsim."
+                "images from the Demo model), a CLIP_VISION, or Load face analysis, or choose a DreamSim model."
             )
         texts = texts_of(len(images), story, prompts)
         bar = comfy.utils.ProgressBar(1)
@@ -175,7 +176,7 @@ class StoryConsistency(io.ComfyNode):
             background,
             progress=bar.update_absolute,
         )
-        report = f"{found.table()}\n\nWritten: {saved(found, prefix)}"
+        report = f"{found.table()}\n\nSaved: {saved(found, prefix)}"
         pictures = [torch.from_numpy(np.array(draw(found)))[None] for draw in (matrix_picture, alignment_picture)]
         shown = [result for picture in pictures for result in ui.PreviewImage(picture, cls=cls).as_dict()["images"]]
         return io.NodeOutput(report, *pictures, found, ui={"images": shown, "text": (report,)})
@@ -185,14 +186,14 @@ def texts_of(images: int, story: Story | None, prompts: str) -> list[str] | None
     """The text of each image, None when there is none. Raises ValueError when they are not as many as the images."""
     lines = [line.strip() for line in prompts.splitlines() if line.strip()]
     if story is not None and lines:
-        raise ValueError("The images' texts come from story and from prompts: disconnect story, or empty prompts.")
+        raise ValueError("story and prompts both provide the images' texts: disconnect story, or empty prompts.")
     if story is not None and len(story.frames) != images:
         raise ValueError(
-            f"The story has {len(story.frames)} frames and there are {images} images: connect the images of this "
-            "story, all of them."
+            f"The story has {len(story.frames)} frames, but there are {images} images: connect all images of this "
+            "story."
         )
     if lines and len(lines) != images:
-        raise ValueError(f"prompts has {len(lines)} lines and there are {images} images: write one line per image.")
+        raise ValueError(f"prompts has {len(lines)} lines, but there are {images} images: write one line per image.")
     return list(story.prompts) if story is not None else lines or None
 
 

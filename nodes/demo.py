@@ -35,8 +35,8 @@ class DemoModel(io.ComfyNode):
             description=(
                 "A tiny SDXL that comes with the pack and draws pixel-art stories in seconds on any machine: a cat, "
                 "fox, rabbit, bear, robot or girl in nine places. It has SDXL's blocks, tokenizer and conditioning, so "
-                "a workflow tried on it runs on a real checkpoint: put Load Checkpoint in its place. Draws at 192x192; "
-                "16 steps and cfg 5 suit it. Words that it does not know are named in the log."
+                "a workflow built on it also runs on a real checkpoint: replace it with Load Checkpoint. Use 192x192, "
+                "16 steps and cfg 5. The log lists the words that it does not know."
             ),
             search_aliases=["test model", "no download", "tiny SDXL", "pixel art", "StoryLoom demo"],
             inputs=[],
@@ -44,7 +44,7 @@ class DemoModel(io.ComfyNode):
                 io.Model.Output(
                     "model",
                     display_name="MODEL",
-                    tooltip="A tiny SDXL UNet with SDXL's own blocks; it predicts v, with zero terminal SNR.",
+                    tooltip="A tiny SDXL UNet with SDXL's own blocks; v-prediction with zero terminal SNR.",
                 ),
                 io.Clip.Output(
                     "clip",
@@ -54,7 +54,7 @@ class DemoModel(io.ComfyNode):
                 io.Vae.Output(
                     "vae",
                     display_name="VAE",
-                    tooltip="Squares of 8x8 pixels, one per latent. Nothing in it is trained.",
+                    tooltip="Decodes each latent pixel to a square of 8x8 pixels. It has no trained weights.",
                 ),
             ],
         )
@@ -76,9 +76,9 @@ class DemoStoryMaker(io.ComfyNode):
             display_name="Demo StoryMaker",
             category="StoryLoom/demo",
             description=(
-                "Stands in for StoryMaker's adapter and image encoder on the Demo model, so that a workflow with "
-                "characters from pictures can be tried without a download. Its weights are random and mean nothing: "
-                "pictures change, but nobody in them comes to look like the character."
+                "Replaces StoryMaker's adapter and image encoder for the Demo model, so that you can try a workflow "
+                "with reference images without a download. Its weights are random: images change, but do not come to "
+                "resemble the character."
             ),
             search_aliases=["StoryMaker", "test adapter", "example adapter", "random weights", "StoryLoom demo"],
             inputs=[],
@@ -91,7 +91,7 @@ class DemoStoryMaker(io.ComfyNode):
                 io.ClipVision.Output(
                     "clip_vision",
                     display_name="CLIP_VISION",
-                    tooltip="An encoder of two random layers, for Character from image.",
+                    tooltip="An encoder with two random layers, for Character from image.",
                 ),
             ],
         )

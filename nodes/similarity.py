@@ -96,11 +96,11 @@ class ClipVision:
         features = self.clip_vision.encode_image(pictures[..., :3], crop=True)["image_embeds"]
         if features is None or features.ndim != 2:
             raise ValueError(
-                "This CLIP_VISION gives no image_embeds to compare pictures by: load the vision model of a CLIP, such "
-                "as CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors."
+                "This CLIP_VISION returns no image_embeds to compare images with: load the vision model of a CLIP, "
+                "such as CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors."
             )
         if not features.isfinite().all():
-            raise ValueError("The CLIP_VISION gave values that are not numbers: start ComfyUI with --fp32-text-enc.")
+            raise ValueError("The CLIP_VISION returned NaN or infinity: start ComfyUI with --fp32-text-enc.")
         return features.detach().float().cpu().clone()
 
 
@@ -134,7 +134,7 @@ def dreamsim_of(kind: str) -> ManagedDreamSim:
 
 def similarity_output() -> Similarity.Output:
     return Similarity.Output(
-        "similarity", display_name="SIMILARITY", tooltip="An encoder of pictures and texts, for Story consistency."
+        "similarity", display_name="SIMILARITY", tooltip="An image and text encoder, for Story consistency."
     )
 
 
@@ -146,29 +146,29 @@ class LoadOpenCLIP(io.ComfyNode):
             display_name="Load OpenCLIP",
             category="StoryLoom/measure",
             description=(
-                "Loads a whole CLIP, pictures and texts, for Story consistency. Needs the package open_clip_torch. The "
-                "weights are a file in models/open_clip, or those of open_clip's own cache; nothing is downloaded "
-                "unless you allow it, and nothing in a file is executed."
+                "Loads a complete CLIP, image and text encoder, for Story consistency. Needs the package "
+                "open_clip_torch. The weights come from models/open_clip or from open_clip's own cache; nothing is "
+                "downloaded unless you allow it, and nothing in a file is executed."
             ),
             search_aliases=["CLIP score", "CLIP-T", "CLIP-I", "CLIPScore", "open_clip", "image text similarity"],
             inputs=[
                 io.Combo.Input(
                     "architecture",
                     options=list(ARCHITECTURES),
-                    tooltip="The network that the weights are made for. Published for CLIP-T: ViT-B-32-quickgelu, for "
-                    "CLIP-I: ViT-B-16-quickgelu, both with OpenAI's weights. quickgelu is OpenAI's activation.",
+                    tooltip="The network that the weights belong to. Published: ViT-B-32-quickgelu for CLIP-T, "
+                    "ViT-B-16-quickgelu for CLIP-I, both with OpenAI's weights. quickgelu is OpenAI's activation.",
                 ),
                 io.Combo.Input(
                     "weights",
                     options=[*(f"{CACHED}{tag}" for tag in TAGS), *files_in(OPEN_CLIP, SUFFIXES)],
-                    tooltip="A file of models/open_clip, or weights that open_clip knows by this tag and has in its "
-                    "cache. Not every architecture has every tag: the error names those that it has.",
+                    tooltip="A file in models/open_clip, or an open_clip tag whose weights are in its cache. Not every "
+                    "architecture has every tag; the error message lists the available ones.",
                 ),
                 io.Boolean.Input(
                     "download",
                     default=False,
-                    tooltip="On: weights that are not in the cache are downloaded there, 0.6 GB for ViT-B-32, up to "
-                    "10 GB for ViT-bigG-14. Off: an error says where to get them.",
+                    tooltip="On: downloads missing weights into the cache, 0.6 GB for ViT-B-32, up to 10 GB for "
+                    "ViT-bigG-14. Off: an error message shows where to get them.",
                 ),
             ],
             outputs=[similarity_output()],
@@ -197,10 +197,9 @@ class DemoSimilarity(io.ComfyNode):
             display_name="Demo similarity",
             category="StoryLoom/demo",
             description=(
-                "Stands in for Load OpenCLIP where the Demo model drew the pictures: reads its pixel-art scenes "
-                "exactly, without a download. Same figures: in how many of species, fur, shirt, trousers and hat two "
-                "frames agree. Shown as told: how much of what a frame's text says is in its picture. These are no "
-                "CLIP numbers."
+                "Replaces Load OpenCLIP for images from the Demo model: reads its pixel-art scenes exactly, without a "
+                "download. Same figures: the share of species, fur, shirt, trousers and hat in which two frames agree. "
+                "Shown as told: how much of a frame's text is visible in its image. These are not CLIP scores."
             ),
             search_aliases=["test similarity", "attribute reader", "CLIP score", "StoryLoom demo", "measure demo"],
             inputs=[],

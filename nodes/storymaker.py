@@ -97,16 +97,16 @@ class LoadStoryMaker(io.ComfyNode):
             display_name="Load StoryMaker adapter",
             category="StoryLoom/character",
             description=(
-                "Loads StoryMaker's weights, which make an SDXL model draw characters from pictures: face, hair and "
-                f"clothes. The file is mask.bin ({SOURCE}), or the same as safetensors, in models/storymaker. Nothing "
-                "is downloaded, and nothing in the file is executed."
+                "Loads the StoryMaker adapter, which lets an SDXL model draw characters from reference images: face, "
+                f"hair and clothes. The file is mask.bin ({SOURCE}), or a safetensors copy of it, in "
+                "models/storymaker. Nothing is downloaded, and nothing in the file is executed."
             ),
             search_aliases=["StoryMaker", "mask.bin", "PPR", "IP-Adapter", "character adapter", "face adapter"],
             inputs=[
                 io.Combo.Input(
                     "file",
                     options=files_in(KIND, SUFFIXES),
-                    tooltip="StoryMaker's mask.bin, or the same as .safetensors, from models/storymaker, "
+                    tooltip="StoryMaker's mask.bin, or a .safetensors copy of it, in models/storymaker, "
                     "models/photomaker or models/ipadapter.",
                 )
             ],
@@ -146,9 +146,10 @@ class ApplyStoryMaker(io.ComfyNode):
             display_name="Apply StoryMaker (PPR)",
             category="StoryLoom/character",
             description=(
-                "Makes an SDXL model draw up to three characters as they are in their pictures: face, hair, clothes "
-                "and build (StoryMaker). Place it anywhere between the checkpoint and KSampler. With a StoryLoom "
-                "encode node, every frame gets the characters that its line names; any other prompt gets all."
+                "Makes an SDXL model draw up to three characters as they look in their reference images: face, hair, "
+                "clothes and build (StoryMaker). Place it anywhere between the checkpoint and KSampler. With a "
+                "StoryLoom encode node, each frame gets the characters that its line names; with any other prompt, "
+                "every image gets all of them."
             ),
             search_aliases=[
                 "StoryMaker",
@@ -167,8 +168,8 @@ class ApplyStoryMaker(io.ComfyNode):
                         f"character_{number}",
                         optional=number > 1,
                         tooltip=(
-                            "Who may appear. A name from the story script plays that character; without a name it "
-                            "plays the script's characters in the order of their appearance."
+                            "A character that may appear. One with a name from the story script plays that character; "
+                            "those without a name play the script's characters in order of appearance."
                         ),
                     )
                     for number in numbers
@@ -179,7 +180,7 @@ class ApplyStoryMaker(io.ComfyNode):
                     min=0.0,
                     max=2.0,
                     step=0.05,
-                    tooltip="How strongly the pictures speak beside the text. 0 is off. Published: 0.8.",
+                    tooltip="Strength of the reference images relative to the prompt. 0 is off. Published: 0.8.",
                 ),
                 io.Float.Input(
                     "lora_strength",
@@ -188,7 +189,7 @@ class ApplyStoryMaker(io.ComfyNode):
                     max=2.0,
                     step=0.05,
                     tooltip=(
-                        "How much of the adapter's change of the model itself is used, which costs no time. 0 is off. "
+                        "Strength of the adapter's LoRA, which changes the model itself at no cost in time. 0 is off. "
                         "Published: 0.8."
                     ),
                 ),
@@ -199,7 +200,7 @@ class ApplyStoryMaker(io.ComfyNode):
                     max=2.0,
                     step=0.05,
                     advanced=True,
-                    tooltip="Factor of the tokens of the face. 0 leaves the face to the text. Published: 1.",
+                    tooltip="Multiplies the face tokens. 0 leaves the face to the prompt. Published: 1.",
                 ),
                 io.Float.Input(
                     "appearance_strength",
@@ -209,8 +210,8 @@ class ApplyStoryMaker(io.ComfyNode):
                     step=0.05,
                     advanced=True,
                     tooltip=(
-                        "Factor of the tokens of hair, clothes and build. 0 keeps the face only, for other clothes or "
-                        "a drawn style. Published: 1."
+                        "Multiplies the tokens for hair, clothes and build. 0 keeps only the face, for other clothes "
+                        "or a drawn style. Published: 1."
                     ),
                 ),
                 *window_inputs(),
@@ -219,8 +220,8 @@ class ApplyStoryMaker(io.ComfyNode):
                         f"region_{number}",
                         optional=True,
                         tooltip=(
-                            f"Where in the picture character {number} may act: white in a mask of any size, one for "
-                            "all images or one for each. Not connected: everywhere."
+                            f"Where in the image character {number} takes effect: white in a mask of any size, one for "
+                            "all images or one per image. Not connected: everywhere."
                         ),
                     )
                     for number in numbers
@@ -255,7 +256,7 @@ class ApplyStoryMaker(io.ComfyNode):
             check_region(region, number, character)
         connected = [pair for pair in pairs if pair[0] is not None]
         if not connected:
-            raise ValueError("No character arrives: connect Character from image or Load character to character_1.")
+            raise ValueError("character_1 received no character: connect Character from image or Load character to it.")
         characters, regions = zip(*connected, strict=True)
         storymaker.adapter.check_characters(characters)
         patch = ImageConditioning(
@@ -278,17 +279,17 @@ class ApplyStoryMaker(io.ComfyNode):
 
 def check_fit(model, adapter: StoryMakerAdapter) -> None:
     """Raise ValueError when the adapter was not made for a model like this."""
-    found, context = attention_widths(model)
+    widths, context = attention_widths(model)
     family = type(model.model.model_config).__name__
     if context != adapter.context:
         raise ValueError(
-            f"StoryMaker is for SDXL, whose text has {adapter.context} columns. This model ({family}) has {context}: "
-            "load an SDXL checkpoint."
+            f"StoryMaker needs SDXL, whose text tokens are {adapter.context} wide. Those of this model ({family}) are "
+            f"{context} wide: load an SDXL checkpoint."
         )
-    if found != adapter.widths:
+    if widths != adapter.widths:
         raise ValueError(
-            f"StoryMaker is for the {len(adapter.widths)} cross-attention layers of SDXL, and the {len(found)} of this "
-            f"model ({family}) are others: load an SDXL checkpoint that is not distilled into a smaller network."
+            f"StoryMaker needs the {len(adapter.widths)} cross-attention layers of SDXL, but the {len(widths)} of this "
+            f"model ({family}) differ: load an SDXL checkpoint that is not distilled into a smaller network."
         )
 
 
@@ -298,15 +299,15 @@ def check_region(mask: Tensor | None, number: int, character: object) -> None:
         return
     if character is None:
         raise ValueError(
-            f"region_{number} is connected and character_{number} is not: connect that character, or disconnect the "
+            f"region_{number} is connected but character_{number} is not: connect that character, or disconnect the "
             "region."
         )
     if mask.ndim < 2 or 0 in mask.shape[-2:]:
-        raise ValueError(f"region_{number} is {list(mask.shape)} instead of [masks, height, width]: connect a MASK.")
-    if not mask.isfinite().all():
         raise ValueError(
-            f"region_{number} holds values that are not numbers (NaN or infinity): look at the node that made it."
+            f"region_{number} has shape {list(mask.shape)} instead of [masks, height, width]: connect a MASK."
         )
+    if not mask.isfinite().all():
+        raise ValueError(f"region_{number} contains NaN or infinity: check the node that produced it.")
 
 
 def add_lora(model, lora: dict[str, Tensor], strength: float) -> None:
@@ -317,8 +318,8 @@ def add_lora(model, lora: dict[str, Tensor], strength: float) -> None:
     changes = [name.removesuffix(UP) for name in lora if name.endswith(UP)]
     lost = [name for name in changes if names.get(name) not in landed]
     if lost:
-        log.warning("Changes of StoryMaker that find no layer in this model: %s", ", ".join(lost))
+        log.warning("StoryMaker LoRA changes without a matching layer in this model: %s", ", ".join(lost))
         raise ValueError(
-            f"Only {len(landed)} of the {len(changes)} changes of StoryMaker find their layer in this model, and not "
-            f"those for {listed(lost)}: load an SDXL checkpoint."
+            f"Only {len(landed)} of StoryMaker's {len(changes)} LoRA changes match a layer of this model. Without a "
+            f"match: {listed(lost)}. Load an SDXL checkpoint."
         )

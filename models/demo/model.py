@@ -116,7 +116,7 @@ def _refusing(path: Path) -> Iterator[None]:
     try:
         yield
     except (KeyError, RuntimeError, IndexError) as error:
-        raise DemoFileError(f"{path} is no weights file of the demo model: {error}.") from error
+        raise DemoFileError(f"{path} is not a weights file of the demo model: {error}.") from error
 
 
 def unknown_words(tokens: Iterable[int], spelling: Mapping[int, str], vocabulary: Container[int]) -> list[str]:

@@ -67,7 +67,7 @@ class DemoReader:
         heard = [understood(text) for text in texts]
         unheard = [text for text, told in zip(texts, heard, strict=True) if told is None]
         if unheard:
-            log.warning("Demo similarity does not understand: %s. These frames do not count.", "; ".join(unheard))
+            log.warning("Demo similarity does not understand: %s. These frames are not counted.", "; ".join(unheard))
         return torch.stack([_features(_attributes(told)) for told in heard])
 
     def images_for(self, pictures: Tensor, texts: Sequence[str]) -> Tensor:
@@ -85,8 +85,8 @@ class DemoReader:
             ]
         except ValueError as error:
             raise ValueError(
-                f"Demo similarity reads the Demo model's own pictures and no others ({error}) For other pictures "
-                "connect Load OpenCLIP or a CLIP_VISION."
+                f"Demo similarity reads only images from the Demo model ({error}) For other images, connect Load "
+                "OpenCLIP or a CLIP_VISION."
             ) from error
 
 

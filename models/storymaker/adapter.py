@@ -58,8 +58,8 @@ class StoryMakerAdapter(nn.Module):
                     told = " and ".join(f"{width}" for width in sorted(found))
                     raise ValueError(
                         f'The character "{character.name}" has a face vector of {len(features.id_embed)} numbers and '
-                        f"features of width {told}, and this adapter needs {face} and {picture}: make the character "
-                        "with Character from image."
+                        f"features of width {told}, but this adapter needs {face} and {picture}: make the character "
+                        "again with Character from image."
                     )
 
     def tokens(
@@ -77,7 +77,7 @@ class StoryMakerAdapter(nn.Module):
         ValueError unless there are 1 to 3 characters.
         """
         if not 1 <= len(characters) <= CHARACTERS:
-            raise ValueError(f"StoryMaker draws 1 to {CHARACTERS} characters in one picture, got {len(characters)}.")
+            raise ValueError(f"StoryMaker supports 1 to {CHARACTERS} characters per image, got {len(characters)}.")
         dtype, own = torch.promote_types(self.ppr.bg_embed.dtype, torch.float32), []
         for place, character in enumerate(characters):
             features, shares = zip(*character.parts, strict=True)

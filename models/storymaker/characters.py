@@ -93,13 +93,13 @@ def unit_identity(vector: object) -> Tensor:
         numbers = torch.as_tensor(found).double().flatten()
     except (TypeError, ValueError, RuntimeError):
         raise ValueError(
-            f"A face embedding is 512 numbers, got {type(vector).__name__}: connect what a face recogniser returns."
+            f"A face embedding is 512 numbers, got {type(vector).__name__}: connect the output of a face recogniser."
         ) from None
     if numbers.shape != IDENTITY:
-        raise ValueError(f"A face embedding is 512 numbers, got {numbers.numel()}: use an ArcFace recogniser's.")
+        raise ValueError(f"A face embedding is 512 numbers, got {numbers.numel()}: use an ArcFace recogniser.")
     length = numbers.norm()
     if not (length.isfinite() and length > 0):
-        raise ValueError("The face embedding holds no usable numbers (NaN, infinity, or only zeros): compute it again.")
+        raise ValueError("The face embedding has no usable values (NaN, infinity, or only zeros): compute it again.")
     return (numbers / length).float()
 
 
@@ -112,7 +112,7 @@ def blend(first: Character, second: Character, ratio: float, name: str) -> Chara
     parts = tuple((features, share * own) for side, share in sides for features, own in side.parts)
     if len(parts) > MAX_PARTS:
         raise ValueError(
-            f"A blend holds at most {MAX_PARTS} pictures, this one has {len(parts)}: mix fewer characters."
+            f"A blend holds at most {MAX_PARTS} images, but this one has {len(parts)}: mix fewer characters."
         )
     return Character(name, parts, _stacked([side.picture for side, _ in sides]))
 
@@ -131,17 +131,17 @@ def file_stem(name: str) -> str:
     """
     stem = name.strip().removesuffix(SUFFIX)
     if not stem:
-        raise ValueError("The character has no name for its file: type one into file_name.")
+        raise ValueError("The character has no name to use for its file: enter one in file_name.")
     forbidden = sorted({c for c in stem if c in '/\\:*?"<>|' or unicodedata.category(c) in ("Cc", "Cs")})
     if forbidden:
         signs = " ".join(c if c.isprintable() else ascii(c)[1:-1] for c in forbidden)
-        raise ValueError(f"The file name {_quoted(stem)} holds {signs}, which file names may not: leave it out.")
+        raise ValueError(f"The file name {_quoted(stem)} contains {signs}, which file names must not: remove it.")
     if stem.startswith(".") or stem.endswith((".", " ")):
-        raise ValueError(f"The file name {_quoted(stem)} may not begin with a dot, nor end with one or with a space.")
+        raise ValueError(f"The file name {_quoted(stem)} must not begin with a dot or end with a dot or space.")
     if stem.partition(".")[0].rstrip().upper() in RESERVED:
-        raise ValueError(f"The file name {_quoted(stem)} is that of a device on Windows: choose another.")
+        raise ValueError(f"The file name {_quoted(stem)} is reserved for a device on Windows: choose another.")
     if len(stem.encode()) > MAX_NAME:
-        raise ValueError(f"The file name has {len(stem.encode())} bytes, at most {MAX_NAME} are possible: shorten it.")
+        raise ValueError(f"The file name is {len(stem.encode())} bytes long, but the limit is {MAX_NAME}: shorten it.")
     return stem
 
 
@@ -182,13 +182,15 @@ def load_character(path: Path) -> Character:
             if metadata.get("format") != FORMAT:
                 raise _Refused("it is a safetensors file of another kind")
             if metadata.get("version") != VERSION:
-                raise _Refused(f"its version is {_quoted(metadata.get('version', ''))}, and this StoryLoom knows 1")
+                raise _Refused(
+                    f"its version is {_quoted(metadata.get('version', ''))}, but this StoryLoom reads version 1"
+                )
             shares = _shares(metadata.get("shares", ""))
             names = set(file.keys())
             parts = tuple((_features(file, names, number), share) for number, share in enumerate(shares))
             picture = _picture(file, names)
             if names:
-                raise _Refused(f"it holds {_quoted(min(names))}, which belongs to no part")
+                raise _Refused(f"it contains {_quoted(min(names))}, which belongs to no part")
             return Character(metadata.get("name", ""), parts, picture)
     except _Refused as reason:
         raise _error(path, reason) from None
@@ -202,7 +204,7 @@ class _Refused(Exception):
 
 def _error(path: Path, reason: object) -> CharacterFileError:
     return CharacterFileError(
-        f"{Path(path).name} cannot be read as a character, for {reason}: save the character anew."
+        f"{Path(path).name} cannot be read as a character because {reason}: save the character again."
     )
 
 
@@ -224,14 +226,14 @@ def _features(file: safe_open, names: set[str], number: int) -> CharacterFeature
     shapes = {"id_embed": IDENTITY, "face": FEATURES, "character": FEATURES}
     present = {key: f"{number}.{key}" for key in shapes if f"{number}.{key}" in names}
     if ("id_embed" in present) != ("face" in present) or not present:
-        raise _Refused(f"part {number} lacks what belongs to a face or an appearance")
+        raise _Refused(f"part {number} lacks the tensors of a face or an appearance")
     found = {key: _numbers(file, name, shapes[key]) for key, name in present.items()}
     names -= set(present.values())
     if "face" not in found:
         return features_of(None, found["character"])
     length = found["id_embed"].norm().item()
     if length and not math.isclose(length, 1, abs_tol=1e-3):
-        raise _Refused(f"the identity vector of part {number} has the length {length:.3g} instead of 1")
+        raise _Refused(f"the identity vector of part {number} has the norm {length:.3g} instead of 1")
     return features_of((found["id_embed"], found["face"]), found.get("character"))
 
 
@@ -242,7 +244,7 @@ def _numbers(file: safe_open, name: str, shape: tuple[int, ...]) -> Tensor:
         raise _Refused(f"{name} is {entry.get_dtype()} {entry.get_shape()} instead of floats {list(shape)}")
     tensor = file.get_tensor(name).to(torch.float32, copy=True)  # not a view of the file, which may be replaced
     if not tensor.isfinite().all():
-        raise _Refused(f"{name} holds NaN or infinity")
+        raise _Refused(f"{name} contains NaN or infinity")
     return tensor
 
 

@@ -75,8 +75,8 @@ class FaceAnalysis:
             if len(boxes):
                 if landmarks is None:
                     raise FaceAnalysisError(
-                        "The detector of this face pack finds no eyes and mouths, which aligning a face needs: "
-                        "use another pack, such as buffalo_l."
+                        "The detector of this face pack returns no landmarks (eyes, nose, mouth), which face alignment "
+                        "needs: use another pack, such as buffalo_l."
                     )
                 return [Face(box[:4], points) for box, points in zip(boxes, landmarks, strict=True)], side
         return [], DETECTION_SIDES[-1]
@@ -129,7 +129,7 @@ def load_face_analysis(folder: Path, provider: str) -> FaceAnalysis:
     Raises FaceAnalysisError when the pack, InsightFace, or the provider is missing, or the pack's files are of no use.
     """
     if not any(folder.glob("*.onnx")):  # InsightFace would try to download them
-        raise FaceAnalysisError(f"{folder} holds no .onnx files: put those of a face pack into {PLACE}.")
+        raise FaceAnalysisError(f"{folder} contains no .onnx files: put those of a face pack into {PLACE}.")
     try:
         import onnxruntime
         from insightface.app import FaceAnalysis as Library
@@ -144,7 +144,7 @@ def load_face_analysis(folder: Path, provider: str) -> FaceAnalysis:
         usable = [name for name, full in PROVIDERS.items() if full in available]
         raise FaceAnalysisError(
             f"onnxruntime cannot run on {provider} here, only on {', '.join(usable)}: choose one of these, or install "
-            "the onnxruntime package that has it, such as onnxruntime-gpu for CUDA."
+            "an onnxruntime package that supports it, such as onnxruntime-gpu for CUDA."
         )
     needed = ["detection", "recognition"]
     try:
@@ -159,8 +159,8 @@ def load_face_analysis(folder: Path, provider: str) -> FaceAnalysis:
     except Exception as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise FaceAnalysisError(
-            f"{folder} is no face pack with a detector and a recogniser, or a damaged one ({reason}): put all .onnx "
-            f"files of a pack such as buffalo_l into {PLACE}."
+            f"{folder} is not a face pack with a detector and a recogniser, or it is damaged ({reason}): put all "
+            f".onnx files of a pack such as buffalo_l into {PLACE}."
         ) from error
     return FaceAnalysis(detector, recogniser)
 
@@ -182,7 +182,7 @@ def read_face(
     if analysis is None and crop is None:
         return None, "neither face_analysis nor face_crop is connected"
     unknown = torch.zeros(512) if id_embed is None else id_embed
-    whose = "its identity is not known" if id_embed is None else "its identity is face_embedding"
+    whose = "its identity is unknown" if id_embed is None else "its identity is from face_embedding"
     if analysis is None:
         return FacePart(unknown, stretched(crop)), f"face_crop, {whose}"
     shown, within = (picture, mask) if crop is None else (crop, None)
@@ -191,7 +191,7 @@ def read_face(
     if chosen is None and crop is not None:
         return FacePart(unknown, stretched(crop)), f"face_crop, in which no face was found, so {whose}"
     if chosen is None:
-        return None, f"none of the {len(faces)} found lies in the mask" if faces else "no face was found"
+        return None, f"none of the {len(faces)} found is in the mask" if faces else "no face was found"
     face = faces[chosen]
     width, height = (round(float(length)) for length in face.box[2:] - face.box[:2])
     place = "in face_crop" if crop is not None else "inside the mask" if mask is not None else "in the image"

@@ -173,7 +173,7 @@ class PositionalPerceiverResampler(nn.Module):
         if len(positions) != len(id_embeds) or not set(positions) <= set(range(CHARACTERS)):
             raise ValueError(
                 f"StoryMaker needs a position from 0 to {CHARACTERS - 1} for each of {len(id_embeds)} characters, got "
-                f"{positions}: give each character one of these."
+                f"{positions}: assign one to each character."
             )
         queries = self.norm(rearrange(self.proj(id_embeds), "b (n c) -> b n c", n=FACE_TOKENS))
         of_face = queries + self.perceiver_resampler(queries, face)

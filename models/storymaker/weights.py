@@ -23,7 +23,7 @@ from .ppr import PositionalPerceiverResampler
 log = logging.getLogger(__name__)
 
 PROJECTION, ADAPTER = "image_proj_model", "ip_adapter"
-MEANING = {PROJECTION: "the network that makes tokens of pictures", ADAPTER: "the changes of the UNet's attention"}
+MEANING = {PROJECTION: "the network that makes image tokens", ADAPTER: "the changes to the UNet's attention"}
 CONTEXT = 2048
 """Width of text and image tokens."""
 CHANNELS = 320
@@ -116,7 +116,7 @@ def load_storymaker(state_dict: Mapping[str, Any]) -> StoryMakerWeights:
     projection, adapter = parts[PROJECTION], parts[ADAPTER]
     if not projection and not adapter:
         found = f"only {listed(unused)}" if unused else "nothing"
-        raise StoryMakerFileError(f"The file holds {found}, and no part of StoryMaker: choose its mask.bin.")
+        raise StoryMakerFileError(f"The file contains {found}, and no part of StoryMaker: choose its mask.bin.")
     _refuse_faults(
         {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()},
         (_projection_shapes() if projection else {}) | (_adapter_shapes(adapter) if adapter else {}),
@@ -133,7 +133,10 @@ def load_storymaker(state_dict: Mapping[str, Any]) -> StoryMakerWeights:
     missing = ""
     if not projection or not adapter:
         part = ADAPTER if projection else PROJECTION
-        missing = f"The file lacks half of StoryMaker, {part} is missing ({MEANING[part]}): choose the whole mask.bin."
+        missing = (
+            f"The file contains only half of StoryMaker; {part} is missing ({MEANING[part]}): choose the complete "
+            "mask.bin."
+        )
     return StoryMakerWeights(projection, lora, image_kv, missing, unused)
 
 
@@ -174,7 +177,7 @@ def _only_tensors(state_dict: Any, path: Path) -> dict[str, Any]:
         dense = isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
         if not name or not dense:
             found = f"{type(value).__name__} {name[:LONGEST]}".strip()
-            raise StoryMakerFileError(f'"{path}" holds more or other things than weights ({found}): {AGAIN}.')
+            raise StoryMakerFileError(f'"{path}" contains something other than weights ({found}): {AGAIN}.')
     return state_dict
 
 
@@ -235,7 +238,7 @@ def _refuse_faults(found: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, 
             told = f"{name} {list(tensor.shape)} instead of {list(shapes[name])}"
             faults.setdefault("of another shape", []).append(told)
         elif tensor.dtype not in DTYPES:
-            faults.setdefault("of a number type that is not used here", []).append(f"{name} {tensor.dtype}")
+            faults.setdefault("of an unsupported dtype", []).append(f"{name} {tensor.dtype}")
         elif not tensor.is_meta and not torch.stack(tensor.aminmax()).isfinite().all():
             faults.setdefault("not finite", []).append(name)
     for fault, names in faults.items():
@@ -243,7 +246,7 @@ def _refuse_faults(found: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, 
             log.warning("Tensors of StoryMaker's file, %d %s: %s", len(names), fault, ", ".join(names))
     told = "; ".join(f"{len(names)} {fault}: {listed(names)}" for fault, names in faults.items() if names)
     if told:
-        raise StoryMakerFileError(f"The file's tensors are not those of StoryMaker ({told}): {AGAIN}.")
+        raise StoryMakerFileError(f"The file's tensors do not match StoryMaker's ({told}): {AGAIN}.")
 
 
 def listed(names: Sequence[str]) -> str:

@@ -130,5 +130,5 @@ def test_a_picture_without_a_face(desk):
     desk.connect(desk.add("LoadImage", image="photo.png"), 0, character, "image")
     desk.connect(desk.add("StoryLoom_LoadFaceAnalysis", pack="tiny"), 0, character, "face_analysis")
     assert refused(desk) == ["StoryLoom_Character"]
-    told(desk, "needs a face, but no face was found: use a picture with a clearer face")
+    told(desk, "needs a face, but no face was found: use an image with a clearer face")
     desk.look("Error, no face")

@@ -125,7 +125,7 @@ def test_a_mask_chooses_the_face_and_cuts_the_character_out(host, graph, vit_h):
     assert torch.equal(out.part.character, features(vit_h, expected))
     assert torch.equal(out.part.face, features(vit_h, np.full((224, 224, 3), 40)))
     assert "the largest inside the mask, 20 x 10 pixels, of 2 found" in out.report
-    assert "what the mask shows, 34 x 56 pixels" in out.report
+    assert "the masked area, 34 x 56 pixels" in out.report
 
 
 @pytest.mark.parametrize("mode, face, appearance", [(FACE, True, False), (APPEARANCE, False, True)])
@@ -153,11 +153,11 @@ def test_transparency_shows_white_and_any_precision_and_any_mask_will_do(host, g
 def test_without_face_analysis_it_goes_by_appearance(host, graph, vit_h, caplog):
     out = run(graph, host, vit_h)
     assert not out.part.has_face and out.part.has_character and out.preview.shape == (1, 224, 224, 3)
-    assert "No face: neither face_analysis nor face_crop is connected. Appearance alone." in out.report
+    assert "No face: neither face_analysis nor face_crop is connected. Appearance only." in out.report
     assert "Character from image" not in caplog.text
 
 
-@pytest.mark.parametrize("boxes, why", [((), "no face was found"), (FACES, "none of the 2 found lies in the mask")])
+@pytest.mark.parametrize("boxes, why", [((), "no face was found"), (FACES, "none of the 2 found is in the mask")])
 def test_without_a_face_it_goes_by_appearance_and_says_so(host, graph, vit_h, caplog, boxes, why):
     out = run(graph, host, vit_h, mask=mask_of(0, 70, 64, 96), face_analysis=OneFace(host, *boxes))
     assert not out.part.has_face and out.part.has_character
@@ -169,7 +169,7 @@ def test_other_clothes_take_the_place_of_the_character(host, graph, vit_h):
     out = run(graph, host, vit_h, clothing=clothing, mask=mask_of(0, 0, 40, 40), face_analysis=OneFace(host, *FACES))
     crops = host.pack("models.storymaker.crops")
     assert torch.equal(out.part.character, features(vit_h, crops.stretched(crops.to_pixels(clothing[0]))))
-    assert out.part.has_face and "clothing in place of the character" in out.report
+    assert out.part.has_face and "clothing, instead of the character" in out.report
 
 
 def test_a_face_crop_and_an_embedding_need_no_face_analysis(host, graph, vit_h):
@@ -178,7 +178,7 @@ def test_a_face_crop_and_an_embedding_need_no_face_analysis(host, graph, vit_h):
     crops = host.pack("models.storymaker.crops")
     assert torch.equal(out.part.face, features(vit_h, crops.stretched(crops.to_pixels(crop[0]))))
     assert torch.equal(out.part.id_embed, torch.full((512,), 512**-0.5))
-    assert "Face: face_crop, its identity is face_embedding." in out.report
+    assert "Face: face_crop, its identity is from face_embedding." in out.report
     assert torch.equal(embedding, 7 * torch.ones(1, 512))
 
 
@@ -209,20 +209,20 @@ def nan():
 @pytest.mark.parametrize(
     "inputs, said",
     [
-        ({"image": picture(batch=3)}, "image holds 3 pictures and one is needed"),
-        ({"image": picture(batch=0)}, "image holds 0 pictures"),
-        ({"image": picture(20, 64)}, "image has 64 x 20 pixels, at least 32 x 32"),
-        ({"image": picture()[..., :1]}, "image is .* instead of"),
-        ({"image": (255 * picture()).byte()}, r"image holds whole numbers \(torch.uint8\) instead of 0 to 1"),
-        ({"image": nan()}, "image holds values that are not numbers"),
-        ({"clothing": nan()}, "clothing holds values that are not numbers"),
-        ({"face_crop": picture(batch=2)}, "face_crop holds 2 pictures"),
+        ({"image": picture(batch=3)}, "image contains 3 images, but one is needed"),
+        ({"image": picture(batch=0)}, "image contains 0 images"),
+        ({"image": picture(20, 64)}, "image is 64 x 20 pixels, but at least 32 x 32"),
+        ({"image": picture()[..., :1]}, "image has shape .* instead of"),
+        ({"image": (255 * picture()).byte()}, r"image contains integers \(torch.uint8\) instead of values from 0 to 1"),
+        ({"image": nan()}, "image contains NaN or infinity"),
+        ({"clothing": nan()}, "clothing contains NaN or infinity"),
+        ({"face_crop": picture(batch=2)}, "face_crop contains 2 images"),
         ({"mask": torch.zeros(1, 64, 64)}, "The mask is empty: paint"),
-        ({"mask": torch.full((1, 96, 64), torch.nan)}, "mask holds values that are not numbers"),
+        ({"mask": torch.full((1, 96, 64), torch.nan)}, "mask contains NaN or infinity"),
         ({"mask": torch.ones(2, 96, 64)}, "connect one mask"),
         ({"mask": torch.ones(1, 0, 64)}, "connect one mask"),
-        ({"mask": mask_of(5, 5, 9, 60)}, "The mask shows only 4 x 55 pixels"),
-        ({"face_embedding": torch.ones(512)}, "face_embedding needs a picture of the face as well"),
+        ({"mask": mask_of(5, 5, 9, 60)}, "The mask covers only 4 x 55 pixels"),
+        ({"face_embedding": torch.ones(512)}, "face_embedding also needs an image of the face"),
         ({"face_embedding": torch.ones(3), "face_crop": picture()}, "A face embedding is 512 numbers, got 3"),
         ({"mode": FACE}, "but neither face_analysis nor face_crop is connected"),
     ],
@@ -237,13 +237,15 @@ def test_what_is_of_no_use_is_refused_with_what_to_change(host, graph, vit_h, in
 
 def test_face_only_without_a_face_is_refused(host, graph, vit_h):
     graph.capture(x=character(graph, host, vit_h, mode=FACE, face_analysis=OneFace(host))())
-    with pytest.raises(Exception, match='"face only" needs a face, but no face was found: use a picture'):
+    with pytest.raises(Exception, match='"face only" needs a face, but no face was found: use an image'):
         host.run(graph)
 
 
 def test_another_encoder_is_refused_with_the_name_of_the_right_one(host, graph, tmp_path):
     graph.capture(x=character(graph, host, encoder(tmp_path, hidden_size=1024))())
-    with pytest.raises(Exception, match=r"features \[257, 1024\] and StoryMaker needs \[257, 1280\]") as refused:
+    with pytest.raises(
+        Exception, match=r"features of shape \[257, 1024\], but StoryMaker needs \[257, 1280\]"
+    ) as refused:
         host.run(graph)
     for words in ("CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors", "models/clip_vision", "h94/IP-Adapter"):
         assert words in str(refused.value)
@@ -251,7 +253,7 @@ def test_another_encoder_is_refused_with_the_name_of_the_right_one(host, graph, 
 
 def test_a_checkpoint_without_an_encoder_is_told_what_to_load(host, graph):
     graph.capture(x=character(graph, host, None)())
-    with pytest.raises(Exception, match="brings no image encoder: load CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors"):
+    with pytest.raises(Exception, match="received no image encoder: load CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors"):
         host.run(graph)
 
 
@@ -259,7 +261,7 @@ def test_an_encoder_that_overflows_is_refused(host, graph, tmp_path):
     broken = encoder(tmp_path)
     broken.model.vision_model.pre_layrnorm.weight.fill_(torch.nan)
     graph.capture(x=character(graph, host, broken)())
-    with pytest.raises(Exception, match="gave values that are not numbers"):
+    with pytest.raises(Exception, match="returned NaN or infinity"):
         host.run(graph)
 
 
@@ -348,7 +350,7 @@ def test_a_file_name_that_leaves_the_folder_is_refused_before_anything_runs(host
 
 def test_a_character_without_a_name_needs_a_file_name(host, graph, vit_h):
     save(graph, character(graph, host, vit_h, name=" ")())
-    with pytest.raises(Exception, match="The character has no name for its file: type one into file_name."):
+    with pytest.raises(Exception, match="The character has no name to use for its file: enter one in file_name."):
         host.run(graph)
 
 
@@ -410,7 +412,7 @@ def test_face_packs_are_found_in_the_models_folder(host, graph):
         (pack / "det.onnx").write_bytes(b"junk")
         assert list(host.pack("nodes.characters").known_packs()) == ["broken"]
         graph.capture(x=graph.add("StoryLoom_LoadFaceAnalysis", pack="broken", provider="CPU")())
-        with pytest.raises(Exception, match="pip install insightface onnxruntime|no face pack with a detector"):
+        with pytest.raises(Exception, match="pip install insightface onnxruntime|not a face pack with a detector"):
             host.run(graph)
     finally:
         shutil.rmtree(pack.parent.parent)

@@ -97,7 +97,7 @@ def test_the_demo_reader_measures_a_story_and_everything_is_written(host, graph,
     assert "CLIP" not in result.report and "Same figures (demo reader)" in result.report
     (file,) = set(written(host)) - set(before)
     told = json.loads(file.read_text(encoding="utf-8"))
-    assert told == found.to_json() and f"Written: StoryLoom/{file.name}" in result.report
+    assert told == found.to_json() and f"Saved: StoryLoom/{file.name}" in result.report
     assert not list(file.parent.glob("*.tmp"))
     for picture in (result.matrix, result.plot):
         assert picture.dtype == torch.float32 and picture.shape[0] == 1 and picture.shape[3] == 3
@@ -202,7 +202,7 @@ def test_faces_alone_are_enough_and_frames_without_one_are_told(host, graph, dra
 def test_one_image_has_no_pairs_and_says_so(host, graph, drawn):
     measured(graph, given(graph, host, drawn[0][:1]), clip=graph.add("StoryLoom_DemoSimilarity")())
     result = host.run(graph)
-    assert "One picture has no pair" in result.report and result.matrix.std() > 0
+    assert "A single frame has no pairs" in result.report and result.matrix.std() > 0
 
 
 @can_be_killed
@@ -226,13 +226,13 @@ def failure(host, graph):
     "inputs, message",
     [
         ({}, "nothing to measure with: connect Load OpenCLIP"),
-        ({"clip": "demo", "story": {"frames": "asleep in the snow"}}, "story has 1 frames and there are 3 images"),
-        ({"clip": "demo", "prompts": "one\ntwo"}, "prompts has 2 lines and there are 3 images"),
+        ({"clip": "demo", "story": {"frames": "asleep in the snow"}}, "story has 1 frames, but there are 3 images"),
+        ({"clip": "demo", "prompts": "one\ntwo"}, "prompts has 2 lines, but there are 3 images"),
         ({"clip": "demo", "prompts": "one\ntwo\nthree", "story": TOLD}, "disconnect story, or empty prompts"),
-        ({"clip": "demo", "masks": torch.ones(2, 8, 8)}, "for 3 pictures"),
-        ({"clip": "demo", "masks": torch.zeros(3, 8, 8)}, "mask of picture 1 shows nothing"),
-        ({"clip": "demo", "images": torch.full((3, 48, 48, 3), NAN)}, "Picture 1, 2, 3 holds values that are not"),
-        ({"clip": "demo", "images": torch.zeros(3, 50, 48, 3)}, "the Demo model's own pictures"),
+        ({"clip": "demo", "masks": torch.ones(2, 8, 8)}, "for 3 images"),
+        ({"clip": "demo", "masks": torch.zeros(3, 8, 8)}, "mask for image 1 is empty"),
+        ({"clip": "demo", "images": torch.full((3, 48, 48, 3), NAN)}, "Image 1, 2, 3: the values contain NaN"),
+        ({"clip": "demo", "images": torch.zeros(3, 50, 48, 3)}, "only images from the Demo model"),
         ({"clip_image": "demo", "clip_vision": "demo"}, "disconnect one of them"),
         ({"dreamsim": "ensemble"}, "pip install dreamsim"),
     ],

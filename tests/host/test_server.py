@@ -173,11 +173,11 @@ def test_hostile_files_are_refused_and_the_server_goes_on(server, host):
         return prompt
 
     for prompt, said in (
-        (pictured("hostile.bin"), "asks for"),
+        (pictured("hostile.bin"), "which weights do not need"),
         (pictured("half.safetensors"), "is damaged or incomplete"),
         (pictured("nan.bin"), "1 not finite: ip_adapter.7.to_k_ip.weight"),
         (pictured("empty.bin"), "is empty"),
-        (pictured(None, "nan.safetensors"), "0.face holds NaN or infinity"),
+        (pictured(None, "nan.safetensors"), "0.face contains NaN or infinity"),
     ):
         with pytest.raises(PromptFailed, match=said):
             page(server, prompt)

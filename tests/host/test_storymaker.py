@@ -538,9 +538,9 @@ def test_another_number_of_masks_than_of_images_is_refused(host, graph, maker, f
 @pytest.mark.parametrize(
     "case, said",
     [
-        ("nan", r"region_2 holds values that are not numbers \(NaN or infinity\): look at the node that made it"),
-        ("nothing", r"region_2 is \[1, 0, 8\] instead of \[masks, height, width\]: connect a MASK"),
-        ("nobody's", "region_3 is connected and character_3 is not: connect that character, or disconnect the region"),
+        ("nan", r"region_2 contains NaN or infinity: check the node that produced it"),
+        ("nothing", r"region_2 has shape \[1, 0, 8\] instead of \[masks, height, width\]: connect a MASK"),
+        ("nobody's", "region_3 is connected but character_3 is not: connect that character, or disconnect the region"),
         (
             "width",
             rf'The character "Fox" has a face vector of 32 numbers and features of width 48, and .* 32 and {IMAGE}: ',

@@ -78,7 +78,9 @@ def test_a_whole_file_is_loaded_once_and_anew_when_it_was_replaced(host, graph, 
 
     Graph, state, path = type(graph), whole(host), folder / "mask.bin"
     torch.save({"image_proj_model": state["image_proj_model"]}, path)
-    with pytest.raises(Exception, match="mask.bin: The file lacks half of StoryMaker, ip_adapter is") as refused:
+    with pytest.raises(
+        Exception, match="mask.bin: The file contains only half of StoryMaker; ip_adapter is"
+    ) as refused:
         loaded()
     assert refused.value.node == "StoryLoom_LoadStoryMaker" and str(refused.value).endswith(".")
     torch.save(state, path)
@@ -122,13 +124,13 @@ def another_adapter(path, host):
 @pytest.mark.parametrize(
     "write, said",
     [
-        (hostile, r"asks for \w+.system, which weights do not need, and was not opened"),
-        (bare_pickle, "is no file of weights, and was not opened"),
+        (hostile, r"loads \w+.system, which weights do not need, so it was not opened"),
+        (bare_pickle, "is not a weights file, so it was not opened"),
         (truncated, "is damaged or incomplete"),
         (lambda path, host: path.write_bytes(b""), "is empty"),
         (lambda path, host: path.write_text("<!DOCTYPE html><html>"), "is neither a PyTorch nor a safetensors file"),
         (not_finite, r"1 not finite: ip_adapter.7.to_k_ip.weight"),
-        (another_adapter, "The file's tensors are not those of StoryMaker"),
+        (another_adapter, "The file's tensors do not match StoryMaker's"),
     ],
     ids=["hostile", "bare pickle", "truncated", "0 bytes", "a web page", "NaN", "another adapter"],
 )

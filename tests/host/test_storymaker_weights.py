@@ -138,12 +138,12 @@ def test_changes_that_find_no_layer_are_refused_and_named(host, graph, weights, 
     parts = build(graph, size=(64, 64))
     graph.capture(x=apply(graph, host, parts["model"], maker, someone(host, 1)))
     total = 8 * len(layers())
-    with pytest.raises(Exception, match=f"Only {total - 4} of the {total} changes of StoryMaker find") as refused:
+    with pytest.raises(Exception, match=f"Only {total - 4} of StoryMaker's {total} LoRA changes match") as refused:
         host.run(graph)
     assert refused.value.node == "StoryLoom_ApplyStoryMaker"
     q, k, v, out = (f"{nowhere}.processor.to_{target}" for target in ("q", "k", "v", "out"))
-    assert f"not those for {q}, {k}, {v} and 1 more: load an SDXL checkpoint." in str(refused.value)
-    assert f"Changes of StoryMaker that find no layer in this model: {q}, {k}, {v}, {out}" in caplog.messages
+    assert f"Without a match: {q}, {k}, {v} and 1 more. Load an SDXL checkpoint." in str(refused.value)
+    assert f"StoryMaker LoRA changes without a matching layer in this model: {q}, {k}, {v}, {out}" in caplog.messages
 
 
 def test_all_560_changes_of_the_whole_file_find_their_layer_in_a_full_size_sdxl(host):
@@ -172,7 +172,7 @@ def test_all_560_changes_of_the_whole_file_find_their_layer_in_a_full_size_sdxl(
 
 
 @pytest.mark.parametrize(
-    "family, said", [("SD15", "SD15\\) has 768"), ("SSD1B", "the 13 of this model \\(SSD1B\\) are others")]
+    "family, said", [("SD15", "SD15\\) are 768 wide"), ("SSD1B", "the 13 of this model \\(SSD1B\\) differ")]
 )
 def test_other_families_are_refused_by_name(host, graph, maker, family, said):
     from tiny_models import SD15, SDXL, tiny_model

@@ -204,9 +204,9 @@ def test_an_embedding_comes_in_any_clothes_and_has_length_one(clothes):
 @pytest.mark.parametrize(
     "value, said",
     [
-        (torch.zeros(512), "no usable numbers"),
-        (torch.full((512,), torch.nan), "no usable numbers"),
-        ([1e400] * 512, "no usable numbers"),
+        (torch.zeros(512), "no usable values"),
+        (torch.full((512,), torch.nan), "no usable values"),
+        ([1e400] * 512, "no usable values"),
         (torch.ones(256), "got 256"),
         (torch.ones(2, 512), "got 1024"),
         ("a face", "got str"),
@@ -271,7 +271,7 @@ def test_shares_always_sum_to_one(ratios):
 
 def test_a_blend_too_large_for_a_file_is_refused():
     tiny = Character("", ((None, 1 / 64),) * 64, torch.zeros(1, 1, 3))
-    with pytest.raises(ValueError, match="at most 64 pictures, this one has 128"):
+    with pytest.raises(ValueError, match="at most 64 images, but this one has 128"):
         blend(tiny, tiny, 0.5, "")
 
 
@@ -394,12 +394,12 @@ NAN = torch.full((257, 1280), torch.nan)
         ({"shares": "[0.5, 0.25, 0.25]"}, {}, "part 2 lacks"),
         ({}, {"0.face": None}, "part 0 lacks"),
         ({}, {"0.id_embed": None}, "part 0 lacks"),
-        ({}, {"0.face": NAN}, "0.face holds NaN"),
-        ({}, {"1.character": torch.full((257, 1280), torch.inf)}, "1.character holds NaN"),
+        ({}, {"0.face": NAN}, "0.face contains NaN"),
+        ({}, {"1.character": torch.full((257, 1280), torch.inf)}, "1.character contains NaN"),
         ({}, {"0.face": torch.zeros(256, 1280)}, "instead of floats"),
         ({}, {"0.face": torch.zeros(257, 1280, dtype=torch.int32)}, "instead of floats"),
         ({}, {"0.id_embed": torch.zeros(1, 512)}, "instead of floats"),
-        ({}, {"0.id_embed": torch.ones(512)}, "length 22.6 instead of 1"),
+        ({}, {"0.id_embed": torch.ones(512)}, "norm 22.6 instead of 1"),
         ({}, {"picture": None}, "preview is missing"),
         ({}, {"picture": torch.zeros(4, 4, 3)}, "its preview is F32"),
         ({}, {"picture": torch.zeros(4, 4, 4, dtype=torch.uint8)}, "its preview is"),
@@ -413,7 +413,7 @@ def test_a_tampered_file_is_refused_in_one_sentence(good, tmp_path, metadata, te
     with pytest.raises(CharacterFileError, match=said) as refused:
         load_character(path)
     message = str(refused.value)
-    assert message.startswith("bad.safetensors cannot be read") and message.endswith("save the character anew.")
+    assert message.startswith("bad.safetensors cannot be read") and message.endswith("save the character again.")
     assert "\n" not in message and len(message) < 400
 
 
@@ -440,7 +440,7 @@ def test_a_file_with_changed_bytes_is_read_whole_or_refused(good, tmp_path_facto
     try:
         character = load_character(path)
     except CharacterFileError as error:
-        assert str(error).endswith("save the character anew.")
+        assert str(error).endswith("save the character again.")
     else:
         assert len(character.parts) == 2 and sum(shares(character)) == pytest.approx(1)
 

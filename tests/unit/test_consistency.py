@@ -173,7 +173,7 @@ def test_the_table_has_a_line_per_measure_and_one_per_frame():
     assert ["2", "2.5000", "2.5000", "1.0000", "0.5000", "0.6000", "b"] in lines
     assert ["3", "0.0000", "0.0000", "0.0000", "0.0000", "-", "c"] in lines
     alone = measure(pictures(1), image_encoder=Fixed(FEATURES)).table()
-    assert "One picture has no pair" in alone
+    assert "A single frame has no pairs" in alone
 
 
 def test_an_encoder_names_its_own_numbers():
@@ -189,7 +189,7 @@ def test_an_encoder_names_its_own_numbers():
     found = measure(pictures(), ["right", "wrong", "right"], reader, reader)
     assert "CLIP" not in found.table() and "CLIP" not in json.dumps(list(found.to_json()["labels"].values()))
     assert found.means()["clip_t_cosine"] == pytest.approx(1, abs=1e-12)
-    assert "1 of 3 prompts are not understood" in found.table()
+    assert "1 of 3 prompts were not understood" in found.table()
 
 
 # ---- backgrounds -----------------------------------------------------------------------------------------------------
@@ -227,11 +227,11 @@ def test_masks_of_another_size_are_scaled_and_a_wrong_number_is_refused():
     images = torch.full((2, 8, 8, 3), 0.5)
     found = replace_background(images, half(2, 4), "white")
     assert (found[:, :, :4] == 0.5).all() and (found[:, :, 4:] == 1).all()
-    with pytest.raises(ValueError, match=r"masks is \[3, 4, 4\] for 2 pictures"):
+    with pytest.raises(ValueError, match=r"masks has shape \[3, 4, 4\] for 2 images"):
         replace_background(images, half(3))
     empty = half(2)
     empty[1] = 0
-    with pytest.raises(ValueError, match="mask of picture 2 shows nothing"):
+    with pytest.raises(ValueError, match="mask for image 2 is empty"):
         replace_background(images, empty)
 
 
@@ -266,10 +266,10 @@ def test_masks_are_for_clip_i_and_dreamsim_alone():
     [
         ({"images": torch.zeros(0, 4, 4, 3)}, r"\[0, 4, 4, 3\]"),
         ({"images": torch.zeros(4, 4, 3)}, r"\[4, 4, 3\] instead of"),
-        ({"images": torch.full((2, 4, 4, 3), NAN)}, "Picture 1, 2 holds values that are not numbers"),
-        ({"prompts": ["a", "b"]}, "2 prompts for 3 pictures"),
-        ({"masks": torch.ones(2, 4, 4)}, "for 3 pictures"),
-        ({"masks": torch.ones(4, 4)}, r"masks is \[4, 4\]"),
+        ({"images": torch.full((2, 4, 4, 3), NAN)}, "Image 1, 2: the values contain NaN"),
+        ({"prompts": ["a", "b"]}, "2 prompts for 3 images"),
+        ({"masks": torch.ones(2, 4, 4)}, "for 3 images"),
+        ({"masks": torch.ones(4, 4)}, r"masks has shape \[4, 4\]"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(changes, message):

@@ -76,5 +76,5 @@ def test_a_text_that_is_not_understood_does_not_count_and_is_named(reader, caplo
 
 
 def test_other_pictures_are_refused(reader):
-    with pytest.raises(ValueError, match="the Demo model's own pictures .*OpenCLIP"):
+    with pytest.raises(ValueError, match="only images from the Demo model .*OpenCLIP"):
         measure(torch.rand(2, 100, 192, 3), image_encoder=reader)

@@ -266,7 +266,7 @@ def test_the_largest_face_is_taken_and_the_mask_chooses_among_them(analysis):
 @needs_insightface
 def test_faces_outside_the_mask_do_not_count(analysis):
     part, said = read_face(photograph(*TWO), area(0, 400, 100, 640), analysis, None, None)
-    assert part is None and said == "none of the 2 found lies in the mask"
+    assert part is None and said == "none of the 2 found is in the mask"
 
 
 @needs_insightface
@@ -279,7 +279,7 @@ def test_a_given_crop_and_a_given_identity_come_first(analysis):
     part, said = read_face(picture, None, analysis, None, given)
     assert torch.equal(part.id_embed, given) and part.crop.shape == (224, 224, 3)
     part, said = read_face(picture, None, analysis, photograph(height=99, width=50), None)
-    assert not part.id_embed.any() and said == "face_crop, in which no face was found, so its identity is not known"
+    assert not part.id_embed.any() and said == "face_crop, in which no face was found, so its identity is unknown"
 
 
 def test_without_face_analysis_a_given_crop_is_taken_as_it_is():
@@ -287,9 +287,9 @@ def test_without_face_analysis_a_given_crop_is_taken_as_it_is():
     assert read_face(picture, None, None, None, None) == (None, "neither face_analysis nor face_crop is connected")
     part, said = read_face(picture, None, None, photograph(height=100, width=80), None)
     assert part.crop.shape == (224, 224, 3) and not part.id_embed.any()
-    assert said == "face_crop, its identity is not known"
+    assert said == "face_crop, its identity is unknown"
     part, said = read_face(picture, None, None, photograph(height=100, width=80), torch.ones(512))
-    assert part.id_embed.all() and said == "face_crop, its identity is face_embedding"
+    assert part.id_embed.all() and said == "face_crop, its identity is from face_embedding"
 
 
 def test_a_detector_without_landmarks_is_refused():
@@ -297,7 +297,7 @@ def test_a_detector_without_landmarks_is_refused():
         def detect(self, picture, input_size):
             return np.zeros((1, 5)), None
 
-    with pytest.raises(FaceAnalysisError, match="finds no eyes and mouths"):
+    with pytest.raises(FaceAnalysisError, match="returns no landmarks"):
         FaceAnalysis(Blind(), None).find(photograph())
 
 
@@ -313,7 +313,9 @@ def test_packs_are_the_folders_with_onnx_files(tmp_path):
 
 
 def test_a_missing_pack_is_named_and_nothing_is_downloaded(tmp_path):
-    with pytest.raises(FaceAnalysisError, match="holds no .onnx files: put those of a face pack into ComfyUI/models"):
+    with pytest.raises(
+        FaceAnalysisError, match="contains no .onnx files: put those of a face pack into ComfyUI/models"
+    ):
         load_face_analysis(tmp_path / "models" / "buffalo_l", "CPU")
     assert not list(tmp_path.iterdir())
 
@@ -348,7 +350,7 @@ def test_damaged_and_incomplete_packs_are_refused_in_one_sentence(tmp_path):
             (folder / name).write_bytes(content)
         if not files:
             write_detector(folder / "det.onnx")
-        with pytest.raises(FaceAnalysisError, match="is no face pack with a detector and a recogniser") as refused:
+        with pytest.raises(FaceAnalysisError, match="is not a face pack with a detector and a recogniser") as refused:
             load_face_analysis(folder, "CPU")
         assert "\n" not in str(refused.value) and str(refused.value).endswith(".")
 

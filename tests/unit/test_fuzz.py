@@ -422,7 +422,7 @@ def test_a_short_file_that_is_endless_is_refused_unread(tmp_path, kind, packed):
             archive.writestr("mask/version", "3\n")
     else:
         path.write_bytes(content)
-    with pytest.raises(storymaker.StoryMakerFileError, match="holds a knot of endless names") as error:
+    with pytest.raises(storymaker.StoryMakerFileError, match="contains endlessly nested objects") as error:
         storymaker.read_checkpoint(path)
     clear(error.value)
 

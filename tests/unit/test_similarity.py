@@ -151,12 +151,12 @@ def spoilt(kind, path, state):
     [
         ("empty", "is empty"),
         ("text", "neither a PyTorch nor a safetensors file"),
-        ("hostile", "and was not opened"),
-        ("hostile archive", "asks for"),
+        ("hostile", "so it was not opened"),
+        ("hostile archive", "which weights do not need"),
         ("cut safetensors", "damaged or incomplete"),
         ("cut archive", "damaged or incomplete"),
-        ("list", "holds other things than weights"),
-        ("nan", "not numbers, in text_projection"),
+        ("list", "contains something other than weights"),
+        ("nan", "NaN or infinity in text_projection"),
         ("torchscript", "is a TorchScript archive"),
     ],
 )
@@ -183,9 +183,9 @@ def test_a_file_of_another_architecture_is_named_with_its_tensors(tiny):
         ("ViT-Z-99", 'no architecture "ViT-Z-99"'),
         ("hf-hub:someone/something", "no architecture"),
         ("local-dir:/tmp", "no architecture"),
-        ("roberta-ViT-B-32", "tokenizer from the internet"),
-        ("ViT-B-16-SigLIP", "tokenizer from the internet"),
-        ("coca_ViT-B-32", "writes captions"),
+        ("roberta-ViT-B-32", "downloads its tokenizer"),
+        ("ViT-B-16-SigLIP", "downloads its tokenizer"),
+        ("coca_ViT-B-32", "is a captioning model"),
     ],
 )
 def test_an_architecture_that_would_need_more_files_is_refused(tiny, architecture, message):
@@ -265,7 +265,7 @@ def test_a_configuration_beside_the_file_is_followed(tiny, encoder, tmp_path):
     with pytest.raises(SimilarityError, match=f"choose {TINY}-quickgelu"):
         load_open_clip(TINY, path)
     (tmp_path / "open_clip_config.json").write_text("{")
-    with pytest.raises(SimilarityError, match="no configuration of open_clip"):
+    with pytest.raises(SimilarityError, match="not an open_clip configuration"):
         load_open_clip(TINY, path)
 
 

@@ -380,5 +380,5 @@ def test_features_of_other_widths_are_refused(adapter, name, shape):
     adapter.check_characters([character(features(1))])
     wrong = {key: getattr(features(1), key) for key in ("id_embed", "face", "character")}
     wrong = CharacterFeatures(**wrong | {name: torch.zeros(shape)}, has_face=True, has_character=True)
-    with pytest.raises(ValueError, match="this adapter needs 16 and 64: make the character with"):
+    with pytest.raises(ValueError, match="this adapter needs 16 and 64: make the character again with"):
         adapter.check_characters([character(features(1)), character(features(2), wrong)])
