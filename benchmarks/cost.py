@@ -24,7 +24,7 @@ from ..attention.identity import COUNTED_DENOMINATOR, IdentityPreserving
 from ..attention.storymaker import ImageConditioning
 from ..models.demo import model as demo
 from ..models.storymaker.adapter import StoryMakerAdapter
-from ..models.storymaker.characters import Character, features_of
+from ..models.storymaker.characters import CharacterReference, features_of
 from ..models.storymaker.ppr import TOKENS, PositionalPerceiverResampler
 from ..models.storymaker.weights import CONTEXT as WIDTH
 from ..models.storymaker.weights import StoryMakerWeights
@@ -164,7 +164,7 @@ def patched_options(case: Case, frames: int) -> dict[str, Any]:
     if case.rate is not None:
         patches.append(ConsistentAttention(case.rate, case.anchors, 1, 0.0, 1.0, dict.fromkeys(OUTPUT), seed=0))
     if case.pictured:
-        nobody = Character("", ((features_of(None, torch.zeros(257, 1280)), 1.0),), torch.zeros(1, 1, 3))
+        nobody = CharacterReference("", ((features_of(None, torch.zeros(257, 1280)), 1.0),), torch.zeros(1, 1, 3))
         people, regions = (nobody,) * case.pictured, (None,) * case.pictured
         blocks = dict.fromkeys(BLOCKS)
         patches.append(ImageConditioning(sdxl_adapter(), people, regions, 0.8, 1.0, 1.0, 0.0, 1.0, blocks))

@@ -1,1 +1,1 @@
-"""Networks and the demo model. Knows no host; only torch."""
+"""Networks and the demo model. Imports torch, but no host."""

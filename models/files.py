@@ -1,4 +1,4 @@
-"""Files: weights read without executing anything in them, and whatever is written, written whole or not at all."""
+"""Files: safe reading of weights, without executing anything in them, and atomic writing."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from typing import IO, Any
 import torch
 from safetensors.torch import load_file
 
-from .pickles import MOST, things_in
+from .pickles import MOST, expanded_size
 
 LEGACY_PICKLES = 5
-"""How many pickles a file of PyTorch before 1.6 begins with."""
+"""Number of pickles at the start of a file from PyTorch before 1.6."""
 LONGEST = 300
-"""Characters of a reader's own words that an error tells."""
+"""Most characters of a reader's own message in an error message."""
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file, whole or not at all; a file or link at `path` is replaced, never written through."""
+    """Write a file atomically; a file or link at `path` is replaced, never written through."""
     unfinished = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         unfinished.write_bytes(content)
@@ -33,10 +33,10 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def read_weights(path: Path, refuse: type[ValueError], choose: str, again: str) -> Any:
-    """What a PyTorch or safetensors file holds, told apart by content. Large files are mapped where possible.
+    """The content of a PyTorch or safetensors file, recognised by content. Large files are memory-mapped if possible.
 
-    Raises `refuse` with one sentence when the file is missing (which ends in `choose`: what the artist should do), or
-    damaged, of another kind, or asks for more than tensors and plain containers (which ends in `again`).
+    Raises `refuse` with one sentence if the file is missing (the sentence ends with `choose`, the advice to the user),
+    damaged, of another kind, or loads more than tensors and plain containers (it ends with `again`).
     """
     if not path.is_file():
         fault = "is a folder" if path.is_dir() else "does not exist"
@@ -49,7 +49,7 @@ def read_weights(path: Path, refuse: type[ValueError], choose: str, again: str) 
         raise refuse(f'"{path}" {fault}, so it was not opened: {again}.') from error
     except refuse:
         raise
-    except Exception as error:  # whatever a damaged file makes the readers raise
+    except Exception as error:  # damaged files make the readers raise all kinds of errors
         reason = str(error).strip().partition("\n")[0][:LONGEST].rstrip(".") or type(error).__name__
         raise refuse(f'"{path}" is damaged or incomplete ({reason}): {again}.') from error
 
@@ -60,24 +60,24 @@ def _read(path: Path, refuse: type[ValueError], again: str) -> Any:
         file.seek(0)
         if not head:
             raise refuse(f'"{path}" is empty: {again}.')
-        if head[4:9] == b"\0\0\0\0{":  # of safetensors: eight bytes with the length of the JSON that follows
+        if head[4:9] == b"\0\0\0\0{":  # safetensors: eight bytes with the length of the JSON that follows
             return load_file(path)
         archive = head.startswith(b"PK\x03\x04")
-        if not archive and head[:1] != b"\x80":  # a bare pickle, as PyTorch wrote them before 1.6
+        if not archive and head[:1] != b"\x80":  # a bare pickle, as written by PyTorch before 1.6
             begin = repr(head[:24].decode("ascii", "replace"))
             raise refuse(f'"{path}" is neither a PyTorch nor a safetensors file; it begins with {begin}: {again}.')
         if archive:
             _refuse_packed(path, refuse, again)
         else:
             for _ in range(LEGACY_PICKLES):
-                _refuse_knots(file, path, refuse, again)
+                _refuse_nested(file, path, refuse, again)
             file.seek(0)
-        mapped = archive and path.suffix != ".safetensors"  # a name that torch.load believes more than the content
+        mapped = archive and path.suffix != ".safetensors"  # torch.load trusts this suffix more than the content
         return torch.load(str(path) if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
 
 
 def _refuse_packed(path: Path, refuse: type[ValueError], again: str) -> None:
-    """Raise for an archive that unpacks to more than it is. PyTorch never compresses weights."""
+    """Raise for an archive that unpacks to more than its own size. PyTorch never compresses weights."""
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
     compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
@@ -86,10 +86,10 @@ def _refuse_packed(path: Path, refuse: type[ValueError], again: str) -> None:
     with zipfile.ZipFile(path) as archive:
         for entry in entries:
             if entry.filename.endswith(".pkl"):
-                _refuse_knots(io.BytesIO(archive.read(entry)), path, refuse, again)
+                _refuse_nested(io.BytesIO(archive.read(entry)), path, refuse, again)
 
 
-def _refuse_knots(file: IO[bytes], path: Path, refuse: type[ValueError], again: str) -> None:
-    """Raise for a pickle that is endless when it is read."""
-    if things_in(file) > MOST:
+def _refuse_nested(file: IO[bytes], path: Path, refuse: type[ValueError], again: str) -> None:
+    """Raise for a pickle whose nested objects would take endless time to hash or print."""
+    if expanded_size(file) > MOST:
         raise refuse(f'"{path}" contains endlessly nested objects instead of weights: {again}.')

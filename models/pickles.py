@@ -1,7 +1,7 @@
-"""How much a pickle is, before anything reads it.
+"""The expanded size of a pickle, computed before anything loads it.
 
-A tuple of two tuples of two tuples and so on, each kept once, is a few bytes in a file and endless for whoever computes
-its hash or writes it out, and readers of weights do both with names. Weights use nothing often but small things.
+A tuple that contains the same tuple twice, and so on for many levels, takes a few bytes in a file but endless time to
+hash or print, and readers of weights do both with names. Real weights share only small objects.
 """
 
 from __future__ import annotations
@@ -12,28 +12,28 @@ from collections.abc import Sequence
 from typing import IO
 
 MOST = 300_000
-"""Steps of a pickle that are looked at. StoryMaker's file has 60 thousand."""
+"""Most objects in a pickle, and the largest expanded size. StoryMaker's file has 60 thousand."""
 
 _GET, _PUT = ("BINGET", "LONG_BINGET", "GET"), ("BINPUT", "LONG_BINPUT", "PUT", "MEMOIZE")
 _FILL = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD")
 
 
-def things_in(file: IO[bytes]) -> float:
-    """How many things the largest object of a pickle is: those in it count as often as they are in it.
+def expanded_size(file: IO[bytes]) -> float:
+    """The number of objects in a pickle's largest object, where a shared object counts each time that it occurs.
 
-    file: at the pickle's first byte; read to its last one, or to where it is damaged. Nothing in it is executed.
-    Infinite for an object that is in itself, and for a pickle of more than MOST steps.
+    file: at the pickle's first byte; read up to its last byte, or up to the damage. Nothing in it is executed.
+    Infinite for an object that contains itself, and for a pickle of more than MOST objects.
     """
-    inside: list[list[int]] = []
+    parts: list[list[int]] = []
     try:
-        _read(file, inside)
-    except (ValueError, LookupError):  # a damaged pickle, whose reader will say so: it is measured up to here
+        _read(file, parts)
+    except (ValueError, LookupError):  # a damaged pickle: measured up to here, its reader raises later
         pass
-    return math.inf if len(inside) > MOST else _largest(inside)
+    return math.inf if len(parts) > MOST else _largest(parts)
 
 
 def _read(file: IO[bytes], inside: list[list[int]]) -> None:
-    """Note the parts of every object of a pickle, by number in the order of their making, in `inside`."""
+    """Append the parts of every object in a pickle to `inside`, as indices in order of creation."""
     stack: list[int] = []
     memo: dict[int, int] = {}
     for code, argument, _ in pickletools.genops(file):
@@ -61,7 +61,7 @@ def _read(file: IO[bytes], inside: list[list[int]]) -> None:
 
 
 def _largest(inside: Sequence[Sequence[int]]) -> float:
-    """How many things the largest of these is. inside: numbers of the parts of each."""
+    """The size of the largest object. inside: indices of the parts of each object."""
     sizes: dict[int, float] = {}
     for start in range(len(inside)):
         path = [] if start in sizes else [(start, iter(inside[start]))]

@@ -27,7 +27,7 @@ def known_packs() -> dict[str, Path]:
 
 
 def unknown_pack(pack: str) -> str:
-    return f'There is no face pack "{pack}": put its .onnx files into {faces.PLACE} and press R.'
+    return f'There is no face pack "{pack}": put its .onnx files into {faces.PACK_FOLDER} and press R.'
 
 
 class LoadFaceAnalysis(io.ComfyNode):
@@ -199,7 +199,7 @@ class Character(io.ComfyNode):
             report.append(f"Appearance: {source}.")
         preview = crops.to_image(np.concatenate(seen, 1))
         features = characters.features_of(face, appearance)
-        character = characters.Character(name.strip(), ((features, 1.0),), preview)
+        character = characters.CharacterReference(name.strip(), ((features, 1.0),), preview)
         return io.NodeOutput(character, preview[None].clone(), "\n".join(report))
 
 

@@ -17,7 +17,7 @@ Measures = io.Custom("STORYLOOM_MEASURES")
 """A `measures.consistency.Consistency`."""
 
 Character = io.Custom("STORYLOOM_CHARACTER")
-"""A `models.storymaker.characters.Character`."""
+"""A `models.storymaker.characters.CharacterReference`."""
 
 StoryMaker = io.Custom("STORYLOOM_STORYMAKER")
 """A `nodes.storymaker.StoryMaker`."""

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...models.storymaker.characters import Character, CharacterFeatures
+from ...models.storymaker.characters import CharacterFeatures, CharacterReference
 from ...models.storymaker.ppr import PositionalPerceiverResampler
-from ...models.storymaker.weights import PLACES, StoryMakerWeights
+from ...models.storymaker.weights import LAYER_SLOTS, StoryMakerWeights
 from ...prompts.conditioning import TAG, StoryCond, StoryRow
 from ...prompts.tokens import StoryTokens
 from .. import svr
@@ -105,7 +105,7 @@ def storymaker(model, scale: Scale, dtype: torch.dtype, device: torch.device):
         return drawn.to("cpu", dtype)
 
     widths, context = attention_widths(model)
-    named = {(place.part, place.number): place.diffusers for place in PLACES}
+    named = {(slot.part, slot.number): slot.diffusers for slot in LAYER_SLOTS}
     lora, image_kv = {}, {}
     for (part, number, index), width in widths.items():
         image_kv[part, number, index] = random(width, context), random(width, context)
@@ -122,13 +122,13 @@ def storymaker(model, scale: Scale, dtype: torch.dtype, device: torch.device):
     return storymaker_of(StoryMakerWeights(ppr, lora, image_kv))
 
 
-def someone(scale: Scale, seed: int) -> Character:
+def someone(scale: Scale, seed: int) -> CharacterReference:
     """A character of random features."""
     generator = torch.Generator().manual_seed(seed)
     vector = torch.nn.functional.normalize(torch.randn(scale.face, generator=generator), dim=0)
     face, whole = torch.randn(2, 257, scale.picture, generator=generator)
     features = CharacterFeatures(vector, face, whole, has_face=True, has_character=True)
-    return Character("", ((features, 1.0),), torch.zeros(1, 1, 3))
+    return CharacterReference("", ((features, 1.0),), torch.zeros(1, 1, 3))
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,1 +1,1 @@
-"""The demo model, its StoryMaker adapter and the reader of its images."""
+"""The demo model, its StoryMaker stand-in and the reader of its images."""

@@ -1,10 +1,10 @@
-"""The demo model: a tiny SDXL that has learnt to draw the story world, and how its small file becomes SDXL's layers.
+"""The demo model: a tiny SDXL trained on the story world, and the expansion of its small file to SDXL's layers.
 
 Blocks, transformer depths, context width 2048 and pooled width 2816 are SDXL's own (arXiv 2307.01952), so everything
-that patches an SDXL UNet finds the same layers; only the channels are few. The file holds each text encoder in 128
-dimensions, mapped here to SDXL's 768 and 1280 by an orthonormal basis that every norm and every singular value
-survives, and one block per transformer, which repeats to SDXL's depth. Host-free: whoever has the classes builds them
-from these dicts and loads these weights.
+that patches an SDXL UNet finds the same layers; only the channels are fewer. The file stores each text encoder in 128
+dimensions, mapped here to SDXL's 768 and 1280 by an orthonormal basis, which preserves norms and singular values, and
+one block per transformer, which is repeated to SDXL's depth. Host-free: the host builds its classes from these dicts
+and loads these weights.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ...prompts.tokens import END, START
 FILE = Path(__file__).with_name("demo.safetensors")
 
 WIDTH = HEIGHT = 192
-"""Size in pixels that the model has learnt; its pixel-art pixels are 8 wide."""
+"""Image size in pixels that the model is trained on; its pixel-art pixels are 8 wide."""
 HEAD_CHANNELS = 32
 UNET = {
     "image_size": 32,
@@ -53,19 +53,19 @@ CLIP_G = {"hidden_size": 1280, "num_attention_heads": 20, "num_hidden_layers": 3
 TOKENS = 49408
 
 NARROW, NARROW_HEADS = 128, 2
-"""Width and heads of each text encoder as it is trained and stored."""
+"""Width and heads of each text encoder in training and in the file."""
 ROW_NORM = {"l": 28.0, "g": 35.0}
-"""Norm of a typical row of each encoder at SDXL's widths, as in the real ones."""
+"""Norm of a typical output row of each encoder at SDXL's widths, as in the real encoders."""
 LATENT_GAIN = 2.0
 LATENT_SCALE = 0.13025
-"""SDXL's factor between the latents that an autoencoder writes and those that the UNet sees."""
+"""SDXL's factor between the autoencoder's latents and the UNet's."""
 LUMA = (0.299, 0.587, 0.114)
 
 
 class DemoFileError(ValueError):
-    """The demo's file is missing, damaged or of another kind; the message is one sentence for the user."""
+    """The demo's file is missing, damaged or of another kind. The message is one sentence for the user."""
 
-    __module__ = "storyloom"  # ComfyUI shows it before the message, and would show the path of this file
+    __module__ = "storyloom"  # ComfyUI shows the module before the message; otherwise it would be this file's path
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +75,7 @@ class DemoWeights:
     unet        under the original SDXL names (`input_blocks.0.0.weight`), no prefix
     clip_l      under transformers' names (`text_model.embeddings...`)
     clip_g      as clip_l, with `text_projection.weight`
-    vocabulary  the token ids that the model has learnt, sorted
+    vocabulary  the token ids that the model was trained on, sorted
     """
 
     unet: dict[str, Tensor]
@@ -85,7 +85,7 @@ class DemoWeights:
 
 
 def load_weights(path: Path | None = None) -> DemoWeights:
-    """Read the demo's file and map it to SDXL's widths. path: default the file that ships with the pack.
+    """Read the demo's file and expand it to SDXL's widths. path: default the file that ships with the pack.
 
     Raises DemoFileError.
     """
@@ -120,12 +120,12 @@ def _refusing(path: Path) -> Iterator[None]:
 
 
 def unknown_words(tokens: Iterable[int], spelling: Mapping[int, str], vocabulary: Container[int]) -> list[str]:
-    """The words of a text that the model has not learnt, each once, in order.
+    """The words of a text that the model was not trained on, each once, in order.
 
-    tokens: the text's token ids for CLIP-L, start, end and padding among them or not. spelling: token id -> its
-    letters, with "</w>" where a word ends, as the BPE vocabulary has it.
+    tokens: the text's token ids for CLIP-L, with or without start, end and padding. spelling: token id -> its letters,
+    with "</w>" at the end of a word, as in the BPE vocabulary.
     """
-    found: dict[str, None] = {}
+    unknown: dict[str, None] = {}
     word, known = "", True
     for token in tokens:
         if token in (START, END):
@@ -135,9 +135,9 @@ def unknown_words(tokens: Iterable[int], spelling: Mapping[int, str], vocabulary
         known = known and token in vocabulary
         if letters.endswith("</w>"):
             if not known:
-                found[word] = None
+                unknown[word] = None
             word, known = "", True
-    return list(found)
+    return list(unknown)
 
 
 def _read(path: Path, *parts: str) -> dict[str, Tensor]:
@@ -157,7 +157,7 @@ def _read(path: Path, *parts: str) -> dict[str, Tensor]:
 def basis(width: int) -> Tensor:
     """Orthonormal columns [width, 128]: cosines (DCT-II), each orthogonal to the constant vector.
 
-    A layer norm at the full width therefore sees mean 0 and, up to a factor, the narrow vector's own norm.
+    A layer norm at the full width therefore gets mean 0 and, up to a factor, the narrow vector's own norm.
     """
     frequencies = 1 + (width - 1) // NARROW * torch.arange(NARROW, dtype=torch.float64)
     places = torch.arange(width, dtype=torch.float64)[:, None] + 0.5
@@ -165,7 +165,7 @@ def basis(width: int) -> Tensor:
 
 
 def depths_of_widths() -> dict[int, int]:
-    """Transformer blocks per spatial transformer, by its channels; 0 where there are none."""
+    """Channels -> transformer blocks per spatial transformer, 0 if there is none."""
     widths = (UNET["model_channels"] * mult for mult in UNET["channel_mult"])
     return dict(zip(widths, UNET["transformer_depth"][:: UNET["num_res_blocks"][0]], strict=True))
 
@@ -195,7 +195,7 @@ def _wide_unet(stored: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _wide_encoder(stored: dict[str, Tensor], which: str) -> dict[str, Tensor]:
-    """A stored text encoder at its full width. Every word that it has not learnt is the one unknown word."""
+    """A stored text encoder at its full width. Every token outside the vocabulary gets the embedding for unknown."""
     numbers = CLIP_L if which == "l" else CLIP_G
     width, scale = numbers["hidden_size"], _scale(which)
     out, into = basis(width) * scale, basis(width).T / math.sqrt(width / NARROW)
@@ -214,7 +214,7 @@ def _wide_encoder(stored: dict[str, Tensor], which: str) -> dict[str, Tensor]:
     for i in range(numbers["num_hidden_layers"]):
         layer = f"text_model.encoder.layers.{i}."
         qkv, joined, fc1, fc2 = (stored[f"{which}.{part}.{i}"] for part in ("qkv", "out", "fc1", "fc2"))
-        spare = width - NARROW  # attention's own dimensions, zeros beyond those that are stored
+        spare = width - NARROW  # attention dimensions beyond the stored ones are zero
         padded = {
             f"self_attn.{part}_proj": pad(each @ into, (0, 0, 0, spare))
             for part, each in zip("qkv", qkv.chunk(3), strict=True)
@@ -234,26 +234,26 @@ def _wide_encoder(stored: dict[str, Tensor], which: str) -> dict[str, Tensor]:
 
 
 def to_latents(pictures: Tensor) -> Tensor:
-    """Latents [B, 4, h, w] as the UNet sees them, of pixel-art pictures uint8 [B, h, w, 3]: colours and brightness."""
+    """UNet latents [B, 4, h, w] of pixel-art pictures uint8 [B, h, w, 3]: colours and brightness."""
     colours = pictures.permute(0, 3, 1, 2).float() / 255 - 0.5
     brightness = (colours * torch.tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
     return torch.cat([colours, brightness], 1) * LATENT_GAIN
 
 
 def to_pictures(latents: Tensor) -> Tensor:
-    """Pixel-art pictures [B, h, w, 3] in 0..1 of latents [B, 4, h, w] as the UNet sees them."""
+    """Pixel-art pictures [B, h, w, 3] in 0..1 from UNet latents [B, 4, h, w]."""
     return (latents[:, :3] / LATENT_GAIN + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
 
 
 def decode(latents: Tensor) -> Tensor:
-    """Pictures [B, 8h, 8w, 3] in 0..1 of latents [B, 4, h, w] as the UNet sees them: each latent is a square."""
+    """Images [B, 8h, 8w, 3] in 0..1 from UNet latents [B, 4, h, w]: each latent pixel becomes a square."""
     return to_pictures(latents).repeat_interleave(8, 1).repeat_interleave(8, 2)
 
 
 def autoencoder() -> tuple[nn.Sequential, nn.Sequential]:
-    """Encoder [B, 3, 8h, 8w] in 0..1 -> latents [B, 4, h, w] as the UNet sees them, and decoder back.
+    """Encoder [B, 3, 8h, 8w] in 0..1 -> UNet latents [B, 4, h, w], and the decoder back.
 
-    Nothing of them is trained: the encoder averages squares of 8x8 pixels, the decoder draws such squares.
+    Neither is trained: the encoder averages squares of 8x8 pixels, the decoder draws such squares.
     """
     mix, unmix = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 3, 1)
     identity, luma = torch.eye(3), torch.tensor(LUMA)

@@ -1,14 +1,14 @@
-"""How alike the demo model's pictures are and whether they show what their text says, read exactly: no network.
+"""Similarity of the demo model's images to each other and to their texts, read exactly and without a network.
 
-As an encoder it has the form of a CLIP, but its numbers are shares of what the story world's reader sees:
+It has the interface of a CLIP encoder, but its features come from the story world's reader:
 
-* `images`: for each species and each value of a look (fur, shirt, trousers, hat) the number of figures that have it.
-  The cosine of two pictures of one figure each is the share of these five attributes in which they agree.
-* `texts`: one-hot of everything that a text tells: place, action and prop (what no word names: standing, none), and the
+* `images`: for each species and each value of a look (fur, shirt, trousers, hat), the number of figures that have it.
+  The cosine of two images with one figure each is the share of these five attributes in which they agree.
+* `texts`: one-hot of everything that a text specifies: place, action and prop (by default standing, none), and the
   species and the named looks of each figure.
-* `images_for`: one-hot of what a picture shows of exactly that; figures are matched as `world.measures.match` does, and
-  a figure that is not there shows nothing of it. The cosine with `texts` is the share of what was told that is shown:
-  looks that the text leaves open have no say.
+* `images_for`: one-hot of the same attributes as shown in an image; figures are matched by `world.measures.match`, and
+  a missing figure shows none of them. The cosine with `texts` is the share of specified attributes that are shown;
+  looks that the text leaves open are not counted.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from ...world.words import FigureTold, FrameTold
 log = logging.getLogger(__name__)
 
 FIGURES = 2
-"""Most figures of a picture."""
+"""Most figures in an image."""
 NOT_SHOWN = "not shown"
 SEEN = {"place": PLACES, "action": ACTIONS, "prop": PROPS}
 WORN = {"species": SPECIES, **LOOKS}
 
-Told = tuple[FrameTold, tuple[FigureTold, ...]]
+Caption = tuple[FrameTold, tuple[FigureTold, ...]]
 
 
 class DemoReader:
-    """An Encoder for the demo model's pictures, squares of a multiple of 24 pixels, and the words that it knows."""
+    """An Encoder for the demo model's images, squares of a multiple of 24 pixels, and for its vocabulary."""
 
     name = "demo reader"
     image_label = "Same figures (demo reader)"
@@ -50,7 +50,7 @@ class DemoReader:
         self._reader = Reader()
 
     def images(self, pictures: Tensor) -> Tensor:
-        """Features [N, 28] of pictures [N, S, S, 3] in 0..1: how many figures have each value of WORN."""
+        """Features [N, 28] of images [N, S, S, 3] in 0..1: how many figures have each value of WORN."""
         rows = []
         for scene in self._scenes(pictures):
             rows.append(
@@ -63,19 +63,19 @@ class DemoReader:
         return torch.tensor(rows, dtype=torch.float32)
 
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """Features [N, D] of what texts tell; nan for a text that is not understood, with a warning in the log."""
-        heard = [understood(text) for text in texts]
-        unheard = [text for text, told in zip(texts, heard, strict=True) if told is None]
-        if unheard:
-            log.warning("Demo similarity does not understand: %s. These frames are not counted.", "; ".join(unheard))
-        return torch.stack([_features(_attributes(told)) for told in heard])
+        """Features [N, D] of the texts; nan for a text that is not understood, which is logged as a warning."""
+        captions = [parsed(text) for text in texts]
+        unknown = [text for text, caption in zip(texts, captions, strict=True) if caption is None]
+        if unknown:
+            log.warning("Demo similarity does not understand: %s. These frames are not counted.", "; ".join(unknown))
+        return torch.stack([_features(_attributes(caption)) for caption in captions])
 
     def images_for(self, pictures: Tensor, texts: Sequence[str]) -> Tensor:
-        """Features [N, D] of what each picture shows of what its text tells; nan where that is not understood."""
+        """Features [N, D] of each image, restricted to the attributes in its text; nan if that is not understood."""
         rows = []
         for scene, text in zip(self._scenes(pictures), texts, strict=True):
-            told = understood(text)
-            rows.append(_features({} if told is None else _shown(scene, told)))
+            caption = parsed(text)
+            rows.append(_features({} if caption is None else _shown(scene, caption)))
         return torch.stack(rows)
 
     def _scenes(self, pictures: Tensor) -> list[Scene]:
@@ -90,10 +90,10 @@ class DemoReader:
             ) from error
 
 
-def understood(text: str) -> Told | None:
-    """The frame and the figures that a whole prompt tells, None when it is not understood.
+def parsed(text: str) -> Caption | None:
+    """The frame and the figures that a whole prompt describes, or None if it is not understood.
 
-    Characters are joined by "and", as a story script joins them.
+    Characters are joined by "and", as in a story script.
     """
     frame = hear_frame(text)
     people: list[str] = []
@@ -108,22 +108,22 @@ def understood(text: str) -> Told | None:
     return frame, figures
 
 
-def _attributes(told: Told | None) -> dict[str, str]:
-    """What is told, by slot: "place" -> "snow", "species 0" -> "fox"."""
-    if told is None:
+def _attributes(caption: Caption | None) -> dict[str, str]:
+    """The attributes in a caption by slot: "place" -> "snow", "species 0" -> "fox"."""
+    if caption is None:
         return {}
-    frame, figures = told
+    frame, figures = caption
     attributes = {name: getattr(frame, name) for name in SEEN}
     for number, who in enumerate(figures):
         attributes |= {f"{name} {number}": value for name, value in {"species": who.species, **who.looks}.items()}
     return attributes
 
 
-def _shown(scene: Scene, told: Told) -> dict[str, str]:
-    """What a scene shows in the slots that are told."""
-    figures: tuple[Figure | None, ...] = match(told[1], scene.figures)
+def _shown(scene: Scene, caption: Caption) -> dict[str, str]:
+    """The attributes of a scene in the slots of a caption."""
+    figures: tuple[Figure | None, ...] = match(caption[1], scene.figures)
     shown = {}
-    for slot in _attributes(told):
+    for slot in _attributes(caption):
         name, _, number = slot.partition(" ")
         if not number:
             shown[slot] = getattr(scene, name)
@@ -134,7 +134,7 @@ def _shown(scene: Scene, told: Told) -> dict[str, str]:
 
 
 def _features(attributes: dict[str, str]) -> Tensor:
-    """One-hot of attributes by slot; zeros for other slots; nan where there are none at all."""
+    """One-hot of attributes by slot; zeros for other slots; nan if there are no attributes."""
     slots = dict(SEEN) | {f"{name} {number}": values for number in range(FIGURES) for name, values in WORN.items()}
     row = [attributes.get(slot) == value for slot, values in slots.items() for value in (*values, NOT_SHOWN)]
     return torch.from_numpy(np.array(row, np.float32) if attributes else np.full(len(row), np.nan, np.float32))

@@ -1,8 +1,8 @@
-"""A stand-in for StoryMaker's file and for its image encoder, made for the demo model, from a fixed seed.
+"""A stand-in for StoryMaker's file and image encoder, made for the demo model from a fixed seed.
 
-Its numbers are random and mean nothing: pictures change with it, but nobody comes to look like anybody. It has the
-parts of the real file, in the demo model's widths, so that a workflow can be tried without a download. Host-free:
-whoever has the classes loads these weights.
+Its weights are random: images change with it, but do not come to resemble the character. It has the parts of the real
+file, in the demo model's widths, so that a workflow can be tried without a download. Host-free: the host builds the
+classes and loads these weights.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from . import model as demo
 SEED = 7
 LORA_RANK = 4
 VALUE_GAIN, LORA_GAIN = 2.0, 0.2
-"""Sizes of the values and of the changes of the UNet: pictures change visibly and still show what they were told."""
+"""Gain of the values and of the LoRA: images change visibly, but still follow the prompt."""
 VISION = {
     "model_type": "clip_vision_model",
     "hidden_act": "gelu",
@@ -34,23 +34,23 @@ VISION = {
     "patch_size": 14,
     "projection_dim": 8,
 }
-"""CLIP ViT-H/14's picture and features, 257 of 1280 numbers, from two layers instead of 32."""
+"""CLIP ViT-H/14's input size and features [257, 1280], with two layers instead of 32."""
 
 
 def demo_storymaker() -> StoryMakerWeights:
-    """Random weights for the demo model, in float16: one layer of PPR, and the same keys and values in equal widths."""
+    """Random float16 weights for the demo model: PPR with one layer; layers of equal width share keys and values."""
     ppr = PositionalPerceiverResampler(depth=1, device="meta").state_dict()
-    of_the_demo = tuple(layers(demo.UNET["model_channels"]))
+    demo_layers = tuple(layers(demo.UNET["model_channels"]))
     pairs = {
         width: (
             random_tensor(f"k.{width}", (width, CONTEXT)),
             random_tensor(f"v.{width}", (width, CONTEXT), VALUE_GAIN),
         )
-        for width in {layer.width for layer in of_the_demo}
+        for width in {layer.width for layer in demo_layers}
     }
-    image_kv = {layer.key: pairs[layer.width] for layer in of_the_demo if layer.cross}
+    image_kv = {layer.key: pairs[layer.width] for layer in demo_layers if layer.cross}
     lora = {}
-    for layer in of_the_demo:
+    for layer in demo_layers:
         for target, columns in layer.inputs.items():
             name = f"{layer.processor}.to_{target}_lora"
             lora[f"{name}.down.weight"] = random_tensor(f"{name}.down", (LORA_RANK, columns))
@@ -59,9 +59,9 @@ def demo_storymaker() -> StoryMakerWeights:
 
 
 def random_weights(shapes: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict in float16 for a network with these names and shapes.
+    """A float16 state dict for a network with these names and shapes.
 
-    Norms are neutral, feed-forward layers and biases zero, the rest is random.
+    Norms are neutral, feed-forward layers and biases zero, everything else random.
     """
     weights = {}
     for name, like in shapes.items():
@@ -75,7 +75,7 @@ def random_weights(shapes: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def random_tensor(name: str, shape: Sequence[int], gain: float = 1.0) -> Tensor:
-    """Normal numbers in float16, the same for the same name. A vector times such a matrix has `gain` times its size."""
+    """A float16 normal tensor, seeded by its name. Multiplication by it scales a vector's size by `gain`."""
     generator = torch.Generator().manual_seed(SEED + crc32(name.encode()))
     deviation = gain / math.sqrt(math.prod(shape[1:]))
     return (torch.randn(*shape, generator=generator) * deviation).half()

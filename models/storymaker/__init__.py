@@ -1,1 +1,1 @@
-"""StoryMaker: its file, its networks, and the features of characters."""
+"""StoryMaker: its file, its networks, and character references."""

@@ -1,4 +1,4 @@
-"""StoryMaker's weights at work: image tokens of characters, and what each layer of the UNet makes of them."""
+"""StoryMaker's networks with their weights: image tokens for characters, and their keys and values in each layer."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .characters import Character
+from .characters import CharacterReference
 from .ppr import CHARACTERS, PositionalPerceiverResampler
 from .weights import Key, StoryMakerWeights
 
 
 class StoryMakerAdapter(nn.Module):
-    """The network that makes tokens and the projections of 70 cross-attention layers, sized as the weights are.
+    """The token network and the projections of 70 cross-attention layers, in the sizes of the weights.
 
-    operations: a namespace with Linear and LayerNorm, like torch.nn, that gives layers to load and to cast. The weights
-    are taken as they are, not copied.
+    operations: a namespace with Linear and LayerNorm, like torch.nn, whose layers load and cast weights. The weights
+    are used as they are, not copied.
     """
 
     def __init__(self, weights: StoryMakerWeights, operations: Any = nn):
@@ -44,44 +44,44 @@ class StoryMakerAdapter(nn.Module):
         self.load_state_dict(tensors, assign=True)
         self.requires_grad_(False)
         self.widths = {key: k.shape[0] for key, (k, _) in weights.image_kv.items()}
-        """Channels of the layers that it is for."""
+        """Channels of each cross-attention layer."""
         self.context = next(iter(weights.image_kv.values()))[0].shape[1]
-        """Width of its tokens and of the text that it was trained beside."""
+        """Width of the image tokens and of the text tokens it was trained with."""
 
-    def check_characters(self, characters: Sequence[Character]) -> None:
-        """Raise ValueError when somebody's features have not the widths of this adapter."""
+    def check_characters(self, characters: Sequence[CharacterReference]) -> None:
+        """Raise ValueError if a character's features do not have this adapter's widths."""
         face, picture = self.ppr.id_width, self.ppr.image_width
         for character in characters:
             for features, _ in character.parts:
-                found = {features.face.shape[-1], features.character.shape[-1]}
-                if features.id_embed.shape != (face,) or found != {picture}:
-                    told = " and ".join(f"{width}" for width in sorted(found))
+                widths = {features.face.shape[-1], features.character.shape[-1]}
+                if features.id_embed.shape != (face,) or widths != {picture}:
+                    listed = " and ".join(f"{width}" for width in sorted(widths))
                     raise ValueError(
                         f'The character "{character.name}" has a face vector of {len(features.id_embed)} numbers and '
-                        f"features of width {told}, but this adapter needs {face} and {picture}: make the character "
+                        f"features of width {listed}, but this adapter needs {face} and {picture}: make the character "
                         "again with Character from image."
                     )
 
     def tokens(
         self,
-        characters: Sequence[Character],
+        characters: Sequence[CharacterReference],
         face_strength: float,
         appearance_strength: float,
         device: torch.device,
     ) -> tuple[Tensor, Tensor]:
-        """Tokens [1, 20 * (B + 1), context] of B characters for the picture, and for what guidance leads away from:
-        those of nobody's features. Both are float32, or float64 where the weights are.
+        """Image tokens [1, 20 * (B + 1), context] of B characters for the positive, and of zero features for the
+        negative. Both are float32, or float64 if the weights are.
 
-        Each character's place is its number. A blend is the mean of its pictures' tokens by their shares, so it is
-        linear. Faces and appearances that a character lacks are left out, as training left them out at times. Raises
-        ValueError unless there are 1 to 3 characters.
+        Each character's position is its index. A blend is the mean of its parts' tokens weighted by their shares. Faces
+        and appearances that a character lacks are dropped, as they were at times in training. Raises ValueError unless
+        there are 1 to 3 characters.
         """
         if not 1 <= len(characters) <= CHARACTERS:
             raise ValueError(f"StoryMaker supports 1 to {CHARACTERS} characters per image, got {len(characters)}.")
         dtype, own = torch.promote_types(self.ppr.bg_embed.dtype, torch.float32), []
-        for place, character in enumerate(characters):
+        for position, character in enumerate(characters):
             features, shares = zip(*character.parts, strict=True)
-            asked = [
+            inputs = [
                 torch.stack([getattr(each, name) for each in features]).to(device, dtype)
                 for name in ("id_embed", "character", "face")
             ]
@@ -89,7 +89,7 @@ class StoryMakerAdapter(nn.Module):
                 torch.tensor([face_strength * each.has_face for each in features]),
                 torch.tensor([appearance_strength * each.has_character for each in features]),
             )
-            tokens = self.ppr.character_tokens(*asked, *strengths, positions=[place] * len(features))
+            tokens = self.ppr.character_tokens(*inputs, *strengths, positions=[position] * len(features))
             own.append(torch.einsum("p,pnc->nc", torch.tensor(shares).to(tokens), tokens))
         return (
             self.ppr.with_background(torch.stack(own)),

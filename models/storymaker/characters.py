@@ -1,4 +1,4 @@
-"""A character as StoryMaker sees it: the features of a picture, blends of several, and the files that hold them.
+"""Character references for StoryMaker: the features of an image, blends of several, and their files.
 
 A file is a safetensors file with the metadata `format` ("storyloom-character"), `version`, `name` and `shares` (a JSON
 list, one number per part) and the tensors `picture` and, for every part k, `k.id_embed` and `k.face`, if it has a face,
@@ -35,24 +35,24 @@ MAX_PICTURE = MAX_PARTS * SIDE
 MAX_NAME = 200
 """Longest file name in bytes, without the suffix."""
 RESERVED = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$", *(f"{d}{n}" for d in ("COM", "LPT") for n in "0123456789")}
-"""Names that Windows keeps for devices, whatever follows after a dot."""
+"""Names that Windows reserves for devices, with any extension."""
 
 
 class CharacterFileError(ValueError):
-    """A file is no character, or a damaged one; the message is one sentence for the user."""
+    """A file is not a character, or is damaged. The message is one sentence for the user."""
 
-    __module__ = "storyloom"  # ComfyUI shows it before the message, and would show the path of this file
+    __module__ = "storyloom"  # ComfyUI shows the module before the message; otherwise it would be this file's path
 
 
 @dataclass(frozen=True, eq=False)
 class CharacterFeatures:
-    """What one picture tells of a character. All float32 on the CPU, zeros for what is absent.
+    """Features of a character from one image. All float32 on the CPU, zeros if absent.
 
-    id_embed       [512], the face's identity vector: of length 1, or zeros where it is not known
+    id_embed       [512], the face's identity vector: norm 1, or zeros if unknown
     face           [257, 1280], penultimate CLIP ViT-H features of the face
-    character      [257, 1280], the same of the whole character, or of the clothes in its place
-    has_face       whether id_embed and face are to be used
-    has_character  whether character is to be used
+    character      [257, 1280], the same for the whole character, or for the clothing used instead
+    has_face       whether to use id_embed and face
+    has_character  whether to use character
     """
 
     id_embed: Tensor
@@ -63,12 +63,12 @@ class CharacterFeatures:
 
 
 @dataclass(frozen=True, eq=False)
-class Character:
-    """Someone who may appear in a story.
+class CharacterReference:
+    """A character taken from one or more images.
 
     name     as in the story script, or ""
-    parts    features and their shares, which are above 0 and sum to 1; more than one in a blend
-    picture  [H, W, 3] in 0..1, what the image encoder saw of it: a row per part, the face before the character
+    parts    features and their shares, which are positive and sum to 1; more than one in a blend
+    picture  [H, W, 3] in 0..1, the image encoder's inputs: one row per part, the face before the character
     """
 
     name: str
@@ -77,20 +77,20 @@ class Character:
 
 
 def features_of(face: tuple[Tensor, Tensor] | None, character: Tensor | None) -> CharacterFeatures:
-    """Features of what is there. face: the identity vector [512] and the features [257, 1280], or None."""
+    """Features with zeros for absent parts. face: the identity vector [512] and the features [257, 1280], or None."""
     id_embed, seen = face or (torch.zeros(IDENTITY), torch.zeros(FEATURES))
     whole = torch.zeros(FEATURES) if character is None else character
     return CharacterFeatures(id_embed, seen, whole, face is not None, character is not None)
 
 
 def unit_identity(vector: object) -> Tensor:
-    """512 numbers (tensor, array or list, of any shape) as an identity vector [512] of length 1.
+    """512 numbers (tensor, array or list, of any shape) as an identity vector [512] with norm 1.
 
-    Raises ValueError when they are not 512 finite numbers of which one at least is not 0.
+    Raises ValueError unless they are 512 finite numbers, at least one of them not 0.
     """
     try:
-        found = vector.detach().cpu() if isinstance(vector, Tensor) else np.asarray(vector, dtype=np.float64)
-        numbers = torch.as_tensor(found).double().flatten()
+        values = vector.detach().cpu() if isinstance(vector, Tensor) else np.asarray(vector, dtype=np.float64)
+        numbers = torch.as_tensor(values).double().flatten()
     except (TypeError, ValueError, RuntimeError):
         raise ValueError(
             f"A face embedding is 512 numbers, got {type(vector).__name__}: connect the output of a face recogniser."
@@ -103,10 +103,10 @@ def unit_identity(vector: object) -> Tensor:
     return (numbers / length).float()
 
 
-def blend(first: Character, second: Character, ratio: float, name: str) -> Character:
-    """A character between two: 0 is the first, 1 the second. A blend of blends is one list of parts.
+def blend(first: CharacterReference, second: CharacterReference, ratio: float, name: str) -> CharacterReference:
+    """A blend of two characters: ratio 0 is the first, 1 the second. A blend of blends is one flat list of parts.
 
-    What is mixed is the tokens that the adapter makes of each part, so shares multiply.
+    The adapter mixes the tokens of the parts, so shares multiply. Raises ValueError for more than MAX_PARTS parts.
     """
     sides = [(side, share) for side, share in ((first, 1 - ratio), (second, ratio)) if share > 0]
     parts = tuple((features, share * own) for side, share in sides for features, own in side.parts)
@@ -114,20 +114,20 @@ def blend(first: Character, second: Character, ratio: float, name: str) -> Chara
         raise ValueError(
             f"A blend holds at most {MAX_PARTS} images, but this one has {len(parts)}: mix fewer characters."
         )
-    return Character(name, parts, _stacked([side.picture for side, _ in sides]))
+    return CharacterReference(name, parts, _stacked([side.picture for side, _ in sides]))
 
 
 def _stacked(pictures: Sequence[Tensor]) -> Tensor:
-    """Images one below the other, narrower ones with white beside them."""
+    """Images stacked vertically, narrower ones padded with white on the right."""
     width = max(picture.shape[1] for picture in pictures)
     pad = torch.nn.functional.pad
     return torch.cat([pad(picture, (0, 0, 0, width - picture.shape[1]), value=1.0) for picture in pictures])
 
 
 def file_stem(name: str) -> str:
-    """A name as that of a file in a given folder, without the suffix.
+    """A name as a file name inside a folder, without the suffix.
 
-    Raises ValueError when it would leave the folder or is no file name on one of the usual systems.
+    Raises ValueError if it would leave the folder or is not a valid file name on a common operating system.
     """
     stem = name.strip().removesuffix(SUFFIX)
     if not stem:
@@ -146,13 +146,13 @@ def file_stem(name: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A text in quotes, shortened, with signs that do not print written out."""
+    """A text in quotes, shortened, with non-printable characters escaped."""
     shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
     return f'"{shown[:60]}{"..." if len(shown) > 60 else ""}"'
 
 
 def free_path(path: Path) -> Path:
-    """The path itself where nothing lies there, else the first free one of name_2, name_3 and so on."""
+    """The path itself if it is free, otherwise the first free one of name_2, name_3 and so on."""
     stem, number = path.stem, 2
     while os.path.lexists(path):
         path = path.with_name(f"{stem}_{number}{path.suffix}")
@@ -160,8 +160,8 @@ def free_path(path: Path) -> Path:
     return path
 
 
-def save_character(path: Path, character: Character) -> None:
-    """Write a character's file, whole or not at all; a file or link at `path` is replaced, never written through."""
+def save_character(path: Path, character: CharacterReference) -> None:
+    """Write a character's file atomically; a file or link at `path` is replaced, never written through."""
     tensors = {"picture": (character.picture.clamp(0, 1) * 255).round().to(torch.uint8)}
     for number, (features, _) in enumerate(character.parts):
         if features.has_face:
@@ -174,8 +174,8 @@ def save_character(path: Path, character: Character) -> None:
     write_whole(path, content)
 
 
-def load_character(path: Path) -> Character:
-    """Read a character's file. Raises CharacterFileError when it is not one, whatever it is called."""
+def load_character(path: Path) -> CharacterReference:
+    """Read a character's file. Raises CharacterFileError if it is not one."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -191,7 +191,7 @@ def load_character(path: Path) -> Character:
             picture = _picture(file, names)
             if names:
                 raise _Refused(f"it contains {_quoted(min(names))}, which belongs to no part")
-            return Character(metadata.get("name", ""), parts, picture)
+            return CharacterReference(metadata.get("name", ""), parts, picture)
     except _Refused as reason:
         raise _error(path, reason) from None
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
@@ -199,7 +199,7 @@ def load_character(path: Path) -> Character:
 
 
 class _Refused(Exception):
-    """Why a file is no character, as a clause."""
+    """Why a file is not a character, as a clause."""
 
 
 def _error(path: Path, reason: object) -> CharacterFileError:
@@ -222,34 +222,34 @@ def _shares(text: str) -> list[float]:
 
 
 def _features(file: safe_open, names: set[str], number: int) -> CharacterFeatures:
-    """The features of a file's part; takes its tensors' names out of `names`."""
+    """The features of one part in a file; removes their tensor names from `names`."""
     shapes = {"id_embed": IDENTITY, "face": FEATURES, "character": FEATURES}
     present = {key: f"{number}.{key}" for key in shapes if f"{number}.{key}" in names}
     if ("id_embed" in present) != ("face" in present) or not present:
         raise _Refused(f"part {number} lacks the tensors of a face or an appearance")
-    found = {key: _numbers(file, name, shapes[key]) for key, name in present.items()}
+    tensors = {key: _numbers(file, name, shapes[key]) for key, name in present.items()}
     names -= set(present.values())
-    if "face" not in found:
-        return features_of(None, found["character"])
-    length = found["id_embed"].norm().item()
+    if "face" not in tensors:
+        return features_of(None, tensors["character"])
+    length = tensors["id_embed"].norm().item()
     if length and not math.isclose(length, 1, abs_tol=1e-3):
         raise _Refused(f"the identity vector of part {number} has the norm {length:.3g} instead of 1")
-    return features_of((found["id_embed"], found["face"]), found.get("character"))
+    return features_of((tensors["id_embed"], tensors["face"]), tensors.get("character"))
 
 
 def _numbers(file: safe_open, name: str, shape: tuple[int, ...]) -> Tensor:
-    """A tensor of a file in float32, after a look at its shape, its type and its values."""
+    """A tensor from a file in float32, after checking its shape, dtype and values."""
     entry = file.get_slice(name)
     if tuple(entry.get_shape()) != shape or entry.get_dtype() not in ("F16", "BF16", "F32"):
         raise _Refused(f"{name} is {entry.get_dtype()} {entry.get_shape()} instead of floats {list(shape)}")
-    tensor = file.get_tensor(name).to(torch.float32, copy=True)  # not a view of the file, which may be replaced
+    tensor = file.get_tensor(name).to(torch.float32, copy=True)  # not a view of the file, which may be replaced later
     if not tensor.isfinite().all():
         raise _Refused(f"{name} contains NaN or infinity")
     return tensor
 
 
 def _picture(file: safe_open, names: set[str]) -> Tensor:
-    """The preview of a file; takes its name out of `names`."""
+    """The preview in a file; removes its name from `names`."""
     if "picture" not in names:
         raise _Refused("its preview is missing")
     names.discard("picture")

@@ -1,6 +1,6 @@
-"""What StoryMaker sees of a photograph: the character on white paper, and which of the faces is meant.
+"""Image preparation for StoryMaker: the character cropped onto white, and the choice of the face.
 
-As the published program of StoryMaker (arXiv 2409.12576) prepares its pictures. Pictures are [H, W, 3] RGB and masks
+Images are prepared as in StoryMaker's published program (arXiv 2409.12576). Pictures are [H, W, 3] RGB and masks
 [H, W], both 8-bit arrays; boxes are left, top, right, bottom in pixels, right and bottom exclusive.
 """
 
@@ -12,13 +12,13 @@ from PIL import Image
 from torch import Tensor
 
 SIDE = 224
-"""Height and width of every picture that the image encoder sees."""
+"""Height and width of the image encoder's input."""
 BLUR = (1, 4, 6, 4, 1)
-"""OpenCV's 5-tap Gaussian where its width is left to OpenCV: a fixed table of sixteenths, not the formula's 1.1."""
+"""OpenCV's 5-tap Gaussian for sigma 0: a fixed table in sixteenths, not computed from the formula's sigma of 1.1."""
 
 
 def to_pixels(image: Tensor) -> np.ndarray:
-    """An image [H, W, 3 or 4] in 0..1 as 8-bit RGB [H, W, 3]. What is beyond 0..1 is cut; transparency shows white."""
+    """An image [H, W, 3 or 4] in 0..1 as 8-bit RGB [H, W, 3]. Values are clamped; transparency becomes white."""
     image = image.detach().float().cpu().clamp(0, 1)
     if image.shape[2] == 4:
         image = image[..., :3] * image[..., 3:] + 1 - image[..., 3:]
@@ -26,12 +26,12 @@ def to_pixels(image: Tensor) -> np.ndarray:
 
 
 def to_image(picture: np.ndarray) -> Tensor:
-    """A picture as an image [H, W, 3] in 0..1, float32."""
+    """An 8-bit picture as a float32 image [H, W, 3] in 0..1."""
     return torch.from_numpy(np.array(picture, dtype=np.float32) / 255)
 
 
 def to_mask(mask: Tensor, height: int, width: int) -> np.ndarray:
-    """A mask [h, w] in 0..1 as 8-bit [height, width]; one of another size is stretched, each pixel from its nearest."""
+    """A mask [h, w] in 0..1 as 8-bit [height, width]; resized with nearest-neighbour sampling if needed."""
     mask = mask.detach().float().cpu().clamp(0, 1)[None, None]
     if mask.shape[2:] != (height, width):
         mask = torch.nn.functional.interpolate(mask, (height, width), mode="nearest-exact")
@@ -39,7 +39,7 @@ def to_mask(mask: Tensor, height: int, width: int) -> np.ndarray:
 
 
 def mask_box(mask: np.ndarray) -> tuple[int, int, int, int] | None:
-    """The box around everything above 0, all separate parts together, or None when there is nothing."""
+    """The bounding box of all pixels above 0, or None if there are none."""
     rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
     if not len(rows):
         return None
@@ -47,7 +47,7 @@ def mask_box(mask: np.ndarray) -> tuple[int, int, int, int] | None:
 
 
 def soften(mask: np.ndarray) -> np.ndarray:
-    """Gaussian blur, 5 x 5, mirrored at the borders without repeating the border pixel; rounded as OpenCV does."""
+    """Gaussian blur, 5 x 5, reflected at the borders without repeating the border pixel; rounded as in OpenCV."""
     padded = np.pad(mask.astype(np.int64), 2, mode="reflect")
     height, width = mask.shape
     rows = sum(weight * padded[i : i + height] for i, weight in enumerate(BLUR))
@@ -56,10 +56,10 @@ def soften(mask: np.ndarray) -> np.ndarray:
 
 
 def character_crop(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The character alone on white, filling a square whatever its proportions. Returns [224, 224, 3].
+    """The character alone on white, stretched to a square [224, 224, 3].
 
-    The box around the mask is cut out of both, the cut mask softened to m in 0..1, and 255 (1 - m) + m x truncated to
-    8 bits and stretched. mask: of the picture's size, with something in it.
+    Picture x and mask are cropped to the mask's bounding box, the mask is softened to m in 0..1, and 255 (1 - m) + m x
+    is truncated to 8 bits and stretched. mask: of the picture's size, not empty.
     """
     left, top, right, bottom = mask_box(mask)
     m = soften(mask[top:bottom, left:right])[..., None] / 255
@@ -67,14 +67,15 @@ def character_crop(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def stretched(picture: np.ndarray) -> np.ndarray:
-    """A picture at the encoder's size [224, 224, 3], bicubic, its proportions ignored: so are clothes prepared."""
+    """A picture at the encoder's size [224, 224, 3], bicubic, ignoring its proportions. Used for clothing as well."""
     return np.asarray(Image.fromarray(picture).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
 
 
 def choose_face(boxes: np.ndarray, mask: np.ndarray | None) -> int | None:
-    """The number of the face that is meant: the largest of those that lie at least half in the mask, or None.
+    """Index of the largest face that is at least half inside the mask, or None.
 
-    boxes: [F, 4]; only what is inside the picture counts. mask: None for the whole picture; soft pixels count in part.
+    boxes: [F, 4]. mask: None for the whole picture; its overlap counts only pixels inside the picture, soft ones in
+    part.
     """
     best, largest = None, 0.0
     for number, (left, top, right, bottom) in enumerate(boxes):
@@ -85,6 +86,6 @@ def choose_face(boxes: np.ndarray, mask: np.ndarray | None) -> int | None:
 
 
 def _share(mask: np.ndarray, left: float, top: float, right: float, bottom: float) -> float:
-    """Which part of a box, as far as it is inside the picture, a mask covers."""
+    """The share of a box, clipped to the picture, that the mask covers."""
     inside = mask[max(0, round(top)) : max(0, round(bottom)), max(0, round(left)) : max(0, round(right))]
     return inside.mean() / 255 if inside.size else 0.0

@@ -1,7 +1,7 @@
-"""Faces in a photograph: where they are, whose they are, and how StoryMaker sees them. A thin layer over InsightFace.
+"""Faces in an image: detection, identity and the crop for StoryMaker. A thin layer over InsightFace.
 
-InsightFace and onnxruntime are optional and imported when a pack of face models is loaded. The library is under the MIT
-licence; the model packs that its authors distribute are for non-commercial research only. Nothing is downloaded.
+InsightFace and onnxruntime are optional and imported when a face pack is loaded. The library is under the MIT licence;
+the model packs that its authors distribute are for non-commercial research only. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ PROVIDERS = {
     "OpenVINO": "OpenVINOExecutionProvider",
     "ROCm": "ROCMExecutionProvider",
 }
-"""onnxruntime's name of every place where the models may run."""
+"""Provider option -> onnxruntime's name for it."""
 DETECTION_SIDES = (640, 320, 160)
-"""Sizes at which faces are looked for, until one is found: the published one, then smaller ones, for close-ups."""
-PLACE = "ComfyUI/models/insightface/models/<name of the pack>/"
+"""Detection sizes in pixels, tried until a face is found: the published one, then smaller ones for close-ups."""
+PACK_FOLDER = "ComfyUI/models/insightface/models/<name of the pack>/"
 
 
 class FaceAnalysisError(ValueError):
-    """Face analysis is not possible; the message is one sentence for the user."""
+    """Face analysis is not possible. The message is one sentence for the user."""
 
-    __module__ = "storyloom"  # ComfyUI shows it before the message, and would show the path of this file
+    __module__ = "storyloom"  # ComfyUI shows the module before the message; otherwise it would be this file's path
 
 
 @dataclass(frozen=True, eq=False)
 class Face:
-    """A face in a picture. box: [4] left, top, right, bottom; landmarks: [5, 2] x, y of eyes, nose, mouth's corners."""
+    """A face in an image. box: [4] left, top, right, bottom; landmarks: [5, 2] x, y of eyes, nose, mouth corners."""
 
     box: np.ndarray
     landmarks: np.ndarray
@@ -48,7 +48,7 @@ class Face:
 
 @dataclass(frozen=True, eq=False)
 class FacePart:
-    """What is known of a character's face. id_embed: [512] of length 1, or zeros; crop: [224, 224, 3] 8-bit RGB."""
+    """A character's face. id_embed: [512] with norm 1, or zeros if unknown; crop: [224, 224, 3] 8-bit RGB."""
 
     id_embed: Tensor
     crop: np.ndarray
@@ -56,16 +56,16 @@ class FacePart:
 
 @dataclass(frozen=True, eq=False)
 class FaceAnalysis:
-    """A face detector and an ArcFace recogniser, both InsightFace's model objects."""
+    """A face detector and an ArcFace recogniser, both InsightFace model objects."""
 
     detector: Any
     recogniser: Any
 
     def find(self, picture: np.ndarray) -> tuple[list[Face], int]:
-        """The faces in a picture [H, W, 3] of 8-bit RGB, and the size at which they were found.
+        """The faces in an 8-bit RGB image [H, W, 3], and the detection size at which they were found.
 
-        A detector overlooks faces that fill the picture: where nothing is found at 640 x 640, it looks again at half
-        and at a quarter of that, in which such a face has the usual size.
+        A detector misses faces that fill the image. If nothing is found at 640 x 640, detection runs again at a half
+        and a quarter of that size, where such a face has the usual size.
         """
         bgr, (height, width) = _bgr(picture), picture.shape[:2]
         for side in DETECTION_SIDES:
@@ -82,7 +82,7 @@ class FaceAnalysis:
         return [], DETECTION_SIDES[-1]
 
     def id_embed(self, picture: np.ndarray, face: Face) -> Tensor:
-        """The identity vector [512] of a face in a picture [H, W, 3] of 8-bit RGB, of length 1."""
+        """The identity vector [512] with norm 1 of a face in an 8-bit RGB image [H, W, 3]."""
         from insightface.app.common import Face as LibraryFace
 
         known = LibraryFace(bbox=face.box, kps=face.landmarks)
@@ -90,19 +90,19 @@ class FaceAnalysis:
         return unit_identity(known.normed_embedding)
 
     def embeddings(self, images: Tensor) -> Tensor:
-        """The identity [N, 512] of the largest face in each of some images [N, H, W, 3] in 0..1; nan without a face."""
+        """Identity vectors [N, 512] of the largest face in each image [N, H, W, 3] in 0..1; nan without a face."""
         rows = []
         for picture in map(to_pixels, images):
-            found, _ = self.find(picture)
-            chosen = choose_face(np.array([face.box for face in found]).reshape(-1, 4), None)
+            faces, _ = self.find(picture)
+            chosen = choose_face(np.array([face.box for face in faces]).reshape(-1, 4), None)
             missing = torch.full((512,), float("nan"))
-            rows.append(missing if chosen is None else self.id_embed(picture, found[chosen]))
+            rows.append(missing if chosen is None else self.id_embed(picture, faces[chosen]))
         return torch.stack(rows)
 
     def crop(self, picture: np.ndarray, face: Face) -> np.ndarray:
-        """A face [224, 224, 3], turned and scaled so that eyes, nose and mouth lie where ArcFace has them, times two.
+        """A face crop [224, 224, 3], aligned to ArcFace's landmark template at twice its size.
 
-        picture: [H, W, 3] 8-bit RGB, whole and unmasked, as published; what lies outside it is black.
+        picture: [H, W, 3] 8-bit RGB, whole and unmasked, as published; pixels outside it are black.
         """
         from insightface.utils import face_align
 
@@ -114,30 +114,30 @@ def _bgr(picture: np.ndarray) -> np.ndarray:
 
 
 def face_packs(folders: Iterable[str | Path]) -> dict[str, Path]:
-    """Model packs by name: the subfolders of `models` in these folders that hold .onnx files."""
-    found: dict[str, Path] = {}
+    """Model packs by name: the subfolders of `models` in these folders that contain .onnx files."""
+    packs: dict[str, Path] = {}
     for folder in folders:
         for pack in sorted(Path(folder).glob("models/*")):
             if any(pack.glob("*.onnx")):
-                found.setdefault(pack.name, pack)
-    return found
+                packs.setdefault(pack.name, pack)
+    return packs
 
 
 def load_face_analysis(folder: Path, provider: str) -> FaceAnalysis:
     """Load the detector and the recogniser of a model pack. provider: one of PROVIDERS.
 
-    Raises FaceAnalysisError when the pack, InsightFace, or the provider is missing, or the pack's files are of no use.
+    Raises FaceAnalysisError if the pack, InsightFace or the provider is missing, or if the pack cannot be loaded.
     """
     if not any(folder.glob("*.onnx")):  # InsightFace would try to download them
-        raise FaceAnalysisError(f"{folder} contains no .onnx files: put those of a face pack into {PLACE}.")
+        raise FaceAnalysisError(f"{folder} contains no .onnx files: put those of a face pack into {PACK_FOLDER}.")
     try:
         import onnxruntime
         from insightface.app import FaceAnalysis as Library
     except ImportError as error:
         raise FaceAnalysisError(
             f"Face analysis needs InsightFace, which cannot be imported ({error}): run 'pip install insightface "
-            f"onnxruntime' with ComfyUI's own Python, and put a face pack's .onnx files into {PLACE} (the packs that "
-            "InsightFace offers are for non-commercial research only)."
+            f"onnxruntime' with ComfyUI's own Python, and put a face pack's .onnx files into {PACK_FOLDER} (the "
+            "packs that InsightFace offers are for non-commercial research only)."
         ) from error
     available = onnxruntime.get_available_providers()
     if PROVIDERS[provider] not in available:
@@ -160,7 +160,7 @@ def load_face_analysis(folder: Path, provider: str) -> FaceAnalysis:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise FaceAnalysisError(
             f"{folder} is not a face pack with a detector and a recogniser, or it is damaged ({reason}): put all "
-            f".onnx files of a pack such as buffalo_l into {PLACE}."
+            f".onnx files of a pack such as buffalo_l into {PACK_FOLDER}."
         ) from error
     return FaceAnalysis(detector, recogniser)
 
@@ -172,12 +172,12 @@ def read_face(
     crop: np.ndarray | None,
     id_embed: Tensor | None,
 ) -> tuple[FacePart | None, str]:
-    """The face of a character and a clause that says where it comes from, or None and a clause that says why not.
+    """A character's face and a phrase for its source, or None and a phrase for the reason.
 
-    picture   [H, W, 3], mask [H, W] or None for all of it; crop [h, w, 3]: all 8-bit
-    analysis  finds the face: in the crop if there is one, else in the picture
-    crop      taken as it is, instead of an aligned one
-    id_embed  [512], instead of what the analysis reads
+    picture   [H, W, 3]; mask [H, W], or None for the whole image; crop [h, w, 3]: all 8-bit
+    analysis  finds the face: in the crop if there is one, otherwise in the image
+    crop      used as it is, instead of an aligned one
+    id_embed  [512], used instead of the one that the analysis computes
     """
     if analysis is None and crop is None:
         return None, "neither face_analysis nor face_crop is connected"

@@ -1,8 +1,8 @@
-"""Positional-aware Perceiver Resampler (PPR) of StoryMaker (arXiv 2409.12576): what a character looks like, as tokens.
+"""Positional-aware Perceiver Resampler (PPR) of StoryMaker (arXiv 2409.12576): image tokens for characters.
 
-The face's identity vector asks the face's picture (4 tokens), learned queries ask the whole character's (16 tokens),
-and a learned embedding per character keeps several of them apart. Tokens of the background come before all of them.
-Modules and parameters are named as in the part `image_proj_model` of StoryMaker's file.
+The face's identity vector supplies queries over the face features (4 tokens), learned queries attend to the features of
+the whole character (16 tokens), and a learned embedding per character keeps several of them apart. Background tokens
+come first. Modules and parameters are named as in the part `image_proj_model` of StoryMaker's file.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from einops import rearrange
 from torch import Tensor, nn
 
 CHARACTERS = 3
-"""Characters that the learned embeddings tell apart; the paper speaks of one or two."""
+"""Number of learned character embeddings; the paper shows one or two characters."""
 FACE_TOKENS, APPEARANCE_TOKENS = 4, 16
 TOKENS = FACE_TOKENS + APPEARANCE_TOKENS
-"""Tokens of each character, and of the background."""
+"""Tokens per character, and for the background."""
 FEATURES = 257
-"""Rows that CLIP ViT-H/14 makes of a picture: the class token and 16 x 16 patches."""
+"""CLIP ViT-H/14's tokens per image: the class token and 16 x 16 patches."""
 
 
 class PerceiverAttention(nn.Module):
-    """Queries look at a memory and at each other. [B, Q, width], [B, M, width] -> [B, Q, width]."""
+    """Queries attend to a memory and to each other. [B, Q, width], [B, M, width] -> [B, Q, width]."""
 
     def __init__(self, width: int, head_width: int, operations: Any, **where: Any):
         super().__init__()
@@ -40,16 +40,16 @@ class PerceiverAttention(nn.Module):
         q = self.to_q(queries)
         k, v = self.to_kv(torch.cat([memory, queries], dim=1)).chunk(2, dim=-1)
         q, k, v = (rearrange(part, "b n (h d) -> b h n d", d=self.head_width) for part in (q, k, v))
-        scale = self.head_width**-0.25  # on q and k alike, so that their product fits half precision
+        scale = self.head_width**-0.25  # on both q and k, so that their product fits half precision
         precise = torch.promote_types(q.dtype, torch.float32)
         weights = torch.softmax((q * scale) @ (k * scale).mT, dim=-1, dtype=precise).to(v.dtype)
         return self.to_out(rearrange(weights @ v, "b h n d -> b n (h d)"))
 
 
 class Resampler(nn.Module):
-    """A few queries gather what they want of a memory. [B, Q, width], [B, M, memory_width] -> [B, Q, out_width].
+    """Perceiver resampler: a few queries attend to a memory. [B, Q, width], [B, M, memory_width] -> [B, Q, out_width].
 
-    learned: number of queries that the module keeps as the parameter `latents` [1, learned, width], 0 for none.
+    learned: number of learned queries in the parameter `latents` [1, learned, width], 0 for none.
     """
 
     def __init__(
@@ -96,8 +96,8 @@ class PositionalPerceiverResampler(nn.Module):
     """StoryMaker's network from identity vectors and CLIP features to image tokens, 304.5 M parameters.
 
     Computes in the dtype of its inputs if `operations` (a namespace with Linear and LayerNorm, like torch.nn) casts
-    weights, else inputs have the weights' dtype. Weights come from a file: those of a new one mean nothing. The sizes
-    are StoryMaker's; smaller ones, in which head_width divides width and image_width, are for tests.
+    weights; otherwise inputs must have the weights' dtype. A new instance is untrained; load weights from a file. The
+    default sizes are StoryMaker's; tests use smaller ones, in which head_width divides width and image_width.
     """
 
     def __init__(
@@ -138,13 +138,13 @@ class PositionalPerceiverResampler(nn.Module):
         appearance_strength: float | Tensor = 1.0,
         positions: Sequence[int] | None = None,
     ) -> Tensor:
-        """Tokens of a picture with B characters: [1, 20 * (B + 1), width], the background's first.
+        """Image tokens for an image with B characters: [1, 20 * (B + 1), width], the background's first.
 
         Arguments as in `character_tokens`. Raises ValueError unless there are 1 to 3 characters.
         """
         if not 1 <= len(id_embeds) <= CHARACTERS:
             raise ValueError(
-                f"StoryMaker draws 1 to {CHARACTERS} characters in one picture, got {len(id_embeds)}: connect 1 to "
+                f"StoryMaker supports 1 to {CHARACTERS} characters per image, got {len(id_embeds)}: connect 1 to "
                 f"{CHARACTERS} characters."
             )
         return self.with_background(
@@ -160,14 +160,14 @@ class PositionalPerceiverResampler(nn.Module):
         appearance_strength: float | Tensor = 1.0,
         positions: Sequence[int] | None = None,
     ) -> Tensor:
-        """Tokens of each character without the background's: [B, 20, width], 4 of the face and 16 of the appearance.
+        """Tokens of each character without the background's: [B, 20, width], 4 for the face, 16 for the appearance.
 
         id_embeds: [B, id_width] unit vectors of the faces (ArcFace); character, face: [B, 257, image_width] CLIP
-        ViT-H/14 features, last layer but one, of the character and of the aligned face; face_strength,
-        appearance_strength: numbers or [B] that multiply these tokens before the characters' embeddings are added, 0
-        leaves them out (as training did now and then); positions: which embedding each character gets, 0 to 2, default
-        its number. As in StoryMaker's program, where the paper's "MLP" (arXiv 2409.12576) is one linear layer and a
-        norm. Raises ValueError when positions are not one of 0 to 2 for each character.
+        ViT-H/14 features, penultimate layer, of the character and of the aligned face; face_strength,
+        appearance_strength: numbers or [B] that multiply these tokens before the character embeddings are added; 0
+        drops them, as training did at times; positions: the embedding of each character, 0 to 2, default its index. As
+        in StoryMaker's program, where the paper's "MLP" (arXiv 2409.12576) is one linear layer and a norm. Raises
+        ValueError unless there is one position from 0 to 2 per character.
         """
         positions = list(range(len(id_embeds)) if positions is None else positions)
         if len(positions) != len(id_embeds) or not set(positions) <= set(range(CHARACTERS)):
@@ -195,9 +195,9 @@ class PositionalPerceiverResampler(nn.Module):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> Tensor:
-        """Tokens for the negative side of guidance: those of zero features, the background's as ever.
+        """Tokens for the negative: those of zero features, with the same background tokens.
 
-        dtype, device: of the computation, default those of the weights. Raises ValueError as `forward`.
+        dtype, device: of the computation, default those of the weights. Raises ValueError as in `forward`.
         """
         where = {"dtype": dtype or self.bg_embed.dtype, "device": device or self.bg_embed.device}
         picture = torch.zeros(characters, FEATURES, self.image_width, **where)

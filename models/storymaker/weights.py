@@ -1,8 +1,8 @@
-"""StoryMaker's file (arXiv 2409.12576): reads it safely and names its 1373 tensors as hosts name them.
+"""StoryMaker's file (arXiv 2409.12576): reads it safely and gives its 1373 tensors the names that hosts use.
 
-`mask.bin` holds the network that makes image tokens (`image_proj_model`, see `ppr`), and for each attention layer of
-SDXL's UNet a low-rank change of its projections and, for cross-attention, keys and values for the tokens
-(`ip_adapter`). It numbers the layers as diffusers lists them: down, up, middle; each block's self-attention, then its
+`mask.bin` contains the network that makes image tokens (`image_proj_model`, see `ppr`), and for each attention layer of
+SDXL's UNet a LoRA for its projections and, for cross-attention, key and value projections for the image tokens
+(`ip_adapter`). Layers are numbered in the order of diffusers: down, up, middle; each block's self-attention, then its
 cross-attention.
 """
 
@@ -27,19 +27,19 @@ MEANING = {PROJECTION: "the network that makes image tokens", ADAPTER: "the chan
 CONTEXT = 2048
 """Width of text and image tokens."""
 CHANNELS = 320
-"""Channels of SDXL's UNet, of which its layers' widths are multiples."""
+"""Base channels of SDXL's UNet; its layers' widths are multiples of it."""
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LONGEST = 300
-"""Characters of a name that an error tells."""
+"""Most characters of a name in an error message."""
 NAMED = 3
-"""Names of each kind that an error tells."""
+"""Most names of each kind in an error message."""
 
 Key = tuple[str, int, int]
-"""("input" | "middle" | "output", number, index of the transformer block), as ComfyUI counts."""
+"""("input" | "middle" | "output", number, index of the transformer block), in ComfyUI's numbering."""
 AGAIN = "download StoryMaker's mask.bin again"
 
 
-class Place(NamedTuple):
+class LayerSlot(NamedTuple):
     """A spatial transformer of SDXL's UNet: its names in diffusers and in ComfyUI, its width and number of blocks."""
 
     diffusers: str
@@ -49,38 +49,38 @@ class Place(NamedTuple):
     depth: int
 
 
-PLACES = (
-    Place("down_blocks.1.attentions.0", "input", 4, 640, 2),
-    Place("down_blocks.1.attentions.1", "input", 5, 640, 2),
-    Place("down_blocks.2.attentions.0", "input", 7, 1280, 10),
-    Place("down_blocks.2.attentions.1", "input", 8, 1280, 10),
-    Place("up_blocks.0.attentions.0", "output", 0, 1280, 10),
-    Place("up_blocks.0.attentions.1", "output", 1, 1280, 10),
-    Place("up_blocks.0.attentions.2", "output", 2, 1280, 10),
-    Place("up_blocks.1.attentions.0", "output", 3, 640, 2),
-    Place("up_blocks.1.attentions.1", "output", 4, 640, 2),
-    Place("up_blocks.1.attentions.2", "output", 5, 640, 2),
-    Place("mid_block.attentions.0", "middle", 0, 1280, 10),
+LAYER_SLOTS = (
+    LayerSlot("down_blocks.1.attentions.0", "input", 4, 640, 2),
+    LayerSlot("down_blocks.1.attentions.1", "input", 5, 640, 2),
+    LayerSlot("down_blocks.2.attentions.0", "input", 7, 1280, 10),
+    LayerSlot("down_blocks.2.attentions.1", "input", 8, 1280, 10),
+    LayerSlot("up_blocks.0.attentions.0", "output", 0, 1280, 10),
+    LayerSlot("up_blocks.0.attentions.1", "output", 1, 1280, 10),
+    LayerSlot("up_blocks.0.attentions.2", "output", 2, 1280, 10),
+    LayerSlot("up_blocks.1.attentions.0", "output", 3, 640, 2),
+    LayerSlot("up_blocks.1.attentions.1", "output", 4, 640, 2),
+    LayerSlot("up_blocks.1.attentions.2", "output", 5, 640, 2),
+    LayerSlot("mid_block.attentions.0", "middle", 0, 1280, 10),
 )
-"""In the order in which the file numbers them."""
+"""In the file's order."""
 
 
 class StoryMakerFileError(ValueError):
-    """A file is missing, damaged or not StoryMaker's; the message is one sentence for the user."""
+    """A file is missing, damaged or not StoryMaker's. The message is one sentence for the user."""
 
-    __module__ = "storyloom"  # ComfyUI shows it before the message, and would show the path of this file
+    __module__ = "storyloom"  # ComfyUI shows the module before the message; otherwise it would be this file's path
 
 
 @dataclass(frozen=True, eq=False)
 class StoryMakerWeights:
-    """StoryMaker's tensors in the dtype of the file.
+    """StoryMaker's tensors in the file's dtype.
 
     ppr       state dict of `ppr.PositionalPerceiverResampler`
-    lora      halves of the low-rank changes under diffusers' names, rank from the tensors, without alpha (factor 1):
+    lora      LoRA matrices under diffusers' names, rank from the tensors, without alpha (factor 1):
               `down_blocks.1.attentions.0.transformer_blocks.0.attn1.processor.to_q_lora.up.weight` [out, rank]
-    image_kv  by cross-attention layer, for example ("middle", 0, 9): the matrices [C, 2048] for keys and values
-    missing   one sentence on the half that the file lacks and that is empty here, "" when it is whole
-    unused    names of the file's tensors that belong to neither half
+    image_kv  cross-attention layer, for example ("middle", 0, 9) -> the key and value matrices [C, 2048]
+    missing   a sentence on the part that the file lacks, which is empty here; "" for a complete file
+    unused    names of the file's tensors that belong to neither part
     """
 
     ppr: dict[str, Tensor]
@@ -91,7 +91,7 @@ class StoryMakerWeights:
 
 
 class Layer(NamedTuple):
-    """An attention layer. processor: diffusers' name; source: width of what its keys and values are made of."""
+    """An attention layer. processor: diffusers' name; source: width of the inputs of its keys and values."""
 
     processor: str
     key: Key
@@ -101,22 +101,22 @@ class Layer(NamedTuple):
 
     @property
     def inputs(self) -> dict[str, int]:
-        """The projections that have a low-rank change, with the width of what each projects."""
+        """The projections that have a LoRA, and the width of each one's input."""
         return {"q": self.width, "k": self.source, "v": self.source, "out": self.width}
 
 
 def load_storymaker(state_dict: Mapping[str, Any]) -> StoryMakerWeights:
     """Sort the tensors of StoryMaker's file.
 
-    state_dict: {"image_proj_model": {...}, "ip_adapter": {...}}, the same under dotted names, or the inside of one of
-    the two, in float32, float16 or bfloat16, on the meta device too. Raises StoryMakerFileError, naming the tensors,
-    when a half that is there has not exactly its tensors, in their shapes and with finite values.
+    state_dict: {"image_proj_model": {...}, "ip_adapter": {...}}, the same with dotted names, or the contents of one of
+    the two, in float32, float16 or bfloat16; may be on the meta device. Raises StoryMakerFileError, which names the
+    tensors, unless each part that is present has exactly its tensors, with the right shapes and finite values.
     """
     parts, unused = split_parts(state_dict)
     projection, adapter = parts[PROJECTION], parts[ADAPTER]
     if not projection and not adapter:
-        found = f"only {listed(unused)}" if unused else "nothing"
-        raise StoryMakerFileError(f"The file contains {found}, and no part of StoryMaker: choose its mask.bin.")
+        content = f"only {listed(unused)}" if unused else "nothing"
+        raise StoryMakerFileError(f"The file contains {content}, and no part of StoryMaker: choose its mask.bin.")
     _refuse_faults(
         {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()},
         (_projection_shapes() if projection else {}) | (_adapter_shapes(adapter) if adapter else {}),
@@ -141,9 +141,9 @@ def load_storymaker(state_dict: Mapping[str, Any]) -> StoryMakerWeights:
 
 
 def split_parts(state_dict: Mapping[str, Any]) -> tuple[dict[str, dict[str, Tensor]], tuple[str, ...]]:
-    """The tensors of both parts by their names inside, and the names of those that belong to neither.
+    """The tensors of both parts by their names within the part, and the names of tensors that belong to neither.
 
-    state_dict: as for `load_storymaker`. Without the parts' names, numbered tensors are the adapter's.
+    state_dict: as for `load_storymaker`. If it lacks the names of the parts, numbered tensors are the adapter's.
     """
     parts: dict[str, dict[str, Tensor]] = {PROJECTION: {}, ADAPTER: {}}
     flat = _flat(state_dict)
@@ -161,28 +161,28 @@ def split_parts(state_dict: Mapping[str, Any]) -> tuple[dict[str, dict[str, Tens
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The tensors of a PyTorch or safetensors file, told apart by content; nested once, if the file is.
+    """The tensors of a PyTorch or safetensors file, recognised by content; nested once if the file is.
 
-    Nothing in the file is executed. Large files are mapped into memory instead of being read where their format allows
-    it. Raises StoryMakerFileError when the file is missing, damaged, of another kind, or holds more than tensors.
+    Nothing in the file is executed. Large files are memory-mapped if their format allows it. Raises StoryMakerFileError
+    if the file is missing, damaged, of another kind, or contains anything but tensors.
     """
     path = Path(path)
     return _only_tensors(read_weights(path, StoryMakerFileError, "choose StoryMaker's mask.bin", AGAIN), path)
 
 
 def _only_tensors(state_dict: Any, path: Path) -> dict[str, Any]:
-    """The same, once it is known to hold dense tensors on the CPU and nothing else. Raises StoryMakerFileError."""
+    """Return `state_dict` if it contains only dense CPU tensors. Otherwise raises StoryMakerFileError."""
     values = _flat(state_dict) if isinstance(state_dict, dict) else {"": state_dict}
     for name, value in values.items():
         dense = isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
         if not name or not dense:
-            found = f"{type(value).__name__} {name[:LONGEST]}".strip()
-            raise StoryMakerFileError(f'"{path}" contains something other than weights ({found}): {AGAIN}.')
+            content = f"{type(value).__name__} {name[:LONGEST]}".strip()
+            raise StoryMakerFileError(f'"{path}" contains something other than weights ({content}): {AGAIN}.')
     return state_dict
 
 
 def _flat(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of a dict and of the dicts in it, under dotted names."""
+    """Values of a dict and of the dicts inside it, under dotted names."""
     flat = {}
     for name, value in state_dict.items():
         if isinstance(value, Mapping):
@@ -193,13 +193,13 @@ def _flat(state_dict: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def layers(channels: int = CHANNELS) -> Iterator[Layer]:
-    """The 140 attention layers in the file's order. channels: of a smaller UNet with the layout of SDXL's."""
-    for place in PLACES:
-        width = place.width * channels // CHANNELS
-        for j in range(place.depth):
+    """The 140 attention layers in the file's order. channels: base channels of a UNet with SDXL's layout."""
+    for slot in LAYER_SLOTS:
+        width = slot.width * channels // CHANNELS
+        for j in range(slot.depth):
             for attn, source in (("attn1", width), ("attn2", CONTEXT)):
-                processor = f"{place.diffusers}.transformer_blocks.{j}.{attn}.processor"
-                yield Layer(processor, (place.part, place.number, j), width, source, attn == "attn2")
+                processor = f"{slot.diffusers}.transformer_blocks.{j}.{attn}.processor"
+                yield Layer(processor, (slot.part, slot.number, j), width, source, attn == "attn2")
 
 
 def _projection_shapes() -> dict[str, tuple[int, ...]]:
@@ -208,9 +208,9 @@ def _projection_shapes() -> dict[str, tuple[int, ...]]:
 
 
 def _adapter_shapes(adapter: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Shapes of the adapter's tensors; the rank of each pair is that of the half that is there, as far as it can be.
+    """Expected shapes of the adapter's tensors. The rank of each LoRA is read from the matrix that exists, and clamped.
 
-    A tensor in a file may be one number that claims to be billions, so a rank without bounds would be one of memory.
+    A tensor in a file may be one number expanded to billions, so an unlimited rank could exhaust memory.
     """
     shapes = {}
     for number, layer in enumerate(layers()):
@@ -225,18 +225,18 @@ def _adapter_shapes(adapter: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]
     return shapes
 
 
-def _refuse_faults(found: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise StoryMakerFileError unless `found` has exactly these names and shapes, and finite values.
+def _refuse_faults(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise StoryMakerFileError unless `tensors` has exactly these names and shapes, and finite values.
 
-    The message names the first faults of each kind; where there are more, the log has them all.
+    The message names the first faults of each kind; if there are more, the log lists them all.
     """
-    faults: dict[str, list[str]] = {"missing": [name for name in shapes if name not in found]}
-    for name, tensor in found.items():
+    faults: dict[str, list[str]] = {"missing": [name for name in shapes if name not in tensors]}
+    for name, tensor in tensors.items():
         if name not in shapes:
             faults.setdefault("unknown", []).append(name)
         elif tensor.shape != shapes[name]:
-            told = f"{name} {list(tensor.shape)} instead of {list(shapes[name])}"
-            faults.setdefault("of another shape", []).append(told)
+            mismatch = f"{name} {list(tensor.shape)} instead of {list(shapes[name])}"
+            faults.setdefault("of another shape", []).append(mismatch)
         elif tensor.dtype not in DTYPES:
             faults.setdefault("of an unsupported dtype", []).append(f"{name} {tensor.dtype}")
         elif not tensor.is_meta and not torch.stack(tensor.aminmax()).isfinite().all():
@@ -244,12 +244,12 @@ def _refuse_faults(found: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, 
     for fault, names in faults.items():
         if len(names) > NAMED:
             log.warning("Tensors of StoryMaker's file, %d %s: %s", len(names), fault, ", ".join(names))
-    told = "; ".join(f"{len(names)} {fault}: {listed(names)}" for fault, names in faults.items() if names)
-    if told:
-        raise StoryMakerFileError(f"The file's tensors do not match StoryMaker's ({told}): {AGAIN}.")
+    summary = "; ".join(f"{len(names)} {fault}: {listed(names)}" for fault, names in faults.items() if names)
+    if summary:
+        raise StoryMakerFileError(f"The file's tensors do not match StoryMaker's ({summary}): {AGAIN}.")
 
 
 def listed(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
+    """The first NAMED names, and how many more there are."""
     rest = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(name[:LONGEST] for name in names[:NAMED]) + rest

@@ -94,7 +94,7 @@ def someone(host, seed, name="", image=IMAGE, **flags):
     face, whole = torch.randn(2, 5, image, generator=generator)
     has = {"has_face": True, "has_character": True} | flags
     features = characters.CharacterFeatures(vector, face, whole, **has)
-    return characters.Character(name, ((features, 1.0),), torch.zeros(8, 8, 3))
+    return characters.CharacterReference(name, ((features, 1.0),), torch.zeros(8, 8, 3))
 
 
 def apply(graph, host, model, maker, *characters, regions=(), **changes):

@@ -151,7 +151,7 @@ def test_hostile_files_are_refused_and_the_server_goes_on(server, host):
     for name in ("storymaker", "storyloom_characters"):
         (models / name).mkdir()
     face = (torch.ones(512) / 512**0.5, torch.ones(257, 1280))
-    someone = characters.Character("", ((characters.features_of(face, None), 1.0),), torch.zeros(8, 8, 3))
+    someone = characters.CharacterReference("", ((characters.features_of(face, None), 1.0),), torch.zeros(8, 8, 3))
     characters.save_character(models / "storyloom_characters" / "good.safetensors", someone)
     face[1][3, 3] = torch.nan
     characters.save_character(models / "storyloom_characters" / "nan.safetensors", someone)

@@ -543,7 +543,7 @@ def test_another_number_of_masks_than_of_images_is_refused(host, graph, maker, f
         ("nobody's", "region_3 is connected but character_3 is not: connect that character, or disconnect the region"),
         (
             "width",
-            rf'The character "Fox" has a face vector of 32 numbers and features of width 48, and .* 32 and {IMAGE}: ',
+            rf'The character "Fox" has a face vector of 32 numbers and features of width 48, but .* 32 and {IMAGE}: ',
         ),
         ("window", "start_percent 0.9 is after end_percent 0.2"),
     ],

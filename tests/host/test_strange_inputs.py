@@ -55,7 +55,7 @@ def places(host, tmp_path):
     models = Path(folder_paths.models_dir)
     characters = host.pack("models.storymaker.characters")
     part = characters.features_of(None, torch.zeros(characters.FEATURES))
-    good = characters.Character("Fox", ((part, 1.0),), torch.zeros(8, 8, 3))
+    good = characters.CharacterReference("Fox", ((part, 1.0),), torch.zeros(8, 8, 3))
     made = []
     for _, folder, suffix in LOADERS.values():
         place = models / folder

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from storyloom.models.storymaker import characters, crops
 from storyloom.models.storymaker.characters import (
-    Character,
     CharacterFileError,
+    CharacterReference,
     blend,
     features_of,
     load_character,
@@ -42,7 +42,7 @@ def some(name="Fox", seed=0, face=True, character=True):
         (identity, tensor(257, 1280, seed=seed + 1)) if face else None,
         tensor(257, 1280, seed=seed + 2) if character else None,
     )
-    return Character(name, ((part, 1.0),), tensor(224, 224 * (face + character), 3, seed=seed).sigmoid())
+    return CharacterReference(name, ((part, 1.0),), tensor(224, 224 * (face + character), 3, seed=seed).sigmoid())
 
 
 def test_the_blur_has_the_weights_of_opencv_s_own_table():
@@ -262,7 +262,7 @@ def test_a_narrow_picture_in_a_blend_has_white_beside_it():
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
 def test_shares_always_sum_to_one(ratios):
-    tiny = Character("", ((None, 1.0),), torch.zeros(1, 1, 3))
+    tiny = CharacterReference("", ((None, 1.0),), torch.zeros(1, 1, 3))
     mixed = tiny
     for ratio in ratios:
         mixed = blend(mixed, tiny, ratio, "")
@@ -270,7 +270,7 @@ def test_shares_always_sum_to_one(ratios):
 
 
 def test_a_blend_too_large_for_a_file_is_refused():
-    tiny = Character("", ((None, 1 / 64),) * 64, torch.zeros(1, 1, 3))
+    tiny = CharacterReference("", ((None, 1 / 64),) * 64, torch.zeros(1, 1, 3))
     with pytest.raises(ValueError, match="at most 64 images, but this one has 128"):
         blend(tiny, tiny, 0.5, "")
 
@@ -303,8 +303,8 @@ def test_a_character_comes_back_from_its_file_as_it_was(tmp_path, character):
 
 def test_a_face_without_an_identity_vector_comes_back_too(tmp_path):
     part = features_of((torch.zeros(512), tensor(257, 1280)), None)
-    save_character(tmp_path / "x", Character("", ((part, 1.0),), torch.zeros(224, 224, 3)))
-    same(load_character(tmp_path / "x"), Character("", ((part, 1.0),), torch.zeros(224, 224, 3)))
+    save_character(tmp_path / "x", CharacterReference("", ((part, 1.0),), torch.zeros(224, 224, 3)))
+    same(load_character(tmp_path / "x"), CharacterReference("", ((part, 1.0),), torch.zeros(224, 224, 3)))
 
 
 def test_a_loaded_character_does_not_change_with_its_file(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from storyloom.measures.consistency import measure
-from storyloom.models.demo.similarity import DemoReader, understood
+from storyloom.models.demo.similarity import DemoReader, parsed
 from storyloom.world.draw import draw
 from storyloom.world.scene import Figure, Scene
 
@@ -58,7 +58,7 @@ def test_every_told_thing_counts_alike(reader, scene, share):
 
 def test_two_figures_are_matched_and_a_missing_one_shows_nothing(reader):
     prompt = "a red fox in a blue coat and a brown bear in a yellow sweater and green pants waving on the beach"
-    frame, (fox, bear) = understood(prompt)
+    frame, (fox, bear) = parsed(prompt)
     assert (frame.place, frame.action) == ("beach", "waving")
     assert (fox.species, dict(fox.looks)) == ("fox", {"fur": "red", "shirt": "blue"})
     assert (bear.species, dict(bear.looks)) == ("bear", {"fur": "brown", "shirt": "yellow", "trousers": "green"})

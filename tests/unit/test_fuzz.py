@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 import storyloom
 from storyloom.attention.consistent import anchor_sources, consistent_self_attention, sample_tokens
 from storyloom.models.demo import model as demo
-from storyloom.models.pickles import things_in
+from storyloom.models.pickles import expanded_size
 from storyloom.models.storymaker import characters, crops
 from storyloom.models.storymaker import weights as storymaker
 from storyloom.pages.comic import MAX_PIXELS, PageStyle, comic_pages, parse_colour
@@ -342,7 +342,7 @@ def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
     features = characters.features_of(None, torch.zeros(characters.FEATURES))
     characters.save_character(
-        folder / "character.safetensors", characters.Character("Fox", ((features, 1.0),), torch.zeros(8, 8, 3))
+        folder / "character.safetensors", characters.CharacterReference("Fox", ((features, 1.0),), torch.zeros(8, 8, 3))
     )
     weights = {"image_proj_model": {"bg_embed": torch.ones(2, 3)}, "ip_adapter": {"1.to_k_ip.weight": torch.ones(2)}}
     torch.save(weights, folder / "zip.bin")
@@ -436,7 +436,7 @@ def test_things_are_counted_as_they_are(thing):
         return 1 + sum(map(count, x)) if isinstance(x, (list, tuple)) else 1
 
     for protocol in (2, 4):
-        found = things_in(io.BytesIO(pickle.dumps(thing, protocol)))
+        found = expanded_size(io.BytesIO(pickle.dumps(thing, protocol)))
         assert count(thing) <= found + 1 and found <= 3 * count(thing) + 3 and math.isfinite(found)
 
 

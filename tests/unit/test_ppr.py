@@ -236,7 +236,7 @@ def test_blended_tokens_get_a_background(ppr):
 
 @pytest.mark.parametrize("characters", [0, 4])
 def test_other_numbers_of_characters_are_refused(ppr, characters):
-    with pytest.raises(ValueError, match=f"1 to 3 characters in one picture, got {characters}"):
+    with pytest.raises(ValueError, match=f"1 to 3 characters per image, got {characters}"):
         ppr(*features(characters))
     with pytest.raises(ValueError, match=f"got {characters}"):
         ppr.unconditional(characters)

@@ -10,7 +10,7 @@ from torch.func import functional_call
 
 from storyloom.attention.storymaker import ImageConditioning, RowCharacters, region_cover
 from storyloom.models.storymaker.adapter import StoryMakerAdapter
-from storyloom.models.storymaker.characters import Character, CharacterFeatures
+from storyloom.models.storymaker.characters import CharacterFeatures, CharacterReference
 from storyloom.models.storymaker.ppr import PositionalPerceiverResampler
 from storyloom.models.storymaker.weights import StoryMakerWeights
 from storyloom.prompts.conditioning import StoryCond, StoryRow
@@ -310,7 +310,7 @@ def features(seed, has_face=True, has_character=True):
 
 def character(*parts):
     shares = [1 / len(parts)] * len(parts) if isinstance(parts[0], CharacterFeatures) else None
-    return Character("", tuple(zip(parts, shares, strict=True)) if shares else parts, torch.zeros(1, 1, 3))
+    return CharacterReference("", tuple(zip(parts, shares, strict=True)) if shares else parts, torch.zeros(1, 1, 3))
 
 
 def tokens(adapter, *characters, face=1.0, appearance=1.0):
@@ -371,7 +371,7 @@ def test_keys_and_values_are_products_with_the_layers_matrices(adapter):
 
 @pytest.mark.parametrize("count", [0, 4])
 def test_1_to_3_characters_fit_into_a_picture(adapter, count):
-    with pytest.raises(ValueError, match=f"StoryMaker draws 1 to 3 characters in one picture, got {count}"):
+    with pytest.raises(ValueError, match=f"StoryMaker supports 1 to 3 characters per image, got {count}"):
         tokens(adapter, *[character(features(1))] * count)
 
 

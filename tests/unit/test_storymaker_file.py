@@ -477,7 +477,7 @@ def whole(monkeypatch):
     """A file with all names for a StoryMaker of its small size."""
     small = partial(PositionalPerceiverResampler, width=16, image_width=8, id_width=4, head_width=4)
     monkeypatch.setattr(storymaker, "PositionalPerceiverResampler", small)
-    monkeypatch.setattr(storymaker, "PLACES", tuple(place._replace(width=8) for place in storymaker.PLACES))
+    monkeypatch.setattr(storymaker, "LAYER_SLOTS", tuple(slot._replace(width=8) for slot in storymaker.LAYER_SLOTS))
     monkeypatch.setattr(storymaker, "CONTEXT", 16)
     generator = torch.Generator().manual_seed(0)
     shapes = {name: tuple(value.shape) for name, value in small(device="meta").state_dict().items()}
