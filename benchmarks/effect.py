@@ -31,8 +31,8 @@ from ..world.draw import draw
 from ..world.measures import Effect, Estimate, StoryPictures, effect, paired_difference
 from ..world.reader import Reader, accuracy, confusion
 from ..world.scene import SIZE, Figure, Scene
-from ..world.stories import WorldStory, random_cast, random_story
-from ..world.words import imagine
+from ..world.stereotypes import imagine
+from ..world.stories import WorldStory, random_story, random_story_of_two
 
 ROOT = Path(__file__).absolute().parent.parent
 OUT = ROOT / "out" / "effect"
@@ -205,9 +205,9 @@ def noisy_scenes(count: int, noise: float) -> Iterator[tuple[Scene, Scene]]:
     """Random scenes, and what the reader makes of their drawings with tint, blur and noise added."""
     random, reader = np.random.default_rng(9), Reader()
     for number in range(count):
-        story = random_story(number) if number % 2 else random_cast(number)
+        story = random_story(number) if number % 2 else random_story_of_two(number)
         frame = int(random.integers(len(story.frames)))
-        scene = imagine(story.frames, frame, story.told(frame), random, stereotypes=False)
+        scene = imagine(story.frames, frame, story.identities_in(frame), random, stereotypes=False)
         picture = draw(scene, random) / 255
         around = sum(np.roll(picture, shift, axis) for shift in (-1, 1) for axis in (0, 1)) / 4
         picture = 0.9 * picture + 0.1 * around + random.uniform(-0.03, 0.03, 3)

@@ -23,11 +23,11 @@ from PIL import Image
 
 from ..prompts.batches import plan_batches
 from ..scripts import comfyui
+from ..world.captions import FigureCaption, FrameCaption
 from ..world.measures import StoryPictures, per_story
 from ..world.reader import Reader
 from ..world.scene import ACTIONS, PLACES, PROPS
 from ..world.stories import WorldStory
-from ..world.words import FigureTold, FrameTold
 from .common import resident_mib, table
 
 WORKFLOW = Path(__file__).absolute().parent.parent / "workflows" / "api" / "Demo - Long Story.json"
@@ -36,12 +36,12 @@ WORKFLOW = Path(__file__).absolute().parent.parent / "workflows" / "api" / "Demo
 def long_story(frames: int) -> WorldStory:
     """A fox in a blue coat in so many frames, no two of them alike."""
     doing = [(action, "none") for action in ACTIONS] + [("standing", prop) for prop in PROPS[1:]]
-    told = [FrameTold(place, *what) for what, place in product(doing, PLACES)]
+    told = [FrameCaption(place, *what) for what, place in product(doing, PLACES)]
     if frames > len(told):
         raise SystemExit(f"The demo's world has {len(told)} different frames: ask for no more than these.")
     order = np.random.default_rng(1).permutation(len(told))[:frames]
     return WorldStory(
-        (FigureTold("fox", {"shirt": "blue"}),), tuple(told[number] for number in order), ((0,),) * frames
+        (FigureCaption("fox", {"shirt": "blue"}),), tuple(told[number] for number in order), ((0,),) * frames
     )
 
 

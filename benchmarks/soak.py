@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image
 
 from ..scripts import comfyui
-from ..world.stories import random_cast, random_story
+from ..world.stories import random_story, random_story_of_two
 from .common import resident_mib, table
 from .consistory.graph import TEXT_ENCODE, WHOLE
 
@@ -63,7 +63,9 @@ def story_graph(number: int, size: int, steps: int) -> dict:
     """The graph of one story; its frames are saved, its page is previewed."""
     method = METHODS[number % len(METHODS)]
     parts = set(method.split("+")) if method != "all" else {"svr", "ipca", "csa", "freeu", "storymaker"}
-    told = (random_cast if number % 3 == 2 else random_story)(FIRST_STORY + number, frames=5 if "long" in parts else 3)
+    told = (random_story_of_two if number % 3 == 2 else random_story)(
+        FIRST_STORY + number, frames=5 if "long" in parts else 3
+    )
     graph = Graph()
     demo = graph.add("StoryLoom_DemoModel")
     story = graph.add("StoryLoom_Script", identity=told.identity_text(), frames=told.frames_text(), style="")()

@@ -222,17 +222,17 @@ def measured(prompt: dict, rows: Mapping[str, Sequence]) -> list[str]:
 def heard(prompt: dict):
     """The workflow's story as a WorldStory. Raises NotMeasured."""
     from storyloom.prompts.script import StoryScriptError
-    from storyloom.world.hearing import hear_story, unheard
+    from storyloom.world.parsing import parse_error, parse_world_story
 
     if not nodes_of(prompt, "StoryLoom_DemoModel"):
         raise NotMeasured("only the demo model's pictures can be read.")
     texts = texts_of(prompt)
     try:
-        story = hear_story(*texts)
+        story = parse_world_story(*texts)
     except StoryScriptError as error:
         raise NotMeasured(str(error)) from None
     if story is None:
-        raise NotMeasured(unheard(*texts))
+        raise NotMeasured(parse_error(*texts))
     return story
 
 

@@ -45,12 +45,14 @@ from storyloom.prompts.tokens import END, PADDING, ROOM, START  # noqa: E402
 from storyloom.standalone.layers import Remembered  # noqa: E402
 from storyloom.standalone.text import token_ids  # noqa: E402
 from storyloom.standalone.unet import build_unet, diffusers_names  # noqa: E402
+from storyloom.world.captions import FigureCaption, FrameCaption, figure_words, frame_words  # noqa: E402
 from storyloom.world.draw import draw  # noqa: E402
 from storyloom.world.measures import StoryPictures, effect  # noqa: E402
 from storyloom.world.reader import Reader  # noqa: E402
 from storyloom.world.scene import ACTIONS, LOOKS, PLACES, PROPS, SIZE, SPECIES  # noqa: E402
+from storyloom.world.stereotypes import imagine  # noqa: E402
 from storyloom.world.stories import Lesson, random_lesson, random_story  # noqa: E402
-from storyloom.world.words import FigureTold, FrameTold, all_phrases, figure_words, frame_words, imagine  # noqa: E402
+from storyloom.world.words import all_phrases  # noqa: E402
 
 PICTURES = 32
 READ_RATE = RATE = 2e-3
@@ -170,7 +172,7 @@ class Questions(nn.Module):
         return sum(errors) / len(errors)
 
 
-def told_of(frame: FrameTold | None, who: FigureTold | None) -> dict[str, str]:
+def told_of(frame: FrameCaption | None, who: FigureCaption | None) -> dict[str, str]:
     """Answers to ASKED for a text that tells of a frame, of a character or of both."""
     told = {"place": frame.place, "action": frame.action, "prop": frame.prop} if frame else {}
     if who:

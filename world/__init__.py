@@ -1,1 +1,1 @@
-"""The demo model's story world: pictures whose every attribute is known, their captions, and how to read them back."""
+"""The demo model's story world: pictures with known attributes, their captions, and a reader that recovers both."""

@@ -1,7 +1,7 @@
-"""How well pictures of stories follow their text, and how alike they show a character where the text leaves it open.
+"""How well pictures of stories follow their text, and how consistent a character's looks are where it leaves them open.
 
-Two pictures of unrelated stories agree now and then, and more often where a method draws everybody alike. What counts
-is the gain: agreement within stories above that chance.
+Pictures of unrelated stories sometimes agree by chance, more often if a method draws all characters alike. The measure
+to compare is the gain: agreement within stories above that chance.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from itertools import permutations
 
 import numpy as np
 
+from .captions import FigureCaption
 from .scene import LOOKS, Figure, Scene
 from .stories import WorldStory
-from .words import FigureTold
 
 RATES = ("place", "action", "prop", "figures", "species", "looks")
 
 
 @dataclass(frozen=True)
 class StoryPictures:
-    """What was told and what its pictures show. scenes: one per frame, as read."""
+    """A story and its pictures. scenes: as the reader returns them, one per frame."""
 
     story: WorldStory
     scenes: tuple[Scene, ...]
@@ -31,15 +31,15 @@ class StoryPictures:
         if frames != scenes:
             raise ValueError(f"Every frame of a story needs one picture: got {frames} frames and {scenes} pictures.")
 
-    def cast(self, frame: int) -> dict[int, Figure | None]:
-        """Identity -> the figure that shows it in a frame, None where none is left for it."""
-        told = self.story.told(frame)
-        return dict(zip(self.story.shown[frame], match(told, self.scenes[frame].figures), strict=True))
+    def figures_in(self, frame: int) -> dict[int, Figure | None]:
+        """Index of each identity in a frame -> the figure that shows it, None if there is none."""
+        identities = self.story.identities_in(frame)
+        return dict(zip(self.story.shown[frame], match(identities, self.scenes[frame].figures), strict=True))
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over n stories and the ends of its 95 % interval; nan without stories."""
+    """A mean over n stories and the bounds of its 95 % interval; nan without stories."""
 
     mean: float
     low: float
@@ -49,11 +49,11 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Effect:
-    """What a method does to stories, or how much more of it than another method.
+    """The measures of a method's pictures, or their difference from another method's.
 
-    alignment: frames that show everything that was told. consistency: agreement of open looks between the frames of a
-    story. chance: the same between stories. gain: consistency - chance. rates: alignment by RATES.
-    stories: all that were given; those that an estimate cannot be made of are missing from its n.
+    alignment: share of frames that show everything in their text. consistency: agreement of open looks between the
+    frames of a story. chance: the same between stories. gain: consistency - chance. rates: alignment by RATES.
+    stories: number of all stories; an estimate's n counts only those for which it is defined.
     """
 
     alignment: Estimate
@@ -64,26 +64,25 @@ class Effect:
     stories: int
 
 
-def match(told: Sequence[FigureTold], figures: Sequence[Figure]) -> tuple[Figure | None, ...]:
-    """The figure for each identity: those that fit most species, then most named looks, then in the order of the text.
+def match(identities: Sequence[FigureCaption], figures: Sequence[Figure]) -> tuple[Figure | None, ...]:
+    """The figure for each identity, None where there are too few figures.
 
-    Looks that are left open have no say.
+    Chosen to fit the most species, then the most named looks, then the order of the text. Open looks do not matter.
     """
 
     def fit(chosen: tuple[Figure | None, ...]) -> tuple[int, int]:
-        pairs = [(who, figure) for who, figure in zip(told, chosen, strict=True) if figure is not None]
+        pairs = [(who, figure) for who, figure in zip(identities, chosen, strict=True) if figure is not None]
         species = sum(who.species == figure.species for who, figure in pairs)
         looks = sum(getattr(figure, look) == value for who, figure in pairs for look, value in who.looks.items())
         return species, looks
 
-    return max(permutations((*figures, *[None] * len(told)), len(told)), key=fit)
+    return max(permutations((*figures, *[None] * len(identities)), len(identities)), key=fit)
 
 
 def aligned(pictures: StoryPictures, frame: int) -> dict[str, float]:
-    """RATES of one frame: the share of what was told that the picture shows; nan where nothing was."""
-    told, scene = pictures.story.frames[frame], pictures.scenes[frame]
-    cast = pictures.cast(frame)
-    people = [(pictures.story.identities[i], figure) for i, figure in cast.items()]
+    """RATES of one frame: the share of the text's values that the picture shows; nan where the text names none."""
+    caption, scene = pictures.story.frames[frame], pictures.scenes[frame]
+    people = [(pictures.story.identities[i], figure) for i, figure in pictures.figures_in(frame).items()]
     species = [figure is not None and who.species == figure.species for who, figure in people]
     looks = [
         figure is not None and getattr(figure, look) == value
@@ -91,9 +90,9 @@ def aligned(pictures: StoryPictures, frame: int) -> dict[str, float]:
         for look, value in who.looks.items()
     ]
     return {
-        "place": float(scene.place == told.place),
-        "action": float(scene.action == told.action),
-        "prop": float(scene.prop == told.prop),
+        "place": float(scene.place == caption.place),
+        "action": float(scene.action == caption.action),
+        "prop": float(scene.prop == caption.prop),
         "figures": float(len(scene.figures) == len(people)),
         "species": _mean(species),
         "looks": _mean(looks),
@@ -101,14 +100,13 @@ def aligned(pictures: StoryPictures, frame: int) -> dict[str, float]:
 
 
 def per_story(stories: Sequence[StoryPictures]) -> dict[str, np.ndarray]:
-    """The fields of Effect that are estimates and RATES, one value per story: float [stories].
+    """The estimates of Effect and its RATES, one value per story: float [stories].
 
-    A character's look that the identity leaves open counts by the share of pairs of frames in which it is the same. A
-    character that a frame should show and does not agrees with nobody. Consistency is the mean over a story's
-    characters and their open looks; chance is that of pairs of one frame of this story and one of another story whose
-    character leaves the look open too.
+    An open look of a character scores the share of pairs of frames in which it is the same. A character missing from a
+    frame's picture agrees with no other. Consistency is the mean over a story's characters and their open looks; chance
+    is the same for pairs of one frame of this story and one of another story whose character leaves the look open too.
     nan: consistency, chance and gain where no character with an open look is in two frames; chance and gain also where
-    no other story leaves such a look open; rates where nothing of the kind was told.
+    no other story leaves such a look open; rates where the text names no such value.
     """
     values: dict[str, list[float]] = {name: [] for name in ("alignment", *RATES)}
     for pictures in stories:
@@ -120,11 +118,10 @@ def per_story(stories: Sequence[StoryPictures]) -> dict[str, np.ndarray]:
 
 
 def _open_looks(pictures: StoryPictures) -> Iterator[tuple[str, int, np.ndarray]]:
-    """For every character and look left open: the look, in how many frames it should show, in how many it has which
-    value."""
-    casts = [pictures.cast(frame) for frame in range(len(pictures.scenes))]
+    """(look, number of frames that should show it, number of frames by its value) of every character's open looks."""
+    frames = [pictures.figures_in(frame) for frame in range(len(pictures.scenes))]
     for identity, who in enumerate(pictures.story.identities):
-        figures = [cast[identity] for cast in casts if identity in cast]
+        figures = [frame[identity] for frame in frames if identity in frame]
         for look, values in LOOKS.items():
             if look not in who.looks and figures:
                 shown = [getattr(figure, look) for figure in figures if figure is not None]
@@ -133,16 +130,16 @@ def _open_looks(pictures: StoryPictures) -> Iterator[tuple[str, int, np.ndarray]
 
 def _agreement(stories: Sequence[StoryPictures]) -> dict[str, np.ndarray]:
     """Consistency, chance and gain of each story."""
-    found = [list(_open_looks(pictures)) for pictures in stories]
+    open_looks = [list(_open_looks(pictures)) for pictures in stories]
     frames = np.zeros((len(LOOKS), len(stories)))
     counts = {look: np.zeros((len(stories), len(values))) for look, values in LOOKS.items()}
     rows = list(LOOKS)
-    for story, looks in enumerate(found):
+    for story, looks in enumerate(open_looks):
         for look, n, count in looks:
             frames[rows.index(look), story] += n
             counts[look][story] += count
     consistency, chance = np.full((2, len(stories)), np.nan)
-    for story, looks in enumerate(found):
+    for story, looks in enumerate(open_looks):
         same, by_chance = [], []
         for look, n, count in looks:
             if n < 2:
@@ -160,7 +157,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def interval(values: Sequence[float], seed: int = 0, resamples: int = 2000) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean of values [n], one per story; nan, nan of none."""
+    """95 % percentile bootstrap interval of the mean of values [n], one per story; (nan, nan) without values."""
     values = np.asarray(values, float)
     if not len(values):
         return float("nan"), float("nan")
@@ -181,16 +178,16 @@ def _effect(values: Mapping[str, np.ndarray]) -> Effect:
 
 
 def effect(stories: Sequence[StoryPictures]) -> Effect:
-    """What a method did to these stories."""
+    """The measures of these stories' pictures."""
     return _effect(per_story(stories))
 
 
 def paired_difference(ours: Sequence[StoryPictures], theirs: Sequence[StoryPictures]) -> Effect:
-    """How much more one method does than another on the same stories, each story compared with itself.
+    """The difference between two methods on the same stories, each story compared with itself.
 
-    ValueError if the methods were not given the same stories in the same order.
+    Raises ValueError unless both have the same stories in the same order.
     """
     if [pictures.story for pictures in ours] != [pictures.story for pictures in theirs]:
-        raise ValueError("Methods can be compared story by story only on the same stories in the same order.")
+        raise ValueError("A paired comparison needs the same stories in the same order for both methods.")
     one, other = per_story(ours), per_story(theirs)
     return _effect({name: one[name] - other[name] for name in one})

@@ -1,7 +1,7 @@
-"""Reads a scene back from its picture by drawing every scene and comparing: nothing here is trained.
+"""Reads a scene back from its picture by comparing it with drawings of every scene; no part of it is trained.
 
-A picture is explained by figures in every pose, the colours of their looks and the drawings of a place; the scene that
-leaves the smallest error is what the picture shows.
+Every combination of figures in all poses, colours of their looks and a place is compared with the picture; the scene
+with the smallest error is returned.
 """
 
 from __future__ import annotations
@@ -13,19 +13,21 @@ from itertools import product
 
 import numpy as np
 
-from .draw import HALF, NOTHING, SHIFTS, background, compose
+from .backgrounds import background
+from .canvas import EMPTY
+from .draw import HALF, SHIFTS, compose
 from .scene import ACTIONS, CLOTHES, FURS, LOOKS, PLACES, PROPS, SIZE, SPECIES, TOGETHER, Figure, Scene
 
 CLIP = 0.2
-"""Largest squared colour distance (sum over red, green and blue in 0..1) that one pixel can count."""
+"""Upper limit of one pixel's squared colour distance (sum over red, green and blue in 0..1)."""
 SURPRISE = 0.0128
-"""Squared distance that a pixel of a place costs per nat of how rarely it is drawn so: 2 x (noise of 0.08) squared."""
+"""Squared distance added to a background pixel per nat of its colour's rarity: 2 x (noise of 0.08) squared."""
 DRAWINGS = 160
-"""Drawings of a place that tell how often each of its pixels has which colour."""
+"""Drawings of a place from which the frequency of each colour at each pixel is counted."""
 MARKED = Figure("cat", "pink", "purple", "green", "none")
-"""Its looks have colours that nothing else on a figure has."""
+"""A figure whose looks have colours that no other part of a figure has."""
 DARK = "black"
-"""The fur on which details are drawn in other colours than on the rest."""
+"""The fur on which details are drawn in different colours than on the others."""
 
 VALUES: dict[str, tuple] = {
     "place": PLACES,
@@ -39,7 +41,7 @@ VALUES: dict[str, tuple] = {
 
 @dataclass(frozen=True)
 class Reading:
-    """What a picture shows, and how badly that explains it.
+    """The scene of a picture and its error.
 
     error: mean over the pixels of the squared colour distance (sum over three channels in 0..1), each at most CLIP.
     """
@@ -50,11 +52,11 @@ class Reading:
 
 @dataclass(frozen=True)
 class Poses:
-    """Every pose in which a figure can stand in some columns of the picture, T of them, each moved in M ways.
+    """The T possible poses of a figure in some columns of the picture, each in M positions.
 
-    keys: (action, prop, species, hat) of each pose, ordered by action. moves: columns to the right.
+    keys: (action, prop, species, hat) of each pose, ordered by action. moves: columns to the right, one per position.
     masks: "covered" and the looks with colours -> float32 [T, P], the pixels that show the figure and that look.
-    fixed: for fur that is not DARK and for fur that is, (flat indices into distances [C, P], where each pose begins).
+    fixed: for fur other than DARK and for DARK, (flat indices into distances [C, P], start of each pose in them).
     """
 
     columns: slice
@@ -66,10 +68,11 @@ class Poses:
 
 @dataclass(frozen=True)
 class Tables:
-    """What a Reader compares pictures with.
+    """The drawings that a Reader compares pictures with.
 
-    colours: float32 [C, 3]; looks: look -> [values] rows of colours; places: per place, its K rows of colours and
-    their cost [K, 24 * 24] in squared distance; one, left, right: a single figure and the halves of a picture of two.
+    colours: float32 [C, 3]; looks: look -> [values] indices into colours; places: per place, its K indices into colours
+    and their cost [K, 24 * 24] in squared distance; one, left, right: poses of a single figure and of each half of a
+    picture of two.
     """
 
     colours: np.ndarray
@@ -81,14 +84,14 @@ class Tables:
 
 
 def _codes(pictures: np.ndarray) -> np.ndarray:
-    """Each colour of a signed picture [..., 3] as one number, negative where nothing is drawn."""
+    """Each colour of a signed picture [..., 3] as one number, negative for EMPTY pixels."""
     red, green, blue = np.moveaxis(pictures.astype(np.int32), -1, 0)
     return (red << 16) + (green << 8) + blue
 
 
 def _draw(actions: Iterable[str], props: Iterable[str], shifts: Iterable[int], count: int) -> tuple[list, np.ndarray]:
-    """(action, prop, species, hat) of T poses, ordered by action, and their codes [2, T, 24, 24], MARKED and DARK."""
-    empty = np.full((SIZE, SIZE, 3), NOTHING, np.int16)
+    """(action, prop, species, hat) of T poses, ordered by action, and codes [2, T, 24, 24] in MARKED and DARK fur."""
+    empty = np.full((SIZE, SIZE, 3), EMPTY, np.int16)
     keys, drawn = [], ([], [])
     for action, prop, species, hat, at in product(actions, props, SPECIES, LOOKS["hat"], shifts):
         keys.append((action, prop, species, hat))
@@ -99,7 +102,7 @@ def _draw(actions: Iterable[str], props: Iterable[str], shifts: Iterable[int], c
 
 
 def _poses(columns: slice, keys: list, moves: tuple[int, ...], drawn: np.ndarray, colours: np.ndarray) -> Poses:
-    """Poses from codes [2, T, 24, 24], of which only some columns count; colours: sorted codes [C]."""
+    """Poses from some columns of codes [2, T, 24, 24]; colours: sorted codes [C]."""
     marked, dark = drawn[..., columns].reshape(2, len(keys), -1)
     covered = marked >= 0
     looks = {
@@ -119,9 +122,9 @@ def _poses(columns: slice, keys: list, moves: tuple[int, ...], drawn: np.ndarray
 
 @cache
 def tables() -> Tables:
-    """Draw everything once; takes less than a second.
+    """The tables, drawn once in less than a second.
 
-    A single figure is drawn in the middle, where the borders cut nothing, and moved.
+    A single figure is drawn in the middle, where the borders clip no part of it, and moved.
     """
     middle = SHIFTS[1][len(SHIFTS[1]) // 2]
     keys, drawn = _draw(ACTIONS, PROPS, [middle], 1)
@@ -140,10 +143,10 @@ def tables() -> Tables:
     colours = colours[colours >= 0]
     places = []
     for codes in scenery:
-        seen = np.unique(codes)
-        often = np.stack([(codes == code).mean(0) for code in seen])
-        often = (DRAWINGS * often + often.mean(1, keepdims=True)) / (DRAWINGS + 1)
-        places.append((np.searchsorted(colours, seen), (-SURPRISE * np.log(often)).astype(np.float32)))
+        values = np.unique(codes)
+        frequency = np.stack([(codes == code).mean(0) for code in values])
+        frequency = (DRAWINGS * frequency + frequency.mean(1, keepdims=True)) / (DRAWINGS + 1)
+        places.append((np.searchsorted(colours, values), (-SURPRISE * np.log(frequency)).astype(np.float32)))
     return Tables(
         (np.stack([colours >> 16, colours >> 8 & 255, colours & 255], -1) / 255).astype(np.float32),
         {look: np.searchsorted(colours, codes) for look, codes in palettes.items()},
@@ -155,13 +158,13 @@ def tables() -> Tables:
 
 
 class Reader:
-    """Reads pictures. The tables are built by the first one and shared."""
+    """Reads pictures. All readers share one set of tables."""
 
     def __init__(self) -> None:
         self._tables = tables()
 
     def read(self, picture: np.ndarray) -> Reading:
-        """The scene of a picture, floats in 0..1 [S, S, 3] where S is a multiple of 24; ValueError for any other."""
+        """The scene of a picture: floats in 0..1 [S, S, 3], S a multiple of 24. Raises ValueError for any other."""
         table = self._tables
         pixels = _small(picture)
         distances = np.square(pixels - table.colours[:, None, None]).sum(-1).clip(max=CLIP)
@@ -175,9 +178,7 @@ class Reader:
         scenery = np.stack(costs).reshape(len(PLACES), SIZE, SIZE)
         bare = np.stack(errors).reshape(len(PLACES), SIZE, SIZE)
 
-        one, left, right = (
-            _Explained(poses, table, distances, scenery) for poses in (table.one, table.left, table.right)
-        )
+        one, left, right = (_Fit(poses, table, distances, scenery) for poses in (table.one, table.left, table.right))
         sides = [side.totals.reshape(len(TOGETHER), -1, len(PLACES)) for side in (left, right)]
         both = sides[0].min(1) + sides[1].min(1)
         if one.totals.min() <= both.min():
@@ -199,10 +200,10 @@ class Reader:
         return [self.read(picture) for picture in pictures]
 
 
-class _Explained:
-    """How well each pose, moved in each way, and each colour of a look explain some columns of one picture.
+class _Fit:
+    """How well each pose in each position, with the best colours of its looks, fits some columns of one picture.
 
-    totals: cost [T * M, places]. Moving a figure to the right is done by moving the picture to the left.
+    totals: cost [T * M, places]. Instead of moving the figure to the right, the picture is moved to the left.
     """
 
     def __init__(self, poses: Poses, table: Tables, distances: np.ndarray, scenery: np.ndarray) -> None:
@@ -216,7 +217,7 @@ class _Explained:
         self.totals = self._body[:, None] + self._behind(scenery)
 
     def _behind(self, costs: np.ndarray) -> np.ndarray:
-        """Sums of costs [V, 24, 24] over the pixels that a pose leaves free [T * M, V]."""
+        """Sums [T * M, V] of costs [V, 24, 24] over the pixels that a pose does not cover."""
         costs = costs[..., self._poses.columns]
         return costs.sum((1, 2)) - _sums(self._poses.masks["covered"], _moved(costs, self._poses.moves))
 
@@ -229,12 +230,12 @@ class _Explained:
         return Figure(species, **colours, hat=hat)
 
     def error(self, pose: int, bare: np.ndarray) -> float:
-        """Squared distance that is left; bare: that of the place alone [24, 24]."""
+        """Remaining squared distance. bare: that of the place alone [24, 24]."""
         return float(self._body[pose] + self._behind(bare[None])[pose, 0])
 
 
 def _moved(costs: np.ndarray, moves: tuple[int, ...]) -> np.ndarray:
-    """Costs [V, 24, W] moved by columns to the left, 0 where nothing was: [M, V, 24 * W]."""
+    """Costs [V, 24, W] moved to the left by each number of columns, filled with 0: [M, V, 24 * W]."""
     width = costs.shape[-1]
     moved = np.zeros((len(moves), *costs.shape), np.float32)
     for to, by in zip(moved, moves, strict=True):
@@ -243,30 +244,30 @@ def _moved(costs: np.ndarray, moves: tuple[int, ...]) -> np.ndarray:
 
 
 def _sums(masks: np.ndarray, costs: np.ndarray) -> np.ndarray:
-    """Sums of costs [M, V, P] over masks [T, P]: [T * M, V]."""
+    """Sums [T * M, V] of costs [M, V, P] over masks [T, P]."""
     moves, values, pixels = costs.shape
     return (masks @ costs.reshape(-1, pixels).T).reshape(-1, values)
 
 
 def _small(picture: np.ndarray) -> np.ndarray:
-    """Means of blocks, float32 [24, 24, 3]."""
+    """The picture reduced to float32 [24, 24, 3] by block means. Raises ValueError for a wrong shape or type."""
     picture = np.asarray(picture)
     shape = picture.shape
     if len(shape) != 3 or shape[0] != shape[1] or shape[0] == 0 or shape[0] % SIZE or shape[2] != 3:
         raise ValueError(f"The reader needs a square picture [S, S, 3] with S a multiple of {SIZE}, got {list(shape)}.")
     if not np.issubdtype(picture.dtype, np.floating):
-        raise ValueError(f"The reader needs colours as floats from 0 to 1, got {picture.dtype}: divide by 255.")
+        raise ValueError(f"The reader needs colours as floats from 0 to 1, got {picture.dtype}; divide by 255.")
     block = shape[0] // SIZE
     small = picture.reshape(SIZE, block, SIZE, block, 3).mean((1, 3)).astype(np.float32)
     if not np.isfinite(small).all():
-        raise ValueError("The reader needs colours from 0 to 1, got some that are not finite.")
+        raise ValueError("The reader needs colours from 0 to 1, but some are not finite.")
     return small
 
 
 def confusion(pairs: Iterable[tuple[Scene, Scene]]) -> dict[str, tuple[tuple, np.ndarray]]:
-    """How often each value of an attribute was read as which: attribute -> (labels, counts [true, read]).
+    """How often each value of an attribute was read as each other: attribute -> (labels, counts [true, read]).
 
-    pairs: true and read scenes. Attributes of figures count where both scenes have as many, from left to right.
+    pairs: true and read scenes. Attributes of figures count if both scenes have equally many, from left to right.
     """
     counts: dict[str, tuple[tuple, np.ndarray]] = {
         attribute: (labels, np.zeros((len(labels), len(labels)), np.int64)) for attribute, labels in VALUES.items()
@@ -288,7 +289,7 @@ def confusion(pairs: Iterable[tuple[Scene, Scene]]) -> dict[str, tuple[tuple, np
 
 
 def accuracy(counts: Mapping[str, tuple[tuple, np.ndarray]]) -> dict[str, float]:
-    """The share of each attribute that `confusion` counted on the diagonal; nan where it counted nothing."""
+    """The share of each attribute's counts that is on the diagonal of `confusion`; nan without counts."""
     return {
         attribute: float(matrix.trace() / matrix.sum()) if matrix.sum() else float("nan")
         for attribute, (_, matrix) in counts.items()

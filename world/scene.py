@@ -1,4 +1,4 @@
-"""What a picture of the story world can show, as plain data."""
+"""The content of a picture of the story world, as plain data."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ LOOKS: dict[str, tuple[str, ...]] = {
 """Attributes of a character that a caption may leave open, with their values."""
 
 TOGETHER = ("standing", "jumping", "sitting", "waving")
-"""Actions of a picture with two characters; it has no props."""
+"""Actions that a picture of two characters can show; such a picture has no props."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One character as it is drawn: `species` of SPECIES, the other values of LOOKS."""
+    """One character as drawn: `species` from SPECIES, the other values from LOOKS."""
 
     species: str
     fur: str
@@ -56,7 +56,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture. figures: one or two, left to right; both do the same. Two figures have no prop."""
+    """One picture. figures: one or two, left to right, with the same action. Two figures have no prop."""
 
     place: str
     action: str

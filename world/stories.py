@@ -1,4 +1,4 @@
-"""Random stories of the world, in every form in which a story can be given: frame prompts, one prompt, a script."""
+"""Random stories of the world, as frame prompts, one prompt or a script, and training captions."""
 
 from __future__ import annotations
 
@@ -6,95 +6,96 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .captions import FigureCaption, FrameCaption, any_figure, any_frame, figure_words, frame_words
 from .scene import ACTIONS, LOOKS, PLACES, PROPS, SPECIES, TOGETHER
-from .words import AFTER, BEFORE, FigureTold, FrameTold, any_figure, any_frame, figure_words, frame_words
+from .words import AFTER, BEFORE
 
 NICKNAMES = ("Ann", "Bob")
-"""How scripts call the two characters; a script's names never reach the text encoders."""
+"""Names of the two characters in a script; they never reach the text encoders."""
 
 
 @dataclass(frozen=True)
 class WorldStory:
-    """Identities and frames. shown: which identities each frame shows, numbers into `identities`."""
+    """Identities and frames. shown: for each frame, the indices into `identities` of the characters in it."""
 
-    identities: tuple[FigureTold, ...]
-    frames: tuple[FrameTold, ...]
+    identities: tuple[FigureCaption, ...]
+    frames: tuple[FrameCaption, ...]
     shown: tuple[tuple[int, ...], ...]
 
     def identity_text(self) -> str:
-        """The identities box of a story script; names in brackets where there are several."""
+        """The identities box of a story script; with several characters, each has its name in brackets."""
         if len(self.identities) == 1:
             return figure_words(self.identities[0])
         named = zip(NICKNAMES, self.identities, strict=False)
         return "\n".join(f"[{name}] {figure_words(who)}" for name, who in named)
 
     def frames_text(self) -> str:
-        """The frames box of a story script, a line per frame."""
+        """The frames box of a story script, one line per frame."""
         if len(self.identities) == 1:
             return "\n".join(frame_words(frame) for frame in self.frames)
         heads = (" and ".join(f"[{NICKNAMES[i]}]" for i in shown) for shown in self.shown)
         return "\n".join(f"{head} {frame_words(frame)}" for head, frame in zip(heads, self.frames, strict=True))
 
-    def told(self, frame: int) -> tuple[FigureTold, ...]:
-        """The identities of one frame."""
+    def identities_in(self, frame: int) -> tuple[FigureCaption, ...]:
+        """The identities that one frame shows."""
         return tuple(self.identities[i] for i in self.shown[frame])
 
 
 def random_story(seed: int, frames: int = 4, named: float = 0.25) -> WorldStory:
-    """A story of one character whose frames differ in place and in action or prop. The same seed, the same story.
+    """A story of one character whose frames differ in place and in action or prop; a seed always gives the same story.
 
     named: probability that the identity names a look. Fits one prompt of 75 tokens up to six frames.
     """
     random = np.random.default_rng([seed, 1])
     looks = {look: str(random.choice(values)) for look, values in LOOKS.items() if random.random() < named}
     adjective = any_figure(random).adjectives
-    identity = FigureTold(str(random.choice(SPECIES)), looks, adjective)
+    identity = FigureCaption(str(random.choice(SPECIES)), looks, adjective)
     places = random.permutation(PLACES)[:frames]
-    doing = [("action", action) for action in ACTIONS[1:]] + [("prop", prop) for prop in PROPS[1:]]
-    chosen = [doing[i] for i in random.permutation(len(doing))[:frames]]
-    told = tuple(
-        FrameTold(str(place), what if kind == "action" else "standing", what if kind == "prop" else "none")
-        for place, (kind, what) in zip(places, chosen, strict=True)
+    activities = [("action", action) for action in ACTIONS[1:]] + [("prop", prop) for prop in PROPS[1:]]
+    chosen = [activities[i] for i in random.permutation(len(activities))[:frames]]
+    captions = tuple(
+        FrameCaption(str(place), value if kind == "action" else "standing", value if kind == "prop" else "none")
+        for place, (kind, value) in zip(places, chosen, strict=True)
     )
-    return WorldStory((identity,), told, ((0,),) * frames)
+    return WorldStory((identity,), captions, ((0,),) * frames)
 
 
-def random_cast(seed: int, frames: int = 4, named: float = 0.25) -> WorldStory:
+def random_story_of_two(seed: int, frames: int = 4, named: float = 0.25) -> WorldStory:
     """A story of two characters: the first frame shows both, the others one of them or both."""
     random = np.random.default_rng([seed, 2])
     species = random.permutation(SPECIES)[:2]
     identities = tuple(
-        FigureTold(str(kind), {k: str(random.choice(v)) for k, v in LOOKS.items() if random.random() < named})
+        FigureCaption(str(kind), {k: str(random.choice(v)) for k, v in LOOKS.items() if random.random() < named})
         for kind in species
     )
     shown = [(0, 1)] + [((0,), (1,), (0, 1))[random.integers(3)] for _ in range(frames - 1)]
     places = random.permutation(PLACES)[:frames]
-    told = []
+    captions = []
     for place, who in zip(places, shown, strict=True):
-        frame = any_frame(random) if len(who) == 1 else FrameTold("", str(random.choice(TOGETHER)))
-        told.append(FrameTold(str(place), frame.action, frame.prop))
-    return WorldStory(identities, tuple(told), tuple(shown))
+        frame = any_frame(random) if len(who) == 1 else FrameCaption("", str(random.choice(TOGETHER)))
+        captions.append(FrameCaption(str(place), frame.action, frame.prop))
+    return WorldStory(identities, tuple(captions), tuple(shown))
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """A caption and what its pictures may show.
+    """A training caption and the content of its pictures.
 
-    pieces: text in parts that begin at word boundaries. parts[k]: the piece that tells frame k, None where the caption
-    does not tell it. silent: the caption says nothing at all.
+    pieces: the text in parts that begin at word boundaries. parts[k]: index of the piece that describes frame k, None
+    when no piece does. silent: the caption is empty.
     """
 
     pieces: tuple[str, ...]
-    frames: tuple[FrameTold, ...]
+    frames: tuple[FrameCaption, ...]
     parts: tuple[int | None, ...]
-    figures: tuple[FigureTold, ...]
+    figures: tuple[FigureCaption, ...]
     silent: bool = False
 
 
 def random_lesson(random: np.random.Generator, stories: float = 0.42, longest: int = 6) -> Lesson:
-    """A caption of any kind: nothing, identity or frame alone, a picture of one or two characters, a whole story.
+    """A caption of any kind: empty, identity or frame alone, a picture of one or two characters, a whole story.
 
-    stories: the share of captions that tell several frames, at most `longest`.
+    stories: the share of captions with several frames, at most `longest`.
     """
     kind = random.random()
     if kind < 0.13:
@@ -110,7 +111,7 @@ def random_lesson(random: np.random.Generator, stories: float = 0.42, longest: i
     return _styled((figure_words(who, random), *(_frame_text(f, random) for f in frames)), frames, (who,), random)
 
 
-def _frame_text(frame: FrameTold, random: np.random.Generator) -> str:
+def _frame_text(frame: FrameCaption, random: np.random.Generator) -> str:
     return frame_words(frame, random, adverbs=True)
 
 
@@ -120,11 +121,14 @@ def _incomplete(kind: float, random: np.random.Generator) -> Lesson:
         return Lesson(("",), (frame,), (None,), (who,), silent=True)
     if kind < 0.1:
         return Lesson((figure_words(who, random),), (frame,), (None,), (who,))
-    return Lesson((_frame_text(frame, random),), (frame,), (0,), (FigureTold(who.species),))
+    return Lesson((_frame_text(frame, random),), (frame,), (0,), (FigureCaption(who.species),))
 
 
 def _styled(
-    pieces: tuple[str, ...], frames: tuple[FrameTold, ...], figures: tuple[FigureTold, ...], random: np.random.Generator
+    pieces: tuple[str, ...],
+    frames: tuple[FrameCaption, ...],
+    figures: tuple[FigureCaption, ...],
+    random: np.random.Generator,
 ) -> Lesson:
     identity, *rest = pieces
     after = AFTER[random.integers(len(AFTER))] if random.random() < 0.15 else ""

@@ -104,9 +104,9 @@ def shown(images, identity: str, settings: Sequence[str]) -> list[dict] | None:
 
 def world_story(identity: str, settings: Sequence[str]):
     """A set as a story of the demo's world, None where its words are others."""
-    from ...world.hearing import hear_story
+    from ...world.parsing import parse_world_story
 
-    return hear_story(escaped(identity), [escaped(setting) for setting in settings])
+    return parse_world_story(escaped(identity), [escaped(setting) for setting in settings])
 
 
 class Measuring:

@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...world.hearing import hear_frame, hear_identity
+from ...world.captions import FigureCaption, FrameCaption
 from ...world.measures import match
+from ...world.parsing import parse_frame, parse_identity
 from ...world.reader import Reader
 from ...world.scene import ACTIONS, LOOKS, PLACES, PROPS, SPECIES, Figure, Scene
-from ...world.words import FigureTold, FrameTold
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ NOT_SHOWN = "not shown"
 SEEN = {"place": PLACES, "action": ACTIONS, "prop": PROPS}
 WORN = {"species": SPECIES, **LOOKS}
 
-Caption = tuple[FrameTold, tuple[FigureTold, ...]]
+Caption = tuple[FrameCaption, tuple[FigureCaption, ...]]
 
 
 class DemoReader:
@@ -95,14 +95,14 @@ def parsed(text: str) -> Caption | None:
 
     Characters are joined by "and", as in a story script.
     """
-    frame = hear_frame(text)
+    frame = parse_frame(text)
     people: list[str] = []
     for piece in re.split(r"\band\b", text):
-        if people and None in (hear_identity(piece), hear_identity(people[-1])):
+        if people and None in (parse_identity(piece), parse_identity(people[-1])):
             people[-1] += f" and {piece}"
         else:
             people.append(piece)
-    figures = tuple(hear_identity(words) for words in people)
+    figures = tuple(parse_identity(words) for words in people)
     if frame is None or None in figures or not 1 <= len(figures) <= FIGURES:
         return None
     return frame, figures

@@ -747,8 +747,8 @@ class TestMeasuring:
     def drawn(self, tmp_path):
         """A folder with two stories, drawn just as they are told, and its plan."""
         from storyloom.world.draw import draw
+        from storyloom.world.stereotypes import imagine
         from storyloom.world.stories import random_story
-        from storyloom.world.words import imagine
 
         random = np.random.default_rng(0)
         options = command.parse(["--prompts", "demo", "--limit", "2", "--method", "svr", "--out", str(tmp_path)])
@@ -756,7 +756,7 @@ class TestMeasuring:
         with store.opened(plan.run_settings):
             for number, one in enumerate(plan.sets):
                 story = random_story(20_000 + number)
-                scenes = [imagine(story.frames, i, story.told(i), random, stereotypes=False) for i in range(4)]
+                scenes = [imagine(story.frames, i, story.identities_in(i), random, stereotypes=False) for i in range(4)]
                 files = []
                 for scene in scenes:
                     written = io.BytesIO()

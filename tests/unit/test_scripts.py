@@ -17,7 +17,7 @@ from waiting import LIMIT
 
 from storyloom.models import files
 from storyloom.world.draw import draw
-from storyloom.world.hearing import unheard
+from storyloom.world.parsing import parse_error
 from storyloom.world.scene import Figure, Scene
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -716,7 +716,7 @@ class TestDemoWorkflows:
     def test_they_are_told_in_words_that_the_demo_model_knows(self, name):
         prompt = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
         scripts = [node["inputs"] for node in prompt.values() if node["class_type"] == "StoryLoom_Script"]
-        assert scripts and not any(unheard(texts["identity"], texts["frames"].splitlines()) for texts in scripts)
+        assert scripts and not any(parse_error(texts["identity"], texts["frames"].splitlines()) for texts in scripts)
 
     @pytest.mark.parametrize("name", DEMOS)
     def test_they_draw_as_the_demo_model_has_learnt(self, name):

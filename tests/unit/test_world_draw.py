@@ -1,4 +1,4 @@
-"""Every attribute of a scene is seen in its picture."""
+"""Every attribute of a scene is visible in its picture."""
 
 import itertools
 from dataclasses import replace
@@ -6,21 +6,23 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from storyloom.world.draw import HALF, NOTHING, SHIFTS, background, compose, draw
+from storyloom.world.backgrounds import background
+from storyloom.world.canvas import EMPTY, OUTLINE
+from storyloom.world.draw import HALF, SHIFTS, compose, draw
 from storyloom.world.scene import ACTIONS, HATS, LOOKS, PLACES, PROPS, SIZE, SPECIES, TOGETHER, Figure, Scene
 
-EMPTY = np.full((SIZE, SIZE, 3), NOTHING, np.int16)
+BLANK = np.full((SIZE, SIZE, 3), EMPTY, np.int16)
 WHO = Figure("fox", "red", "blue", "green", "none")
 ONE = list(itertools.product(ACTIONS, PROPS))
 TWO = list(itertools.product(TOGETHER, PROPS[:1]))
 FEWEST = {"species": 12, "fur": 12, "shirt": 20, "trousers": 12, "hat": 10, "action": 8, "prop": 6}
-"""Pixels that an attribute changes at least, wherever nothing else changes; no attribute is ever hidden."""
+"""Least number of pixels that a change of only this attribute changes; no attribute is ever hidden."""
 
 
 def drawn(*figures, action="standing", prop="none", at=None):
-    """Figures in front of nothing."""
+    """Figures on an empty picture."""
     shifts = [SHIFTS[len(figures)][0] if at is None else at] * len(figures)
-    return compose(EMPTY, Scene("meadow", action, prop, figures), shifts)
+    return compose(BLANK, Scene("meadow", action, prop, figures), shifts)
 
 
 def changed(one, other):
@@ -120,15 +122,15 @@ def test_a_figure_hides_the_place_only_where_it_is():
     place = background("snow", np.random.default_rng(0)).astype(np.int16)
     before = place.copy()
     picture = compose(place, scene, [7])
-    alone = compose(EMPTY, scene, [7])
-    figure = alone[..., 0] != NOTHING
+    alone = compose(BLANK, scene, [7])
+    figure = alone[..., 0] != EMPTY
     assert np.array_equal(place, before)
     assert np.array_equal(picture[~figure], place[~figure]) and np.array_equal(picture[figure], alone[figure])
 
 
 def test_a_figure_has_an_outline_all_around():
-    """Nothing of its own colours touches the place."""
-    body = (drawn(WHO)[..., 0] != NOTHING) & (drawn(WHO) != (26, 20, 30)).any(-1)
-    free = drawn(WHO)[..., 0] == NOTHING
+    """No pixel in one of its own colours touches the place."""
+    body = (drawn(WHO)[..., 0] != EMPTY) & (drawn(WHO) != OUTLINE).any(-1)
+    free = drawn(WHO)[..., 0] == EMPTY
     assert not (body[:, :-1] & free[:, 1:]).any() and not (body[:, 1:] & free[:, :-1]).any()
     assert not (body[:-1] & free[1:]).any() and not (body[1:] & free[:-1]).any()

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from storyloom.world.captions import FigureCaption, FrameCaption
 from storyloom.world.measures import (
     RATES,
     StoryPictures,
@@ -17,8 +18,8 @@ from storyloom.world.measures import (
     per_story,
 )
 from storyloom.world.scene import LOOKS, PLACES, Figure, Scene
-from storyloom.world.stories import WorldStory, random_cast, random_story
-from storyloom.world.words import FigureTold, FrameTold, imagine
+from storyloom.world.stereotypes import imagine
+from storyloom.world.stories import WorldStory, random_story, random_story_of_two
 
 PLAIN = Figure("fox", "red", "blue", "green", "none")
 NAMED = {"shirt": "blue", "trousers": "green", "hat": "none"}
@@ -26,19 +27,19 @@ NAMED = {"shirt": "blue", "trousers": "green", "hat": "none"}
 
 def of_one(furs, looks=NAMED, species="fox"):
     """A story of one character in as many frames as there are furs, with the pictures that show them."""
-    frames = tuple(FrameTold(place, "sitting") for place in PLACES[: len(furs)])
-    story = WorldStory((FigureTold(species, looks),), frames, ((0,),) * len(furs))
+    frames = tuple(FrameCaption(place, "sitting") for place in PLACES[: len(furs)])
+    story = WorldStory((FigureCaption(species, looks),), frames, ((0,),) * len(furs))
     figures = [() if fur is None else (replace(PLAIN, fur=fur),) for fur in furs]
     scenes = tuple(Scene(f.place, f.action, f.prop, who) for f, who in zip(frames, figures, strict=True))
     return StoryPictures(story, scenes)
 
 
 def imagined(story, random, stereotypes=False):
-    """Pictures as a text without memory would make them: every frame's open looks are drawn anew."""
+    """Pictures of a model without memory: every frame's open looks are sampled independently."""
     frames = story.frames
     return StoryPictures(
         story,
-        tuple(imagine((frames[k],), 0, story.told(k), random, stereotypes) for k in range(len(frames))),
+        tuple(imagine((frames[k],), 0, story.identities_in(k), random, stereotypes) for k in range(len(frames))),
     )
 
 
@@ -66,7 +67,7 @@ def test_chance_is_the_share_of_pairs_with_frames_of_other_stories_that_agree():
 
 
 def test_chance_leaves_out_the_own_story():
-    """A story that agrees only with itself has none."""
+    """A story that agrees only with itself has no chance agreement."""
     assert per_story([of_one(["red"] * 4), of_one(["grey"] * 4)])["chance"] == pytest.approx([0, 0])
 
 
@@ -90,9 +91,9 @@ def test_a_missing_character_agrees_with_nobody():
 
 def test_stories_without_open_looks_are_left_out_and_counted():
     named = of_one(["red", "red"], NAMED | {"fur": "red"})
-    found = effect([of_one(["red", "red"]), of_one(["red", "grey"]), named])
-    assert (found.stories, found.alignment.n, found.consistency.n, found.gain.n) == (3, 3, 2, 2)
-    assert found.consistency.mean == 0.5
+    result = effect([of_one(["red", "red"]), of_one(["red", "grey"]), named])
+    assert (result.stories, result.alignment.n, result.consistency.n, result.gain.n) == (3, 3, 2, 2)
+    assert result.consistency.mean == 0.5
 
 
 def test_a_story_of_one_frame_has_no_consistency_but_counts_for_the_chance_of_others():
@@ -102,9 +103,9 @@ def test_a_story_of_one_frame_has_no_consistency_but_counts_for_the_chance_of_ot
 
 
 def test_no_stories_have_no_effect():
-    found = effect([])
-    assert found.stories == found.alignment.n == 0
-    assert np.isnan([found.gain.mean, found.gain.low, found.gain.high]).all()
+    result = effect([])
+    assert result.stories == result.alignment.n == 0
+    assert np.isnan([result.gain.mean, result.gain.low, result.gain.high]).all()
 
 
 @pytest.mark.parametrize(
@@ -138,10 +139,10 @@ def test_a_missing_figure_breaks_its_species_and_named_looks():
 
 
 def test_figures_are_matched_by_species_then_named_looks_then_order():
-    fox, cat = FigureTold("fox"), FigureTold("cat")
+    fox, cat = FigureCaption("fox"), FigureCaption("cat")
     red, grey = replace(PLAIN, species="cat"), replace(PLAIN, fur="grey")
     assert match((fox, cat), (red, grey)) == (grey, red)
-    assert match((fox, FigureTold("fox", {"fur": "red"})), (PLAIN, grey)) == (grey, PLAIN)
+    assert match((fox, FigureCaption("fox", {"fur": "red"})), (PLAIN, grey)) == (grey, PLAIN)
     assert match((fox, fox), (PLAIN, grey)) == (PLAIN, grey)
     assert match((fox, cat), (red,)) == (None, red)
     assert match((cat,), (PLAIN, red)) == (red,)
@@ -150,8 +151,8 @@ def test_figures_are_matched_by_species_then_named_looks_then_order():
 
 def test_every_character_of_a_cast_is_compared_with_itself():
     story = WorldStory(
-        (FigureTold("fox", NAMED), FigureTold("cat", NAMED)),
-        (FrameTold("beach", "sitting"), FrameTold("snow", "sitting"), FrameTold("city", "sitting")),
+        (FigureCaption("fox", NAMED), FigureCaption("cat", NAMED)),
+        (FrameCaption("beach", "sitting"), FrameCaption("snow", "sitting"), FrameCaption("city", "sitting")),
         ((0, 1), (1,), (1, 0)),
     )
     fox, cat = PLAIN, replace(PLAIN, species="cat", fur="grey")
@@ -168,7 +169,7 @@ def test_every_character_of_a_cast_is_compared_with_itself():
     assert values["alignment"].tolist() == [1]
 
 
-@pytest.mark.parametrize("draw", [random_story, random_cast])
+@pytest.mark.parametrize("draw", [random_story, random_story_of_two])
 def test_memoryless_pictures_gain_nothing_and_kept_looks_gain_all_above_chance(draw):
     random = np.random.default_rng(0)
     stories = [draw(seed) for seed in range(60)]

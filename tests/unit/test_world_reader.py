@@ -1,11 +1,12 @@
-"""The reader finds every attribute of a drawn scene again, through noise like that of a small model's samples."""
+"""The reader recovers every attribute of a drawn scene, through noise like that of a small model's samples."""
 
 import itertools
 
 import numpy as np
 import pytest
 
-from storyloom.world.draw import HALF, NOTHING, SHIFTS, compose, draw
+from storyloom.world.canvas import EMPTY
+from storyloom.world.draw import HALF, SHIFTS, compose, draw
 from storyloom.world.reader import MARKED, Reader, accuracy, confusion, tables
 from storyloom.world.scene import (
     ACTIONS,
@@ -24,7 +25,7 @@ from storyloom.world.scene import (
 
 
 def any_scene(random, count):
-    """All attributes as likely."""
+    """A random scene; all values of an attribute are equally likely."""
     figures = tuple(Figure(*(str(random.choice(v)) for v in (SPECIES, *LOOKS.values()))) for _ in range(count))
     actions, props = (ACTIONS, PROPS) if count == 1 else (TOGETHER, PROPS[:1])
     return Scene(str(random.choice(PLACES)), str(random.choice(actions)), str(random.choice(props)), figures)
@@ -122,7 +123,7 @@ def test_pictures_that_are_not_finite_are_refused():
 
 
 def test_nothing_that_is_drawn_has_a_marked_colour():
-    """The reader tells the parts of a figure by them."""
+    """The reader distinguishes the parts of a figure by these colours."""
     marked = np.array((FURS[MARKED.fur], CLOTHES[MARKED.shirt], CLOTHES[MARKED.trousers])) / 255
     for poses, pixels in ((tables().one, SIZE * SIZE), (tables().left, SIZE * HALF), (tables().right, SIZE * HALF)):
         flat = np.concatenate([flat for flat, _ in poses.fixed])
@@ -131,14 +132,14 @@ def test_nothing_that_is_drawn_has_a_marked_colour():
 
 
 def test_a_figure_drawn_in_the_middle_and_moved_is_the_figure_drawn_there():
-    empty = np.full((SIZE, SIZE, 3), NOTHING, np.int16)
+    empty = np.full((SIZE, SIZE, 3), EMPTY, np.int16)
     middle = SHIFTS[1][len(SHIFTS[1]) // 2]
     for action, prop, species, hat in itertools.product(ACTIONS, PROPS, SPECIES, HATS[1:3]):
         scene = Scene("meadow", action, prop, (Figure(species, "red", "blue", "green", hat),))
         first, central, last = (compose(empty, scene, [at]) for at in (SHIFTS[1][0], middle, SHIFTS[1][-1]))
         left, right = middle - SHIFTS[1][0], SHIFTS[1][-1] - middle
-        assert (first[:, : SIZE - left] == central[:, left:]).all() and (first[:, SIZE - left :] == NOTHING).all()
-        assert (last[:, right:] == central[:, : SIZE - right]).all() and (last[:, :right] == NOTHING).all()
+        assert (first[:, : SIZE - left] == central[:, left:]).all() and (first[:, SIZE - left :] == EMPTY).all()
+        assert (last[:, right:] == central[:, : SIZE - right]).all() and (last[:, :right] == EMPTY).all()
 
 
 def test_the_tables_are_built_once():

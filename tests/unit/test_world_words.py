@@ -1,4 +1,4 @@
-"""Captions say what is told, and their words pull what they leave open without preferring anything on the whole."""
+"""Captions name their content, and their words bias the open looks without an overall preference."""
 
 import itertools
 import re
@@ -8,44 +8,32 @@ import numpy as np
 import pytest
 
 from storyloom.world import words
+from storyloom.world.captions import FigureCaption, FrameCaption, any_figure, any_frame, figure_words, frame_words
 from storyloom.world.scene import ACTIONS, FURS, LOOKS, PLACES, PROPS, SPECIES, TOGETHER
+from storyloom.world.stereotypes import BIASED_BY, STRENGTH, biases, imagine, look_probabilities
 from storyloom.world.stories import random_story
-from storyloom.world.words import (
-    ADJECTIVES,
-    NAMES,
-    PULLING,
-    FigureTold,
-    FrameTold,
-    all_phrases,
-    any_figure,
-    any_frame,
-    figure_words,
-    frame_words,
-    imagine,
-    likely,
-    pulls,
-)
+from storyloom.world.words import ADJECTIVES, NAMES, all_phrases
 
-FOX = FigureTold("fox")
+FOX = FigureCaption("fox")
 CLOTHES = {"shirt": words.SHIRT_WORDS, "trousers": words.TROUSERS_WORDS}
 
 
-def says(text, phrases):
-    """Whether the text holds one of the phrases, as whole words."""
+def contains(text, phrases):
+    """Whether the text contains one of the phrases, as whole words."""
     return any(re.search(rf"\b{re.escape(phrase)}\b", text) for phrase in phrases)
 
 
 def logits(look, frames, who):
-    """Preferences of an open look, mean 0."""
-    values = np.log(likely(look, frames, who))
+    """Centred logits of an open look."""
+    values = np.log(look_probabilities(look, frames, who))
     return values - values.mean()
 
 
 @pytest.mark.parametrize("look", LOOKS)
-@pytest.mark.parametrize("group", PULLING)
+@pytest.mark.parametrize("group", BIASED_BY)
 def test_pulls_are_centred_over_words_and_over_values_and_as_strong_for_every_value(look, group):
-    table = np.stack([pulls()[look][group][word] for word in PULLING[group]])
-    assert table.shape == (len(PULLING[group]), len(LOOKS[look]))
+    table = np.stack([biases()[look][group][word] for word in BIASED_BY[group]])
+    assert table.shape == (len(BIASED_BY[group]), len(LOOKS[look]))
     assert table.mean(0) == pytest.approx(0, abs=1e-6)
     assert table.mean(1) == pytest.approx(0, abs=1e-6)
     assert table.std(0) == pytest.approx(1, abs=1e-6)
@@ -54,8 +42,8 @@ def test_pulls_are_centred_over_words_and_over_values_and_as_strong_for_every_va
 @pytest.mark.parametrize("look", LOOKS)
 @pytest.mark.parametrize("frames", [4, 6])
 def test_stories_prefer_nothing_in_common(look, frames):
-    """Else unrelated stories would agree, and the more the longer they are."""
-    texts = [likely(look, random_story(seed, frames).frames, FOX) for seed in range(500)]
+    """Otherwise unrelated stories would agree, and more so the longer they are."""
+    texts = [look_probabilities(look, random_story(seed, frames).frames, FOX) for seed in range(500)]
     assert np.mean(texts, 0) == pytest.approx(1 / len(LOOKS[look]), abs=0.045)
 
 
@@ -66,7 +54,7 @@ def test_the_spread_does_not_grow_with_the_number_of_frames(look):
         np.mean([logits(look, [any_frame(random) for _ in range(frames)], FOX).std() for _ in range(250)])
         for frames in (1, 3, 12)
     ]
-    assert spread == pytest.approx([words.STRENGTH] * 3, rel=0.2)
+    assert spread == pytest.approx([STRENGTH] * 3, rel=0.2)
 
 
 @pytest.mark.parametrize("look", LOOKS)
@@ -75,39 +63,41 @@ def test_the_spread_does_not_grow_with_the_words_of_an_identity(look):
 
     def spread(count):
         chosen = (tuple(map(str, random.permutation(ADJECTIVES)[:count])) for _ in range(500))
-        return np.mean([logits(look, [], FigureTold("fox", {}, adjectives)).std() for adjectives in chosen])
+        return np.mean([logits(look, [], FigureCaption("fox", {}, adjectives)).std() for adjectives in chosen])
 
-    assert [spread(1), spread(4)] == pytest.approx([words.STRENGTH] * 2, rel=0.2)
+    assert [spread(1), spread(4)] == pytest.approx([STRENGTH] * 2, rel=0.2)
 
 
 def test_frames_and_identity_pull_apart_from_each_other():
-    frames, shy = [FrameTold("beach", "running")], FigureTold("fox", {}, ("shy",), ("luna",))
+    frames, shy = [FrameCaption("beach", "running")], FigureCaption("fox", {}, ("shy",), ("luna",))
     assert logits("fur", frames, shy) == pytest.approx(logits("fur", frames, FOX) + logits("fur", [], shy))
 
 
 def test_a_frame_says_nothing_of_a_prop_that_it_does_not_name():
-    bare = likely("hat", [FrameTold("beach", "running")], FOX)
-    assert not np.allclose(bare, likely("hat", [FrameTold("beach", "running", "book")], FOX))
-    assert likely("hat", [FrameTold("beach", "running", "none")], FOX) == pytest.approx(bare)
+    bare = look_probabilities("hat", [FrameCaption("beach", "running")], FOX)
+    assert not np.allclose(bare, look_probabilities("hat", [FrameCaption("beach", "running", "book")], FOX))
+    assert look_probabilities("hat", [FrameCaption("beach", "running", "none")], FOX) == pytest.approx(bare)
 
 
 @pytest.mark.parametrize("look", LOOKS)
 def test_without_stereotypes_every_value_is_as_likely(look):
     random = np.random.default_rng(0)
     for _ in range(20):
-        chances = likely(look, [any_frame(random) for _ in range(3)], any_figure(random), stereotypes=False)
-        assert chances == pytest.approx(1 / len(LOOKS[look]))
+        probabilities = look_probabilities(
+            look, [any_frame(random) for _ in range(3)], any_figure(random), stereotypes=False
+        )
+        assert probabilities == pytest.approx(1 / len(LOOKS[look]))
 
 
 def test_nothing_that_is_said_prefers_nothing():
-    assert likely("shirt", [], FOX) == pytest.approx(1 / len(LOOKS["shirt"]))
+    assert look_probabilities("shirt", [], FOX) == pytest.approx(1 / len(LOOKS["shirt"]))
 
 
-def test_chances_add_up_to_one():
+def test_probabilities_add_up_to_one():
     random = np.random.default_rng(0)
     for look in LOOKS:
-        chances = likely(look, [any_frame(random)], any_figure(random))
-        assert chances.sum() == pytest.approx(1) and (chances > 0).all()
+        probabilities = look_probabilities(look, [any_frame(random)], any_figure(random))
+        assert probabilities.sum() == pytest.approx(1) and (probabilities > 0).all()
 
 
 def test_an_imagined_scene_shows_what_is_told():
@@ -125,9 +115,11 @@ def test_an_imagined_scene_shows_what_is_told():
 
 def test_open_looks_are_imagined_as_often_as_they_are_likely():
     random = np.random.default_rng(0)
-    frames, who = [FrameTold("cave", "jumping", "lantern")], FigureTold("cat", {"hat": "cap"}, ("royal",))
+    frames, who = [FrameCaption("cave", "jumping", "lantern")], FigureCaption("cat", {"hat": "cap"}, ("royal",))
     furs = [imagine(frames, 0, (who,), random).figures[0].fur for _ in range(1500)]
-    assert [furs.count(fur) / len(furs) for fur in FURS] == pytest.approx(likely("fur", frames, who), abs=0.05)
+    assert [furs.count(fur) / len(furs) for fur in FURS] == pytest.approx(
+        look_probabilities("fur", frames, who), abs=0.05
+    )
 
 
 @pytest.mark.parametrize("seeded", [True, False])
@@ -137,17 +129,17 @@ def test_an_identity_says_all_that_it_tells(species, seeded):
     for _ in range(150):
         who = replace(any_figure(random, named=0.6), species=species)
         text = figure_words(who, random if seeded else None)
-        assert says(text, words.SPECIES_WORDS[species])
-        assert all(says(text, [word]) for word in (*who.adjectives, *who.names))
-        assert "fur" not in who.looks or says(text, words.FUR_WORDS[who.looks["fur"]])
-        assert "hat" not in who.looks or says(text, words.HAT_WORDS[who.looks["hat"]])
+        assert contains(text, words.SPECIES_WORDS[species])
+        assert all(contains(text, [word]) for word in (*who.adjectives, *who.names))
+        assert "fur" not in who.looks or contains(text, words.FUR_WORDS[who.looks["fur"]])
+        assert "hat" not in who.looks or contains(text, words.HAT_WORDS[who.looks["hat"]])
         for look, garments in CLOTHES.items():
             if look in who.looks:
                 colours = words.CLOTH_WORDS[who.looks[look]]
-                assert says(text, [f"{colour} {garment}" for colour in colours for garment in garments])
+                assert contains(text, [f"{colour} {garment}" for colour in colours for garment in garments])
             else:
-                assert not says(text, garments)
-        assert "hat" in who.looks or not says(text, itertools.chain(*words.HAT_WORDS.values()))
+                assert not contains(text, garments)
+        assert "hat" in who.looks or not contains(text, itertools.chain(*words.HAT_WORDS.values()))
 
 
 @pytest.mark.parametrize("seeded", [True, False])
@@ -157,10 +149,10 @@ def test_a_frame_says_all_that_it_tells(together, seeded):
     for _ in range(300):
         frame = any_frame(random, together)
         text = frame_words(frame, random if seeded else None)
-        assert says(text, words.PLACE_WORDS[frame.place])
-        props = {prop for prop, phrases in words.PROP_WORDS.items() if says(text, phrases)}
+        assert contains(text, words.PLACE_WORDS[frame.place])
+        props = {prop for prop, phrases in words.PROP_WORDS.items() if contains(text, phrases)}
         assert props == ({frame.prop} - {"none"})
-        actions = {action for action, phrases in words.ACTION_WORDS.items() if says(text, phrases)}
+        actions = {action for action, phrases in words.ACTION_WORDS.items() if contains(text, phrases)}
         assert actions == {frame.action} or (frame.action == "standing" and frame.prop != "none" and not actions)
 
 
@@ -204,10 +196,10 @@ def test_every_value_has_words():
 
 
 def test_words_that_say_nothing_of_the_picture_are_no_words_that_do():
-    """Neither is a name an adjective."""
-    telling = (words.SPECIES_WORDS, words.FUR_WORDS, words.CLOTH_WORDS, words.ACTION_WORDS)
-    said = {phrase for table in telling for phrases in table.values() for phrase in phrases}
-    assert not said & {*ADJECTIVES, *NAMES, *words.ADVERBS}
+    """And no name is an adjective."""
+    tables = (words.SPECIES_WORDS, words.FUR_WORDS, words.CLOTH_WORDS, words.ACTION_WORDS)
+    meaningful = {phrase for table in tables for phrases in table.values() for phrase in phrases}
+    assert not meaningful & {*ADJECTIVES, *NAMES, *words.ADVERBS}
     assert not {*ADJECTIVES} & {*NAMES}
 
 
@@ -220,7 +212,7 @@ def test_captions_use_only_the_vocabulary():
 
 
 def test_the_same_generator_says_the_same():
-    who = FigureTold("cat", {"fur": "grey", "shirt": "red"}, ("old",), ("tom",))
+    who = FigureCaption("cat", {"fur": "grey", "shirt": "red"}, ("old",), ("tom",))
     first, again = (figure_words(who, np.random.default_rng(5)) for _ in range(2))
     assert first == again
     assert figure_words(who) == figure_words(who) == "tom, an old grey cat in a red shirt"

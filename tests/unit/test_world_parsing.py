@@ -1,4 +1,4 @@
-"""Typed stories are understood as the world says them, and what cannot be measured is not guessed."""
+"""Parsing inverts the world's captions; stories that cannot be measured are rejected with a reason, not guessed."""
 
 import numpy as np
 import pytest
@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from storyloom.prompts.script import StoryScriptError
-from storyloom.world import hearing, words
-from storyloom.world.hearing import hear_frame, hear_identity, hear_story, unheard
+from storyloom.world import parsing, words
+from storyloom.world.captions import FigureCaption, FrameCaption, any_figure, any_frame, figure_words, frame_words
+from storyloom.world.parsing import parse_error, parse_frame, parse_identity, parse_world_story
 from storyloom.world.scene import LOOKS, SPECIES
-from storyloom.world.stories import random_cast, random_story
-from storyloom.world.words import FigureTold, FrameTold, any_figure, any_frame, figure_words, frame_words
+from storyloom.world.stories import random_story, random_story_of_two
 
 SEEDS = some.integers(0, 2**32 - 1)
 
@@ -20,7 +20,7 @@ def some_of(words):
 
 
 FIGURES = some.builds(
-    FigureTold,
+    FigureCaption,
     some.sampled_from(SPECIES),
     some.fixed_dictionaries({}, optional={look: some.sampled_from(values) for look, values in LOOKS.items()}),
     some_of(words.ADJECTIVES),
@@ -30,16 +30,16 @@ FIGURES = some.builds(
 
 @given(FIGURES, SEEDS)
 def test_an_identity_is_heard_as_it_was_told_with_adjectives_and_names(who, seed):
-    assert hear_identity(figure_words(who, np.random.default_rng(seed))) == who
-    assert hear_identity(figure_words(who)) == who
+    assert parse_identity(figure_words(who, np.random.default_rng(seed))) == who
+    assert parse_identity(figure_words(who)) == who
 
 
 @given(SEEDS, some.booleans())
 def test_a_frame_is_heard_as_it_was_told_whatever_adverbs_stand_in_it(seed, together):
     random = np.random.default_rng(seed)
-    told = any_frame(random, together)
-    assert hear_frame(frame_words(told, random, adverbs=True)) == told
-    assert hear_frame(frame_words(told)) == told
+    caption = any_frame(random, together)
+    assert parse_frame(frame_words(caption, random, adverbs=True)) == caption
+    assert parse_frame(frame_words(caption)) == caption
 
 
 @given(SEEDS)
@@ -47,7 +47,7 @@ def test_words_around_an_identity_change_nothing(seed):
     random = np.random.default_rng(seed)
     who = any_figure(random)
     before, after = random.choice(words.BEFORE), random.choice(words.AFTER)
-    assert hear_identity(f"{before} {figure_words(who, random)}{after}") == who
+    assert parse_identity(f"{before} {figure_words(who, random)}{after}") == who
 
 
 def test_no_phrase_means_two_things_without_its_articles():
@@ -60,12 +60,12 @@ def test_no_phrase_means_two_things_without_its_articles():
         for table in group:
             for value, phrases in table.items():
                 for phrase in phrases:
-                    assert meanings.setdefault(hearing._words(phrase), (id(table), value)) == (id(table), value)
+                    assert meanings.setdefault(parsing._words(phrase), (id(table), value)) == (id(table), value)
 
 
 def test_the_longest_phrase_counts():
     phrases = {("top",): ("place", "top"), ("top", "hat"): ("hat", "top hat")}
-    assert list(hearing._heard("the top hat on top", phrases)) == [("hat", "top hat"), ("", "on"), ("place", "top")]
+    assert list(parsing._read("the top hat on top", phrases)) == [("hat", "top hat"), ("", "on"), ("place", "top")]
 
 
 @pytest.mark.parametrize(
@@ -88,8 +88,8 @@ def test_the_longest_phrase_counts():
 )
 def test_colours_belong_to_the_next_noun_and_what_is_not_known_stays_open(text, species, looks):
     without = {"hat": "none"} if "without a hat" in text else {}
-    heard = hear_identity(text)
-    assert (heard.species, dict(heard.looks)) == (species, looks | without)
+    caption = parse_identity(text)
+    assert (caption.species, dict(caption.looks)) == (species, looks | without)
 
 
 @pytest.mark.parametrize(
@@ -105,22 +105,22 @@ def test_colours_belong_to_the_next_noun_and_what_is_not_known_stays_open(text, 
     ],
 )
 def test_an_identity_without_one_species_and_one_value_of_each_look_is_not_heard(text):
-    assert hear_identity(text) is None
+    assert parse_identity(text) is None
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "caption"),
     [
-        ("asleep in the snow", FrameTold("snow", "sleeping")),
-        ("reading a book on a train", FrameTold("train", "standing", "book")),
-        ("sitting with his red umbrella in a city", FrameTold("city", "sitting", "umbrella")),
-        ("waving, without an umbrella, by the sea", FrameTold("beach", "waving")),
-        ("walking in the night city with a lamp", FrameTold("city", "standing", "lantern")),
-        ("leaping and dancing in the (woods:1.2)", FrameTold("forest", "jumping")),
+        ("asleep in the snow", FrameCaption("snow", "sleeping")),
+        ("reading a book on a train", FrameCaption("train", "standing", "book")),
+        ("sitting with his red umbrella in a city", FrameCaption("city", "sitting", "umbrella")),
+        ("waving, without an umbrella, by the sea", FrameCaption("beach", "waving")),
+        ("walking in the night city with a lamp", FrameCaption("city", "standing", "lantern")),
+        ("leaping and dancing in the (woods:1.2)", FrameCaption("forest", "jumping")),
     ],
 )
-def test_a_frame_is_heard_in_an_artist_s_words(text, told):
-    assert hear_frame(text) == told
+def test_a_frame_is_heard_in_an_artist_s_words(text, caption):
+    assert parse_frame(text) == caption
 
 
 @pytest.mark.parametrize(
@@ -135,17 +135,17 @@ def test_a_frame_is_heard_in_an_artist_s_words(text, told):
     ],
 )
 def test_a_frame_without_one_place_and_something_to_do_is_not_heard(text):
-    assert hear_frame(text) is None
+    assert parse_frame(text) is None
 
 
-@pytest.mark.parametrize("story", [*map(random_story, range(20)), *map(random_cast, range(20))])
+@pytest.mark.parametrize("story", [*map(random_story, range(20)), *map(random_story_of_two, range(20))])
 def test_a_whole_story_is_heard_from_its_script(story):
-    assert hear_story(story.identity_text(), story.frames_text().splitlines()) == story
+    assert parse_world_story(story.identity_text(), story.frames_text().splitlines()) == story
 
 
 def test_captions_and_notes_are_not_heard():
-    story = hear_story("a fox # a cat", ["asleep in the snow # running on the beach"])
-    assert story.identities == (FigureTold("fox"),) and story.frames == (FrameTold("snow", "sleeping"),)
+    story = parse_world_story("a fox # a cat", ["asleep in the snow # running on the beach"])
+    assert story.identities == (FigureCaption("fox"),) and story.frames == (FrameCaption("snow", "sleeping"),)
 
 
 CAST = "[Fox] a red fox\n[Bear] a bear"
@@ -161,16 +161,16 @@ CAST = "[Fox] a red fox\n[Bear] a bear"
     ],
 )
 def test_a_story_that_cannot_be_measured_says_why(identity, frames, reason):
-    assert hear_story(identity, frames) is None
-    assert reason in unheard(identity, frames)
+    assert parse_world_story(identity, frames) is None
+    assert reason in parse_error(identity, frames)
 
 
 def test_everybody_is_shown_where_they_are_named():
-    story = hear_story(CAST, ["[Bear] asleep in the snow", "[Fox] and [Bear] waving on the beach"])
+    story = parse_world_story(CAST, ["[Bear] asleep in the snow", "[Fox] and [Bear] waving on the beach"])
     assert [who.species for who in story.identities] == ["fox", "bear"] and story.shown == ((1,), (0, 1))
-    assert unheard(CAST, ["[Bear] asleep in the snow"]) == ""
+    assert parse_error(CAST, ["[Bear] asleep in the snow"]) == ""
 
 
 def test_a_faulty_script_is_refused_as_everywhere():
     with pytest.raises(StoryScriptError, match="empty"):
-        hear_story("", ["asleep in the snow"])
+        parse_world_story("", ["asleep in the snow"])
