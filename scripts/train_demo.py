@@ -42,7 +42,7 @@ from torch.nn import functional as F  # noqa: E402
 from storyloom.models.demo import model as demo  # noqa: E402
 from storyloom.models.files import write_whole  # noqa: E402
 from storyloom.prompts.tokens import END, PADDING, ROOM, START  # noqa: E402
-from storyloom.standalone.layers import Remembered  # noqa: E402
+from storyloom.standalone.layers import Cached  # noqa: E402
 from storyloom.standalone.text import token_ids  # noqa: E402
 from storyloom.standalone.unet import build_unet, diffusers_names  # noqa: E402
 from storyloom.world.captions import FigureCaption, FrameCaption, figure_words, frame_words  # noqa: E402
@@ -238,7 +238,7 @@ class Narrow(nn.Module):
                 layer = block.get_submodule(name)
                 block.set_submodule(name, Share(layer.in_features, layer.out_features))
             for projection in (block.attn2.to_k, block.attn2.to_v):  # of the text: the same in every repetition
-                projection.forward = Remembered(projection.forward)
+                projection.forward = Cached(projection.forward)
 
     def transformers(self) -> list[nn.Module]:
         """The UNet's spatial transformers, in order."""

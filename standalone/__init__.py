@@ -3,15 +3,15 @@
 from importlib.util import find_spec
 
 NEEDED = {"diffusers": "diffusers", "transformers": "transformers", "open_clip": "open_clip_torch", "tqdm": "tqdm"}
-"""Module -> package that this host needs beside the pack's own."""
+"""Module -> package that this host needs in addition to the pack's own."""
 
 
 def check_packages() -> None:
-    """Raise ImportError naming what is missing and how to get it."""
+    """Raise ImportError if packages are missing, with the command that installs them."""
     missing = [package for module, package in NEEDED.items() if find_spec(module) is None]
     if missing:
         raise ImportError(
-            f"StoryLoom without ComfyUI needs {', '.join(missing)}, not installed here. "
+            f"StoryLoom without ComfyUI needs {', '.join(missing)} (not installed). "
             'Install with: pip install "storyloom[standalone]"'
         )
 

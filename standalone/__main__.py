@@ -16,16 +16,16 @@ from ..pages.layout import LAYOUTS
 from . import check_packages
 
 FORMATS = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
-"""What a page's file may end in -> its format."""
+"""Extension of a page's file -> its format."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Draw the page that the arguments ask for. Returns the exit code; faults are one sentence on stderr and code 1."""
-    asked = _parser().parse_args(arguments)
+    """Draw and save the pages of a story. Returns the exit code: 1 after an error, which is one sentence on stderr."""
+    options = _parser().parse_args(arguments)
     try:
-        check_output(asked.output)
+        check_output(options.output)
         check_packages()
-        paths = save_pages(_draw(asked), asked.output)
+        paths = save_pages(_draw(options), options.output)
     except (ValueError, OSError, ImportError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
@@ -37,94 +37,118 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m storyloom.standalone", description="Draw a story page without ComfyUI."
     )
-    parser.add_argument("identity", help='who the story is about: "a red fox in a blue coat"')
-    parser.add_argument("frames", nargs="+", help='one picture each, without the identity: "asleep in the snow"')
+    parser.add_argument("identity", help='the character in every frame: "a red fox in a blue coat"')
+    parser.add_argument("frames", nargs="+", help='one text per picture, without the identity: "asleep in the snow"')
     parser.add_argument(
-        "-o", "--output", type=Path, default=Path("page.png"), help="the page; further ones are page_2.png and so on"
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("page.png"),
+        help="file of the first page; further pages are page_2.png and so on",
     )
     parser.add_argument(
         "--method",
         default="svr+ipca",
-        help="svr or svr-eot, with or without +ipca, ipca, csa, csa+svr+ipca, npr, none, frames",
+        help="svr or svr-eot, optionally with +ipca; ipca, csa, csa+svr+ipca, npr, none or frames (default: svr+ipca)",
     )
     parser.add_argument(
         "--checkpoint", type=Path, help="SDXL .safetensors file or diffusers folder (default: the demo)"
     )
-    parser.add_argument("--style", default="", help='words around every frame: "watercolor of {prompt}"')
+    parser.add_argument("--style", default="", help='text around every prompt: "watercolor of {prompt}"')
     parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument(
-        "--cfg", type=float, default=5.0, help="how strictly the text is followed; 1 is without negative"
-    )
+    parser.add_argument("--cfg", type=float, default=5.0, help="guidance scale; 1 ignores the negative (default: 5)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--width", type=int, help="pixels of a frame (default: the model's own)")
+    parser.add_argument("--width", type=int, help="width of a frame in pixels (default: the model's own)")
     parser.add_argument("--height", type=int)
-    parser.add_argument("--identity-weight", type=float, default=2.0, help="how often the identity counts in IPCA")
-    parser.add_argument("--sampling-rate", type=float, default=0.5, help="part of a frame that the others see in CSA")
-    parser.add_argument("--anchors", type=int, default=0, help="first frames that all others look at in CSA (0: all)")
+    parser.add_argument(
+        "--identity-weight", type=float, default=2.0, help="weight of the identity in IPCA (default: 2)"
+    )
+    parser.add_argument(
+        "--sampling-rate",
+        type=float,
+        default=0.5,
+        help="share of a frame's image tokens that the others see in CSA (default: 0.5)",
+    )
+    parser.add_argument(
+        "--anchors",
+        type=int,
+        default=0,
+        help="number of first frames that all others attend to in CSA (default: 0, every frame)",
+    )
     parser.add_argument("--own-noise", action="store_true", help="start every frame from its own noise")
-    parser.add_argument("--window", default="circular", help="for stories over 75 tokens: circular or trailing")
+    parser.add_argument("--window", default="circular", help="window for stories over 75 tokens: circular or trailing")
     page = parser.add_argument_group("page")
     page.add_argument("--layout", default="grid", help=f"{', '.join(LAYOUTS)} (default: grid)")
     page.add_argument("--columns", type=int, default=0, help="panels per row of the grid (default: near-square)")
     page.add_argument("--rows", default="2,1,3", help='panels in each row of the layout rows (default: "2,1,3")')
-    page.add_argument("--panels-per-page", type=int, default=0, help="further ones go on to further pages")
-    page.add_argument("--page-width", type=int, default=0, help="pixels (default: as wide as the panels need)")
+    page.add_argument("--panels-per-page", type=int, default=0, help="panels per page (default: all on one page)")
+    page.add_argument(
+        "--page-width", type=int, default=0, help="width of a page in pixels (default: as wide as the panels need)"
+    )
     page.add_argument("--captions", default="below", help="below, over or none (default: below)")
-    page.add_argument("--title", default="", help="printed above the first page's panels")
+    page.add_argument("--title", default="", help="title above the panels of the first page")
     page.add_argument("--direction", default="left_to_right", help="left_to_right or right_to_left")
-    page.add_argument("--font", help="font file of captions and title (default: built in)")
+    page.add_argument("--font", help="font file for captions and title (default: built in)")
     return parser
 
 
-def page_style(asked: argparse.Namespace) -> PageStyle:
-    """How the pages look. Raises ValueError for a choice that there is not."""
+def page_style(options: argparse.Namespace) -> PageStyle:
+    """The page style of the options. Raises ValueError for an unknown choice or a negative number."""
     choices = {"layout": LAYOUTS, "captions": (*CAPTION_PLACES, "none"), "direction": DIRECTIONS}
-    for option, allowed in choices.items():
-        if getattr(asked, option) not in allowed:
-            raise ValueError(f'--{option} "{getattr(asked, option)}" is not one of {", ".join(allowed)}.')
-    for option in ("columns", "panels_per_page", "page_width"):
-        if getattr(asked, option) < 0:
-            raise ValueError(f"--{option.replace('_', '-')} is {getattr(asked, option)}: 0 or more is needed.")
+    for name, allowed in choices.items():
+        if getattr(options, name) not in allowed:
+            raise ValueError(f'--{name} "{getattr(options, name)}" is not one of {", ".join(allowed)}.')
+    for name in ("columns", "panels_per_page", "page_width"):
+        if getattr(options, name) < 0:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(options, name)}; use 0 or more.")
     return PageStyle(
-        layout=asked.layout,
-        columns=asked.columns,
-        rows=asked.rows,
-        panels_per_page=asked.panels_per_page,
-        seed=asked.seed,
-        page_width=asked.page_width,
-        caption_place=asked.captions if asked.captions != "none" else "below",
-        title=asked.title,
-        direction=asked.direction,
-        font=asked.font,
+        layout=options.layout,
+        columns=options.columns,
+        rows=options.rows,
+        panels_per_page=options.panels_per_page,
+        seed=options.seed,
+        page_width=options.page_width,
+        caption_place=options.captions if options.captions != "none" else "below",
+        title=options.title,
+        direction=options.direction,
+        font=options.font,
     )
 
 
-def _draw(asked: argparse.Namespace) -> tuple[Image.Image, ...]:
+def _draw(options: argparse.Namespace) -> tuple[Image.Image, ...]:
     from ..prompts.script import parse_story
     from .pipeline import StoryPipeline, check_page, check_settings
 
-    story = parse_story(asked.identity, "\n".join(asked.frames), asked.style)
-    size = (asked.width or 64, asked.height or 64)
+    story = parse_story(options.identity, "\n".join(options.frames), options.style)
+    size = (options.width or 64, options.height or 64)
     check_settings(
-        asked.method, asked.steps, *size, asked.identity_weight, 0, 1, asked.window, asked.sampling_rate, asked.anchors
+        options.method,
+        options.steps,
+        *size,
+        options.identity_weight,
+        0,
+        1,
+        options.window,
+        options.sampling_rate,
+        options.anchors,
     )
-    captions, style = asked.captions != "none", page_style(asked)
+    captions, style = options.captions != "none", page_style(options)
     check_page(story, *size, captions, style)
-    drawn = StoryPipeline(_load(asked.checkpoint))(
-        asked.identity,
-        asked.frames,
-        asked.style,
-        method=asked.method,
-        steps=asked.steps,
-        cfg=asked.cfg,
-        seed=asked.seed,
-        width=asked.width,
-        height=asked.height,
-        identity_weight=asked.identity_weight,
-        sampling_rate=asked.sampling_rate,
-        anchors=asked.anchors,
-        shared_noise=not asked.own_noise,
-        window=asked.window,
+    drawn = StoryPipeline(_load(options.checkpoint))(
+        options.identity,
+        options.frames,
+        options.style,
+        method=options.method,
+        steps=options.steps,
+        cfg=options.cfg,
+        seed=options.seed,
+        width=options.width,
+        height=options.height,
+        identity_weight=options.identity_weight,
+        sampling_rate=options.sampling_rate,
+        anchors=options.anchors,
+        shared_noise=not options.own_noise,
+        window=options.window,
         captions=captions,
         page_style=style,
     )
@@ -142,27 +166,27 @@ def _load(checkpoint: Path | None):
 
 
 def save_pages(pages: Sequence[Image.Image], path: Path) -> list[Path]:
-    """Save the first page at `path`, further ones beside it with a number, each whole. Returns where they lie."""
+    """Save the first page at `path` and further pages beside it, numbered, each atomically. Returns their paths."""
     from ..models.files import write_whole
 
     kind = FORMATS[path.suffix.lower()]
     for page in pages:
         check_size(*page.size, kind)
     paths = [path, *(path.with_stem(f"{path.stem}_{number}") for number in range(2, len(pages) + 1))]
-    for page, place in zip(pages, paths, strict=True):
-        write_whole(place, encoded([page], kind))
+    for page, page_path in zip(pages, paths, strict=True):
+        write_whole(page_path, encoded([page], kind))
     return paths
 
 
 def check_output(path: Path) -> None:
-    """Raise ValueError when a page could not be saved there, so that nothing is drawn for nothing."""
+    """Raise ValueError if a page cannot be saved at `path`, before time is spent on drawing."""
     folder = path.parent
     if path.suffix.lower() not in FORMATS:
         raise ValueError(f'The page "{path}" must end in {", ".join(FORMATS)}.')
     if not folder.is_dir():
-        raise ValueError(f'There is no folder "{folder}" to save the page in. Create it, or choose another with -o.')
-    if path.is_dir() or not all(os.access(place, os.W_OK) for place in (folder, path) if place.exists()):
-        raise ValueError(f'The page cannot be written to "{path}". Choose another place with -o.')
+        raise ValueError(f'There is no folder "{folder}" for the page. Create it, or choose another with -o.')
+    if path.is_dir() or not all(os.access(target, os.W_OK) for target in (folder, path) if target.exists()):
+        raise ValueError(f'The page cannot be written to "{path}". Choose another path with -o.')
 
 
 if __name__ == "__main__":

@@ -59,9 +59,9 @@ SCHEDULER = {
 
 
 def load_checkpoint(path: Path):
-    """A `diffusers.StableDiffusionXLPipeline` on the best device there is: float16 on a GPU, else float32.
+    """A `diffusers.StableDiffusionXLPipeline`: float16 on a GPU if there is one, else float32 on the CPU.
 
-    path: an SDXL .safetensors file, or a folder that diffusers saved. Raises ValueError when there is none.
+    path: an SDXL .safetensors file, or a folder saved by diffusers. Raises ValueError if it cannot be loaded.
     """
     from diffusers import StableDiffusionXLPipeline
 
@@ -80,14 +80,14 @@ def load_checkpoint(path: Path):
                 write_configs(Path(folder), schedule(names))
                 settings |= {"config": folder, "tokenizer": None, "tokenizer_2": None}
                 pipeline = StableDiffusionXLPipeline.from_single_file(str(path), **settings)
-    except Exception as error:  # whatever a damaged file makes the loaders raise
+    except Exception as error:  # a damaged file can make the loaders raise anything
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(f'The checkpoint "{path}" cannot be read as SDXL: {reason}') from error
     return pipeline.to(device)
 
 
 def tensor_names(path: Path) -> set[str]:
-    """Names of the tensors in a safetensors file. Raises SafetensorError when it is none."""
+    """Names of the tensors in a safetensors file. Raises SafetensorError for any other file."""
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
@@ -95,7 +95,7 @@ def tensor_names(path: Path) -> set[str]:
 
 
 def check_is_sdxl(names: set[str]) -> None:
-    """Raise ValueError when a checkpoint lacks SDXL's second text encoder or its UNet."""
+    """Raise ValueError if a checkpoint lacks SDXL's UNet or its second text encoder."""
     for part, prefix in (
         ("UNet", "model.diffusion_model.label_emb."),
         ("second text encoder", "conditioner.embedders.1."),
@@ -105,15 +105,16 @@ def check_is_sdxl(names: set[str]) -> None:
 
 
 def schedule(names: set[str]) -> dict[str, Any]:
-    """The scheduler's config of a checkpoint: some say by empty tensors what they predict, `v_pred` and `ztsnr`."""
+    """The scheduler config of a checkpoint; the empty tensors `v_pred` and `ztsnr` mark its prediction type."""
     if "v_pred" not in names:
         return SCHEDULER
-    zero_snr = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}  # arXiv 2305.08891, to start at the end
+    # arXiv 2305.08891; trailing spacing starts at the last timestep
+    zero_snr = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     return SCHEDULER | {"prediction_type": "v_prediction"} | (zero_snr if "ztsnr" in names else {})
 
 
 def write_configs(folder: Path, scheduler: Mapping[str, Any]) -> None:
-    """Write what diffusers wants to know of SDXL base, as it would come from a hub."""
+    """Write the diffusers configs of SDXL base, as a hub would provide them."""
     parts = {
         "unet": ("diffusers", "UNet2DConditionModel", unet_config(UNET, HEAD_CHANNELS)),
         "vae": ("diffusers", "AutoencoderKL", VAE),

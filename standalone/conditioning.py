@@ -1,4 +1,4 @@
-"""A story as one batched conditioning, encoded by this host: its prompts are plain text and have one entry each."""
+"""A story as one batched conditioning of this host; prompts are plain text with one entry each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..prompts.tokens import Tokenize, Tokens
 from ..prompts.windows import WindowKind, frame_prompts
 
 EncodeText = Callable[[Tokens], Entry]
-"""encode(tokens) -> context [1, T, 2048] and its info with `pooled_output` [1, 1280]."""
+"""encode(tokens) -> context [1, T, 2048] and info with `pooled_output` [1, 1280]."""
 
 
 def one_prompt(

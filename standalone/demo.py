@@ -1,4 +1,4 @@
-"""The demo model on diffusers: the weights that ship with the pack, in a UNet and encoders of the package index."""
+"""The demo model on diffusers: the weights that ship with the pack, in diffusers' UNet and transformers' encoders."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .unet import build_unet, to_diffusers
 
 
 def demo_model(weights_file: Path | None = None) -> StoryModel:
-    """The demo model in float32 on the CPU. weights_file: another training of it than the one that ships.
+    """The demo model in float32 on the CPU. weights_file: other weights than those that ship.
 
     Raises DemoFileError.
     """
@@ -31,9 +31,11 @@ def demo_model(weights_file: Path | None = None) -> StoryModel:
     config_l = CLIPTextConfig(**demo.CLIP_L, hidden_act="quick_gelu", eos_token_id=END)
     config_g = CLIPTextConfig(**demo.CLIP_G, hidden_act="gelu", projection_dim=1280, eos_token_id=END)
     return StoryModel(
-        unet=filled(partial(build_unet, demo.UNET, demo.HEAD_CHANNELS), to_diffusers(weights.unet, demo.UNET)),
-        text_encoder=filled(partial(CLIPTextModel, config_l), weights.clip_l),
-        text_encoder_2=filled(partial(CLIPTextModelWithProjection, config_g), weights.clip_g),
+        unet=build_with_weights(
+            partial(build_unet, demo.UNET, demo.HEAD_CHANNELS), to_diffusers(weights.unet, demo.UNET)
+        ),
+        text_encoder=build_with_weights(partial(CLIPTextModel, config_l), weights.clip_l),
+        text_encoder_2=build_with_weights(partial(CLIPTextModelWithProjection, config_g), weights.clip_g),
         scheduler=EulerDiscreteScheduler(**schedule({"v_pred", "ztsnr"})),
         decode=demo.decode,
         width=demo.WIDTH,
@@ -44,18 +46,18 @@ def demo_model(weights_file: Path | None = None) -> StoryModel:
 
 
 def warn_of_unknown_words(vocabulary: Container[int], story: Story) -> None:
-    """Say in the log which words of a story are none of the vocabulary's."""
+    """Log the words of a story that are not in the vocabulary (token ids)."""
     before, after = story.style_around
-    said = (*(character.description for character in story.characters), *(frame.text for frame in story.frames))
-    unknown = demo.unknown_words(token_ids(" ".join([before, *said, after])), spelling(), vocabulary)
+    texts = (*(character.description for character in story.characters), *(frame.text for frame in story.frames))
+    unknown = demo.unknown_words(token_ids(" ".join([before, *texts, after])), spelling(), vocabulary)
     if unknown:
         logging.warning("The demo model does not know: %s. It draws the rest.", ", ".join(unknown))
 
 
-def filled(make: Callable[[], nn.Module], weights: Mapping[str, Tensor]) -> nn.Module:
-    """The module that `make` builds, holding these very tensors: nothing is initialised first, and nothing trains.
+def build_with_weights(make: Callable[[], nn.Module], weights: Mapping[str, Tensor]) -> nn.Module:
+    """The module that `make` builds, with these tensors as frozen weights; no weight is initialised first.
 
-    transformers 5 leaves out `text_model.` in CLIP-L's names.
+    transformers 5 omits `text_model.` from CLIP-L's names.
     """
     with torch.device("meta"):
         module = make()

@@ -1,7 +1,7 @@
-"""The attention layers of a diffusers UNet under ComfyUI's names, and the way into them.
+"""The attention layers of a diffusers UNet under ComfyUI's names, with processors that replace them.
 
-ComfyUI's options reach every layer through diffusers' `cross_attention_kwargs`. A layer whose name has a replacement in
-them calls it as ComfyUI would; any other layer runs the attention processor that the pipeline came with.
+ComfyUI's options reach every layer through diffusers' `cross_attention_kwargs`. A layer that has a replacement there
+calls it as ComfyUI would; any other layer runs the pipeline's own attention processor.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SLOTS = ("attn1", "attn2")
 
 @dataclass(frozen=True, eq=False)
 class Transformer:
-    """A spatial transformer: `block` as in ("input", 4), `level` how often its image is halved, `blocks` its layers."""
+    """A spatial transformer. block: as in ("input", 4); level: how often its image is halved; blocks: its layers."""
 
     block: Key
     level: int
@@ -52,12 +52,12 @@ def _transformers(block: nn.Module, part: str, first: int, level: int) -> Iterat
 
 
 def attention_depths(unet: nn.Module) -> dict[Key, int]:
-    """Number of attention layers of every block of a UNet that has any."""
+    """Block -> number of its attention layers, for the blocks of a UNet that have any."""
     return {transformer.block: len(transformer.blocks) for transformer in transformers(unet)}
 
 
 def blocks_of(unet: nn.Module, text: str) -> Blocks:
-    """The blocks of `unet` that a block string names. Raises ValueError when it has no such block."""
+    """The blocks of `unet` that a block string names. Raises ValueError for a block that it does not have."""
     return choose_blocks(text, attention_depths(unet))
 
 
@@ -67,26 +67,26 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None, opt
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
 
 
-class Remembered:
-    """A function of tensors that answers as before when it is given the very same ones again."""
+class Cached:
+    """A function of tensors that returns its last output again for the same tensor objects."""
 
     def __init__(self, function: Callable[..., Tensor]):
         self.function = function
-        self.given: tuple[Tensor, ...] = ()
-        self.answer: Tensor | None = None
+        self.inputs: tuple[Tensor, ...] = ()
+        self.output: Tensor | None = None
 
     def __call__(self, *tensors: Tensor) -> Tensor:
-        if len(tensors) != len(self.given) or any(a is not b for a, b in zip(tensors, self.given, strict=True)):
-            self.answer = self.function(*tensors)
-            self.given = tensors
-        return self.answer
+        if len(tensors) != len(self.inputs) or any(a is not b for a, b in zip(tensors, self.inputs, strict=True)):
+            self.output = self.function(*tensors)
+            self.inputs = tensors
+        return self.output
 
 
 @contextmanager
-def remembering(module: nn.Module) -> Iterator[None]:
-    """While it lasts `module` is Remembered."""
-    own = vars(module).get("forward")  # accelerate's offloading puts one there
-    module.forward = Remembered(module.forward)
+def caching(module: nn.Module) -> Iterator[None]:
+    """Within this context, `module` is Cached."""
+    own = vars(module).get("forward")  # set by accelerate's offloading
+    module.forward = Cached(module.forward)
     try:
         yield
     finally:
@@ -97,19 +97,19 @@ def remembering(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def replaceable_attention(unet: nn.Module) -> Iterator[None]:
-    """While it lasts every attention layer of `unet` heeds `patches_replace`; afterwards its processors are back.
+    """Within this context, every attention layer of `unet` follows `patches_replace`; its own processors are then restored.
 
-    Keys and values of a text are computed once, as long as every step passes the same tensor: no weight may change.
+    Keys and values of a text are computed once if every step passes the same tensor, so no weight may change.
     """
-    with ExitStack() as restored:
+    with ExitStack() as stack:
         for number, transformer in enumerate(transformers(unet)):
             for index, block in enumerate(transformer.blocks):
                 for slot in SLOTS:
                     layer = getattr(block, slot)
-                    restored.callback(layer.set_processor, layer.processor)
+                    stack.callback(layer.set_processor, layer.processor)
                     layer.set_processor(LayerProcessor(layer.processor, slot, transformer, number, index))
                 for projection in (block.attn2.to_k, block.attn2.to_v):
-                    restored.enter_context(remembering(projection))
+                    stack.enter_context(caching(projection))
         yield
 
 
@@ -140,15 +140,15 @@ class LayerProcessor:
             return self.original(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         q, k, v = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
-        if encoder_hidden_states is not None:  # remembered, and a replacement may write into what it is given
+        if encoder_hidden_states is not None:  # cached, and a replacement may write into them
             k, v = k.clone(), v.clone()
-        out = replacement(q, k, v, self.seen(options, attn.heads, q))
+        out = replacement(q, k, v, self.replacement_options(options, attn.heads, q))
         for part in attn.to_out:
             out = part(out)
         return out
 
-    def seen(self, options: Mapping[str, Any], heads: int, q: Tensor) -> dict[str, Any]:
-        """What a replacement at this layer is told, as in ComfyUI."""
+    def replacement_options(self, options: Mapping[str, Any], heads: int, q: Tensor) -> dict[str, Any]:
+        """The options that a replacement at this layer receives, as in ComfyUI."""
         size = options["original_shape"][2:]
         for _ in range(self.transformer.level):
             size = [(side + 1) // 2 for side in size]
@@ -164,5 +164,5 @@ class LayerProcessor:
         }
 
 
-# diffusers asks every layer for it in every step, and working it out anew takes longer than a small layer
+# diffusers inspects it for every layer in every step; computing it each time takes longer than a small layer
 LayerProcessor.__call__.__signature__ = signature(LayerProcessor.__call__)

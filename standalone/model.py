@@ -1,4 +1,4 @@
-"""What a story is drawn with: the parts of a StableDiffusionXLPipeline, or of the demo model."""
+"""The model that draws a story: the parts of a StableDiffusionXLPipeline, or of the demo model."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class StoryModel:
     unet            diffusers.UNet2DConditionModel
     text_encoder    transformers.CLIPTextModel, CLIP-L
     text_encoder_2  transformers.CLIPTextModelWithProjection, CLIP-G
-    scheduler       any diffusers scheduler; its config says what the UNet predicts
+    scheduler       any diffusers scheduler; its config holds the prediction type
     decode          latents [B, 4, h, w] -> pictures [B, 8h, 8w, 3] in 0..1 on the CPU
-    width, height   pixels that the model is at home at
+    width, height   default size in pixels
     device          where the networks run
     on_story        called with every story before it is drawn
     """
@@ -39,9 +39,9 @@ class StoryModel:
 
 
 def model_of(pipeline) -> StoryModel:
-    """The parts of a `diffusers.StableDiffusionXLPipeline`, which stays as it is.
+    """The parts of a `diffusers.StableDiffusionXLPipeline`, which is not changed.
 
-    Raises ValueError when the pipeline is of another family or has an IP-Adapter loaded.
+    Raises ValueError if the pipeline is of another family or has an IP-Adapter loaded.
     """
     for part in ("unet", "text_encoder", "text_encoder_2", "vae", "scheduler"):
         if getattr(pipeline, part, None) is None:
@@ -69,7 +69,7 @@ def model_of(pipeline) -> StoryModel:
 
 @torch.no_grad()
 def _decode(vae: nn.Module, latents: Tensor) -> Tensor:
-    """Pictures of a diffusers AutoencoderKL one by one, in float32 where float16 would overflow."""
+    """Pictures [B, 8h, 8w, 3] decoded one by one with an AutoencoderKL, in float32 where float16 would overflow."""
     dtype = vae.dtype
     if dtype == torch.float16 and vae.config.force_upcast:
         vae.to(torch.float32)

@@ -1,4 +1,4 @@
-"""A diffusers UNet with the part of ComfyUI's ModelPatcher that StoryLoom uses, so that no method exists twice."""
+"""A diffusers UNet with the part of ComfyUI's ModelPatcher that StoryLoom uses; both hosts share the methods."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .layers import attend
 from .unet import diffusers_names, unet_numbers
 
 UNET_KEY = "diffusion_model."
-"""What ComfyUI puts before a UNet parameter's name in weight patches."""
+"""Prefix of a UNet parameter's name in ComfyUI's weight patches."""
 
 
 class UNetPatcher:
-    """A UNet and what is asked of it: attention replacements, wrappers, weight patches. Clones share the UNet.
+    """A UNet with attention replacements, wrappers and weight patches. Clones share the UNet.
 
-    unet: `diffusers.UNet2DConditionModel`; model_sampling: its `ModelSampling`. Nothing is written to the UNet before
-    it samples, and everything is taken back afterwards.
+    unet: `diffusers.UNet2DConditionModel`; model_sampling: its `ModelSampling`. The UNet is changed only while it
+    samples and restored afterwards.
     """
 
     def __init__(self, unet: nn.Module, model_sampling):
@@ -62,10 +62,10 @@ class UNetPatcher:
         self.wrappers.get(wrapper_type, {}).pop(key, None)
 
     def add_patches(self, patches: Mapping[str, tuple], strength_patch: float = 1.0) -> list[str]:
-        """Ask for changed weights while sampling. Returns the names that the UNet has.
+        """Add weight patches for sampling. Returns the names that the UNet has; other names are ignored.
 
-        patches: by original name, `diffusion_model.input_blocks.4.1...weight`: (difference,), ("diff", (difference,))
-        or ("lora", (up, down, alpha)), alpha None meaning the rank.
+        patches: original name, `diffusion_model.input_blocks.4.1...weight` -> (difference,), ("diff", (difference,))
+        or ("lora", (up, down, alpha)), where alpha None means the rank.
         """
         known = {UNET_KEY + name for name in diffusers_names(unet_numbers(self.objects["diffusion_model"].config))}
         taken = [name for name in patches if name in known]
@@ -74,14 +74,14 @@ class UNetPatcher:
         return taken
 
     def run_options(self) -> dict[str, Any]:
-        """model_options of one sampling run, a copy with the wrappers inside, as ComfyUI prepares them."""
+        """A copy of model_options for one sampling run, with the wrappers inside, as ComfyUI prepares it."""
         options = copied(self.model_options)
         options["transformer_options"]["wrappers"] = copied(self.wrappers)
         return options
 
     @contextmanager
     def patched_weights(self) -> Iterator[None]:
-        """While it lasts the UNet's weights are changed as asked for; afterwards the very same tensors are back."""
+        """Within this context, the UNet's weights are patched; the original tensors are then restored."""
         unet = self.objects["diffusion_model"]
         names = diffusers_names(unet_numbers(unet.config)) if self.patches else {}
         parameters = dict(unet.named_parameters()) if self.patches else {}
@@ -108,19 +108,19 @@ def _difference(value: tuple) -> Tensor:
 
 
 def copied(value: Any) -> Any:
-    """A copy of nested dicts and lists that shares what they hold."""
+    """A copy of nested dicts and lists that shares their items."""
     if isinstance(value, dict):
         return {key: copied(inner) for key, inner in value.items()}
     return list(value) if isinstance(value, list) else value
 
 
 def with_patch(model: UNetPatcher, patch: Patch) -> UNetPatcher:
-    """A clone of `model` that carries `patch` to its sampling runs, beside the patches that it carries already."""
+    """A clone of `model` with `patch` added to the patches of its sampling runs."""
     return sampling.with_patch(model, patch, attend)
 
 
 def wrapped(original: Callable, kind: str, transformer_options: Mapping[str, Any]) -> Callable:
-    """`original` inside the wrappers of a kind, the first one outermost."""
+    """`original` inside the wrappers of a kind, the first outermost."""
     by_key = transformer_options.get("wrappers", {}).get(kind, {})
     for wrapper in reversed([wrapper for wrappers in by_key.values() for wrapper in wrappers]):
         original = partial(wrapper, original)

@@ -1,4 +1,4 @@
-"""A story from text to page, with no ComfyUI.
+"""A story from text to page, without ComfyUI.
 
 story = StoryPipeline(StableDiffusionXLPipeline.from_pretrained(...))
 drawn = story("a red fox in a blue coat", ["asleep in the snow", "reading on a train"], seed=7)
@@ -31,7 +31,7 @@ from .text import TextEncoders, tokenize
 
 
 class Method(NamedTuple):
-    """Reweighting of the story as one prompt (None: every frame's own prompt), whether IPCA acts, whether CSA does."""
+    """reweighting: of the story as one prompt, None for one prompt per frame. The flags turn on IPCA and CSA."""
 
     reweighting: Reweighting | None
     preserves_identity: bool = False
@@ -54,7 +54,7 @@ METHODS = {
 
 @dataclass(frozen=True, eq=False)
 class DrawnStory:
-    """A story's pictures in order and the pages that they make. `latents` [frames, 4, height / 8, width / 8]."""
+    """A story's pictures in order and its pages. latents: [frames, 4, height / 8, width / 8]."""
 
     story: Story
     frames: tuple[Image.Image, ...]
@@ -63,12 +63,12 @@ class DrawnStory:
 
     @property
     def page(self) -> Image.Image:
-        """The first page, which is the only one unless the page style says otherwise."""
+        """The first page; there are more only if the page style splits the story."""
         return self.pages[0]
 
 
 class StoryPipeline:
-    """Draws stories with an SDXL pipeline of diffusers, which it leaves as it was.
+    """Draws stories with an SDXL pipeline of diffusers, which is not changed.
 
     pipeline: a `diffusers.StableDiffusionXLPipeline`, or a StoryModel such as `demo_model()`.
     """
@@ -108,12 +108,12 @@ class StoryPipeline:
         """Draw a story.
 
         identity, frames, style: as in the Story script node, one frame per item. method: a key of METHODS. width,
-        height: pixels, None for the model's own. identity_weight, start_percent, end_percent, blocks: of IPCA.
-        sampling_rate, anchors, skip_first_steps, sharing_blocks: of CSA, whose tokens are chosen by the same seed.
+        height: pixels, None for the model's own. identity_weight, start_percent, end_percent, blocks: for IPCA.
+        sampling_rate, anchors, skip_first_steps, sharing_blocks: for CSA, which samples tokens with the same seed.
         negative: None for the published all-zero one. window: which frames share a prompt when the story is too long
-        for one, as in the node Encode story as one prompt. captions, page_style: whether
-        the pages have captions, and how they look. progress: called as progress(steps done, steps in all), None
-        for a bar. Raises ValueError (StoryScriptError, StoryTooLongError) for what cannot be drawn, before anything is.
+        for one, as in the node Encode story as one prompt. captions: whether the pages have captions. page_style: their
+        look. progress: called as progress(steps done, total steps), None for a progress bar. Raises ValueError
+        (StoryScriptError, StoryTooLongError) for invalid input, before drawing starts.
         """
         width, height = width or self.model.width, height or self.model.height
         percents = (start_percent, end_percent)
@@ -147,7 +147,7 @@ class StoryPipeline:
         return DrawnStory(story, images, pages_of(story, images, captions, page_style), latents)
 
     def conditioning(self, story: Story, reweighting: Reweighting | None, window: WindowKind = "circular") -> Entry:
-        """The tagged conditioning of a story: as one prompt reweighted so, or with None frame by frame."""
+        """The tagged conditioning of a story: as one reweighted prompt, or frame by frame if `reweighting` is None."""
         if reweighting is None:
             return frame_by_frame(tokenize, self.encode, story)
         return one_prompt(tokenize, self.encode, story, reweighting, window)
@@ -160,7 +160,7 @@ class StoryPipeline:
 
 
 class ProgressBar:
-    """A bar on the terminal that is advanced by calling it."""
+    """A progress bar on the terminal; callable as progress(steps done, total steps)."""
 
     def __init__(self):
         self.bar = None
@@ -178,12 +178,12 @@ class ProgressBar:
 def pages_of(
     story: Story, pictures: Sequence[Image.Image], captions: bool, style: PageStyle | None
 ) -> tuple[Image.Image, ...]:
-    """The pages of a story's pictures."""
+    """The pages of a story's pictures. style: None for the default."""
     return tuple(comic_pages(pictures, [frame.caption for frame in story.frames] if captions else [], style))
 
 
 def check_page(story: Story, width: int, height: int, captions: bool, style: PageStyle | None) -> None:
-    """Raise ValueError for a style that no page can be made with, before anything is drawn."""
+    """Raise ValueError if the pages cannot be laid out, before drawing starts."""
     pages_of(story, [Image.new("RGB", (width, height))] * len(story.frames), captions, style)
 
 
@@ -200,7 +200,7 @@ def check_settings(
     anchors: int,
     skip_first_steps: int = 1,
 ) -> None:
-    """Raise ValueError, saying what to change, for settings that nothing can be drawn with."""
+    """Raise ValueError for a setting out of range; the message names the allowed values."""
     if method not in METHODS:
         raise ValueError(f'There is no method "{method}". Choose one of {", ".join(METHODS)}.')
     if steps < 1:
@@ -213,7 +213,7 @@ def check_settings(
     if not 0 <= sampling_rate <= 1:
         raise ValueError(f"sampling_rate must be from 0 to 1, got {sampling_rate:g}; 0 is off, 0.5 is published.")
     if anchors < 0:
-        raise ValueError(f"anchors must be 0 or more, got {anchors}; 0 lets every frame look at every other.")
+        raise ValueError(f"anchors must be 0 or more, got {anchors}; 0 makes every frame attend to every other.")
     if skip_first_steps < 0:
         raise ValueError(f"skip_first_steps must be 0 or more, got {skip_first_steps}; 1 is published.")
     check_window(start_percent, end_percent)

@@ -1,7 +1,7 @@
-"""Euler sampling of a diffusers UNet, passing through the wrappers that ComfyUI's patches hang on.
+"""Euler sampling of a diffusers UNet through the wrappers that ComfyUI's patches use.
 
 A run calls, from outside in: SAMPLER_SAMPLE once, CALC_COND_BATCH once per step, APPLY_MODEL once per UNet call. Every
-call carries ComfyUI's `transformer_options`, so StoryLoom's patches cannot tell the hosts apart.
+call passes ComfyUI's `transformer_options`, so StoryLoom's patches work the same in both hosts.
 """
 
 from __future__ import annotations
@@ -19,39 +19,39 @@ from torch import Tensor, nn
 from ..prompts.conditioning import batch_contexts
 from ..prompts.encode import Entry
 from ..runtime.sampling import APPLY_MODEL, CALC_COND_BATCH, SAMPLER_SAMPLE
-from .layers import OPTIONS, Remembered, replaceable_attention
+from .layers import OPTIONS, Cached, replaceable_attention
 from .patcher import UNetPatcher, wrapped
 
 Progress = Callable[[int, int], None]
-"""progress(steps done, steps in all)"""
+"""progress(steps done, total steps)"""
 
 ALWAYS = 999_999_999.9
-"""Sigma of 0 percent: above that of any schedule."""
+"""Sigma at 0 percent, above every sigma of any schedule."""
 
 
 class ModelSampling:
-    """Noise levels of a model and what its output means, from a diffusers scheduler."""
+    """Sigmas and prediction type of a model, from a diffusers scheduler. Raises ValueError for an unknown type."""
 
     def __init__(self, scheduler):
         kind = scheduler.config.prediction_type
         if kind not in ("epsilon", "v_prediction"):
-            raise ValueError(f'The model predicts "{kind}", StoryLoom samples "epsilon" and "v_prediction" models.')
+            raise ValueError(f'The model predicts "{kind}"; use a model that predicts "epsilon" or "v_prediction".')
         self.velocity = kind == "v_prediction"
         cumulative = scheduler.alphas_cumprod.cpu().double()
         self.log_sigmas = ((1 - cumulative) / cumulative).sqrt().log()
 
     def percent_to_sigma(self, percent: float) -> float:
-        """Noise level at a percentage of the schedule, 0 the first step and 1 the last."""
+        """Sigma at a fraction of the schedule: 0 is the first step, 1 the last."""
         if percent <= 0:
             return ALWAYS
         if percent >= 1:
             return 0.0
-        place = (1 - percent) * (len(self.log_sigmas) - 1)
-        low = int(place)
-        return float(torch.lerp(*self.log_sigmas[low : low + 2], place - low).exp())
+        position = (1 - percent) * (len(self.log_sigmas) - 1)
+        low = int(position)
+        return float(torch.lerp(*self.log_sigmas[low : low + 2], position - low).exp())
 
     def timestep(self, sigma: Tensor) -> Tensor:
-        """Training step with the noise level nearest to each sigma [B]."""
+        """Training timestep with the sigma nearest to each sigma [B]."""
         distance = (sigma.cpu().double().log()[:, None] - self.log_sigmas).abs()
         return distance.argmin(dim=1).to(sigma.device)
 
@@ -59,7 +59,7 @@ class ModelSampling:
         return x / (sigma**2 + 1).sqrt()
 
     def calculate_denoised(self, sigma: Tensor, output: Tensor, x: Tensor) -> Tensor:
-        """The clean latents that the UNet's output for noisy latents x means. sigma: [B, 1, 1, 1]."""
+        """Denoised latents from the UNet's output for noisy latents x. sigma: [B, 1, 1, 1]."""
         if self.velocity:
             return x / (sigma**2 + 1) - output * sigma / (sigma**2 + 1).sqrt()
         return x - output * sigma
@@ -67,18 +67,18 @@ class ModelSampling:
 
 @dataclass(frozen=True, eq=False)
 class UNetModel:
-    """A UNet that takes noisy latents and returns clean ones, for one sampling run.
+    """A UNet that maps noisy latents to denoised ones, for one sampling run.
 
-    batch_texts stacks contexts as `batch_contexts`; the text is the same in every step, so it is the same tensor too.
+    batch_texts: `batch_contexts`, cached; the text is the same in every step, so the tensor is the same object too.
     """
 
     unet: nn.Module
     model_sampling: ModelSampling
     dtype: torch.dtype
-    batch_texts: Remembered = field(default_factory=lambda: Remembered(lambda *texts: batch_contexts(texts)))
+    batch_texts: Cached = field(default_factory=lambda: Cached(lambda *texts: batch_contexts(texts)))
 
     def apply_model(self, x: Tensor, t: Tensor, **kwargs) -> Tensor:
-        """x: [B, 4, h, w]; t: sigma of every row [B]. Returns the denoised latents [B, 4, h, w]."""
+        """Denoised latents [B, 4, h, w]. x: [B, 4, h, w]; t: sigma of each row [B]."""
         options = kwargs.pop(OPTIONS)
         call = wrapped(self._apply_model, APPLY_MODEL, options)
         return call(x, t, None, kwargs.pop("c_crossattn"), None, options, **kwargs)
@@ -102,7 +102,7 @@ class UNetModel:
 
 @dataclass(eq=False)
 class Guider:
-    """Classifier-free guidance, with the members that sampler wrappers read from ComfyUI's CFGGuider."""
+    """Classifier-free guidance, with the attributes that sampler wrappers read from ComfyUI's CFGGuider."""
 
     inner_model: UNetModel
     conds: dict[str, list[dict]]
@@ -113,11 +113,12 @@ class Guider:
         self.original_conds = self.conds
 
     def predict(self, x: Tensor, sigma: Tensor, model_options: dict[str, Any]) -> Tensor:
-        """The guided clean latents. With cfg 1 the negative is not asked."""
-        negative = None if isclose(self.cfg, 1.0) else self.conds["negative"]
+        """The guided denoised latents. With cfg 1 the negative is not evaluated."""
+        negative_conds = None if isclose(self.cfg, 1.0) else self.conds["negative"]
         call = wrapped(calc_cond_batch, CALC_COND_BATCH, model_options[OPTIONS])
-        said, unsaid = call(self.inner_model, [self.conds["positive"], negative], x, sigma, model_options)
-        return said if negative is None else unsaid + (said - unsaid) * self.cfg
+        conds = [self.conds["positive"], negative_conds]
+        positive, negative = call(self.inner_model, conds, x, sigma, model_options)
+        return positive if negative_conds is None else negative + (positive - negative) * self.cfg
 
 
 def calc_cond_batch(
@@ -125,7 +126,7 @@ def calc_cond_batch(
 ) -> list[Tensor | None]:
     """Denoised latents for each group of conditionings, all of them in one UNet call; None for a group that is None.
 
-    x_in: [B, 4, h, w]; timestep: sigma of every image [B]. The chunks of the call stand in ComfyUI's order, last first.
+    x_in: [B, 4, h, w]; timestep: sigma of each image [B]. The chunks of the call are in ComfyUI's order, last first.
     """
     chunks = [(number, cond) for number, group in enumerate(conds) for cond in group or ()][::-1]
     options = {
@@ -141,19 +142,19 @@ def calc_cond_batch(
         text_embeds=torch.cat([cond["pooled_output"] for _, cond in chunks]),
         transformer_options=options,
     )
-    said: dict[int, list[Tensor]] = {}
+    outputs: dict[int, list[Tensor]] = {}
     for (number, _), part in zip(chunks, output.chunk(len(chunks)), strict=True):
-        said.setdefault(number, []).append(part)
-    return [torch.stack(said[number]).mean(0) if number in said else None for number in range(len(conds))]
+        outputs.setdefault(number, []).append(part)
+    return [torch.stack(outputs[number]).mean(0) if number in outputs else None for number in range(len(conds))]
 
 
 def _rows(tensor: Tensor, rows: int) -> Tensor:
-    """One row per image: a single row counts for all of them."""
+    """One row per image; a single row is repeated for all images."""
     return tensor.expand(rows, *tensor.shape[1:]) if tensor.shape[0] == 1 else tensor
 
 
 def converted(entries: Sequence[Entry], rows: int, device: torch.device, dtype: torch.dtype) -> list[dict[str, Any]]:
-    """Conditionings as a guider holds them, each with a row for every image and a uuid of its own."""
+    """Conditionings in a guider's form, each with one row per image and its own uuid."""
     return [
         {
             **info,
@@ -177,19 +178,19 @@ def sample_euler(
     cfg: float,
     progress: Progress = lambda done, steps: None,
 ) -> Tensor:
-    """Draw latents [B, 4, h, w] from noise of the same shape and variance 1, with diffusers' Euler scheduler.
+    """Latents [B, 4, h, w] sampled from noise of the same shape and variance 1, with diffusers' Euler scheduler.
 
-    scheduler: any diffusers scheduler of the model, only its config is read. Raises ValueError when a story in the
-    conditionings does not have as many frames as `noise` has images.
+    scheduler: any diffusers scheduler of the model; only its config is read. Raises ValueError if a story in the
+    conditionings does not have one frame per image of `noise`.
     """
     from diffusers import EulerDiscreteScheduler
 
     euler = EulerDiscreteScheduler.from_config(scheduler.config, prediction_type="original_sample")
     euler.set_timesteps(steps, device=noise.device)
     unet = model.get_model_object("diffusion_model")
-    dtype = unet.dtype  # diffusers looks at every parameter to tell
-    where = (noise.shape[0], noise.device, dtype)
-    conds = {"positive": converted(positive, *where), "negative": converted(negative, *where)}
+    dtype = unet.dtype  # computed once: diffusers goes through every parameter
+    target = (noise.shape[0], noise.device, dtype)
+    conds = {"positive": converted(positive, *target), "negative": converted(negative, *target)}
     guider = Guider(UNetModel(unet, model.get_model_object("model_sampling"), dtype), conds, cfg)
     options = model.run_options()
     options[OPTIONS]["sample_sigmas"] = sigmas = euler.sigmas.to(noise.device)
@@ -210,9 +211,9 @@ def sample_euler(
 
 
 def story_noise(frames: int, height: int, width: int, seed: int, shared: bool) -> Tensor:
-    """Noise [frames, 4, height / 8, width / 8] of variance 1, from the CPU so that a seed gives it on any device.
+    """Noise [frames, 4, height / 8, width / 8] of variance 1, made on the CPU so that it is the same on any device.
 
-    shared: every frame gets the noise of the first one.
+    shared: every frame gets the noise of the first.
     """
     generator = torch.Generator().manual_seed(seed)
     size = (1, 4, height // 8, width // 8)

@@ -1,7 +1,7 @@
 """SDXL's text side without a hub: token ids from the vocabulary that open_clip ships, encoders from transformers.
 
-Token ids and encodings are those of ComfyUI's SDXL CLIP. Weights such as (snow:1.2) are read as plain text, as the
-published methods do, and embeddings are not known.
+Token ids and encodings equal those of ComfyUI's SDXL CLIP. Weights such as (snow:1.2) are plain text, as in the
+published methods, and embeddings are not supported.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..prompts.tokens import END, PADDING, ROOM, START, Tokens
 
 
 def token_ids(text: str) -> list[int]:
-    """The tokens of a text of any length, without start and end."""
+    """Token ids of a text of any length, without start and end tokens."""
     return _vocabulary().encode(text.replace("\\(", "(").replace("\\)", ")"))
 
 
@@ -35,7 +35,7 @@ def _window(words: Sequence[int], padding: int) -> list[tuple[int, float, int]]:
 
 
 def spelling() -> Mapping[int, str]:
-    """Token id -> its letters, with "</w>" where a word ends."""
+    """Token id -> its letters, with "</w>" at the end of a word."""
     return _vocabulary().decoder
 
 
@@ -49,7 +49,7 @@ def _vocabulary():
 
 
 def _clean(text: str) -> str:
-    """As CLIP's tokenizer in transformers, where open_clip would also mend encodings and HTML."""
+    """Clean text as CLIP's tokenizer in transformers does; open_clip's would also repair encodings and HTML."""
     return " ".join(unicodedata.normalize("NFC", text).split()).lower()
 
 
@@ -65,9 +65,9 @@ class TextEncoders:
 
     @torch.no_grad()
     def __call__(self, tokens: Tokens) -> tuple[Tensor, dict[str, Any]]:
-        """Context [1, 77 * windows, 2048], both encoders' last layer but one, and the first window's summary [1, 1280].
+        """Context [1, 77 * windows, 2048] from both encoders' penultimate layer, and the first window's pooled output.
 
-        tokens: as `tokenize` returns them. Both are float32 on the CPU.
+        tokens: as `tokenize` returns them. `pooled_output` is [1, 1280]; both are float32 on the CPU.
         """
         encoded = {key: self._encode(key, windows) for key, windows in tokens.items()}
         contexts = [encoded[key].hidden_states[-2].float().cpu().flatten(0, 1) for key in ("l", "g")]

@@ -1,7 +1,7 @@
-"""SDXL's UNet in diffusers, from the numbers and with the parameter names of the original code.
+"""SDXL's UNet in diffusers, built from the original code's config and with its parameter names.
 
-ComfyUI, LoRA files and single-file checkpoints speak of `input_blocks.4.1`, diffusers of `down_blocks.1.attentions.0`.
-The translation is diffusers' own, asked with names instead of weights.
+`input_blocks.4.1` in ComfyUI, LoRA files and single-file checkpoints is `down_blocks.1.attentions.0` in diffusers. The
+names are translated by diffusers' own conversion, called with names instead of weights.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ PREFIX = "model.diffusion_model."
 def build_unet(numbers: Mapping[str, Any], head_channels: int):
     """A `diffusers.UNet2DConditionModel` with SDXL's blocks, freshly initialised.
 
-    numbers: as in `models.demo.model.UNET`; head_channels: channels of one attention head. Raises ValueError for what
-    diffusers cannot build, such as transformer depths that differ within a resolution.
+    numbers: as in `models.demo.model.UNET`; head_channels: channels of one attention head. Raises ValueError for a
+    layout that diffusers cannot build, such as transformer depths that differ within a resolution.
     """
     from diffusers import UNet2DConditionModel
 
@@ -50,7 +50,7 @@ def unet_config(numbers: Mapping[str, Any], head_channels: int) -> dict[str, Any
 
 
 def unet_numbers(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers of the original layout for the config of a diffusers UNet: what `diffusers_names` needs of them."""
+    """The numbers of the original layout, as far as `diffusers_names` needs them, from a diffusers UNet's config."""
     layers, widths = config["layers_per_block"], config["block_out_channels"]
     depths = config["transformer_layers_per_block"]
     depths = [depths] * len(widths) if isinstance(depths, int) else depths
@@ -71,7 +71,7 @@ def unet_numbers(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def diffusers_names(numbers: Mapping[str, Any]) -> dict[str, str]:
-    """Every parameter's name in the original code -> its name in diffusers."""
+    """Name of every parameter in the original code -> its name in diffusers."""
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
     originals = list(_original_names(numbers))
@@ -82,12 +82,12 @@ def diffusers_names(numbers: Mapping[str, Any]) -> dict[str, str]:
 
 
 def to_diffusers(state_dict: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Weights in the original layout, without prefix, under diffusers' names. Raises KeyError for a missing one."""
+    """Weights in the original layout, without prefix, under diffusers' names. Raises KeyError for a missing weight."""
     return {name: state_dict[original] for original, name in diffusers_names(numbers).items()}
 
 
 def _level_depths(numbers: Mapping[str, Any]) -> list[int]:
-    """Transformer blocks per layer at every resolution, finest first."""
+    """Transformer blocks per layer at each resolution, finest first. Raises ValueError as `build_unet` does."""
     levels, layers = len(numbers["channel_mult"]), numbers["num_res_blocks"][0]
     depths = [numbers["transformer_depth"][level * layers] for level in range(levels)]
     if (

@@ -1,4 +1,4 @@
-"""Both hosts draw the same: tokens, conditionings, what the UNet is told and says, whole Euler runs."""
+"""Both hosts agree: tokens, conditionings, the UNet's options and outputs, whole Euler runs."""
 
 from functools import partial
 from importlib.util import find_spec
@@ -36,7 +36,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module", autouse=True)
 def in_double(host):
-    """Diffusers' Euler scheduler too: its noise levels would be single, and so would be what it hands on."""
+    """Diffusers' Euler scheduler in double precision too: its sigmas, and so its latents, would be single."""
     from diffusers import EulerDiscreteScheduler
 
     def set_timesteps(euler, *args, **kwargs):
@@ -51,13 +51,13 @@ def in_double(host):
 
 @pytest.fixture(scope="module")
 def standalone(models):
-    """The tiny SDXL of the host tests on diffusers: a UNet and text encoders with the very same weights.
+    """The tiny SDXL of the host tests on diffusers: a UNet and text encoders with the same weights.
 
     The UNet is in double precision, and the text encoders, whose tables of words are large, in single.
 
-    They are cloned, because a model that a graph has run before holds inference tensors, which no module takes.
+    They are cloned, because a model that a graph has run holds inference tensors, which modules do not accept.
     """
-    models[0].detach()  # takes what an earlier file's patches have merged out of the weights
+    models[0].detach()  # removes patches that an earlier file has merged into the weights
     return converted(*models)
 
 
@@ -65,13 +65,13 @@ def converted(model, clip):
     """(UNet, text encoders) on diffusers with the weights of a MODEL and a CLIP."""
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    from storyloom.standalone.demo import filled
+    from storyloom.standalone.demo import build_with_weights
     from storyloom.standalone.text import TextEncoders
     from storyloom.standalone.unet import build_unet, to_diffusers
 
     config = model.model.model_config.unet_config
     own = {name: tensor.clone() for name, tensor in model.model.diffusion_model.state_dict().items()}
-    unet = filled(partial(build_unet, config, config["num_head_channels"]), to_diffusers(own, config))
+    unet = build_with_weights(partial(build_unet, config, config["num_head_channels"]), to_diffusers(own, config))
     encoders = []
     for key, kind, activation in (("l", CLIPTextModel, "quick_gelu"), ("g", CLIPTextModelWithProjection, "gelu")):
         theirs = getattr(clip.cond_stage_model, f"clip_{key}").transformer
@@ -83,7 +83,7 @@ def converted(model, clip):
         weights = {name: tensor.clone().float() for name, tensor in theirs.state_dict().items()}
         if key == "l":
             weights.pop("text_projection.weight")
-        encoders.append(filled(partial(kind, config), weights))
+        encoders.append(build_with_weights(partial(kind, config), weights))
     return unet, TextEncoders(*encoders, torch.device("cpu"))
 
 
@@ -137,10 +137,10 @@ def test_conditionings_of_casts_and_windows_are_the_same(host, graph, standalone
 
 
 def assert_encoded_the_same(encoders, encode, context, info):
-    """A text's context and summary are ours but for rounding; returns what we tell of it.
+    """Assert that a text's context and pooled output equal ours up to rounding. Returns our info.
 
-    encode: how we encode the text with these encoders. Words' vectors are moved by one unit in the last place to tell
-    how far rounding may go.
+    encode: encodes the text with the encoders it is given. The rounding error is estimated by moving word embeddings by
+    one unit in the last place.
     """
     ours, summary = encode(encoders)
     tables = [encoder.get_input_embeddings() for encoder in encoders.encoders.values()]
@@ -172,7 +172,7 @@ def conditioning(encoders, method, script=STORY, window="circular"):
 
 
 def weakened(seen):
-    """An attention replacement that halves the keys and keeps what it is told."""
+    """An attention replacement that halves the keys and records its options."""
 
     def replacement(q, k, v, options):
         seen.append({key: value for key, value in options.items()})
@@ -211,9 +211,9 @@ def test_the_unet_and_a_whole_run_are_the_same(host, graph, standalone, patched,
     assert ours["samples"].dtype == theirs["samples"].dtype == torch.float64
     assert distance(ours["samples"], theirs["samples"]) < CLOSE
     if "replaced" in patched:
-        assert_told_the_same(ours["told"], theirs["told"])
+        assert_same_options(ours["options"], theirs["options"])
     else:
-        assert not ours["told"] and not theirs["told"]
+        assert not ours["options"] and not theirs["options"]
 
 
 def test_the_frames_of_a_cast_are_the_same(host, graph, standalone):
@@ -224,28 +224,28 @@ def test_the_frames_of_a_cast_are_the_same(host, graph, standalone):
 
 def on_comfyui(host, graph, patched, kind, cfg, script=STORY):
     parts = build(graph, size=SIZE, literal=True, **script)
-    model, told, said = parts["model"], [], []
+    model, options, outputs = parts["model"], [], []
     if kind == "v_prediction":
         model = graph.add("ModelSamplingDiscrete", model=model, sampling=kind, zsnr=True)()
     if "replaced" in patched:
-        model = call(graph, host, lambda given: replace_attention(given, told), model)
+        model = call(graph, host, lambda patcher: replace_attention(patcher, options), model)
     if "ipca" in patched:
         model = ipca(graph, model)
     if "csa" in patched:
         model = csa(graph, model)
 
-    def listen(given):
-        given = given.clone()
+    def record_outputs(patcher):
+        patcher = patcher.clone()
 
         def diffusion_model(executor, *args, **kwargs):
             out = executor(*args, **kwargs)
-            said.append(out.clone())
+            outputs.append(out.clone())
             return out
 
-        given.add_wrapper_with_key("diffusion_model", "test", diffusion_model)
-        return given
+        patcher.add_wrapper_with_key("diffusion_model", "test", diffusion_model)
+        return patcher
 
-    model = call(graph, host, listen, model)
+    model = call(graph, host, record_outputs, model)
     euler = scheduler(kind)
     euler.set_timesteps(STEPS)
     settings = {key: parts[key] for key in ("positive", "negative", "latent_image")}
@@ -255,11 +255,11 @@ def on_comfyui(host, graph, patched, kind, cfg, script=STORY):
     samples = graph.add("SamplerCustom", sampler=sampler, sigmas=sigmas, **settings)()
     graph.capture(samples=samples, positive=parts["positive"])
     seen = host.run(graph)
-    return {"samples": seen.samples["samples"], "positive": seen.positive, "unet": said, "told": told}
+    return {"samples": seen.samples["samples"], "positive": seen.positive, "unet": outputs, "options": options}
 
 
 def on_diffusers(standalone, patched, kind, cfg, encoded, script=STORY):
-    """encoded: the host's conditioning, whose numbers are taken in place of ours, which are a rounding away."""
+    """encoded: the host's conditioning, used in place of ours, which differs by rounding."""
     from storyloom.attention.consistent import ConsistentAttention
     from storyloom.attention.identity import IdentityPreserving
     from storyloom.standalone.layers import blocks_of
@@ -267,34 +267,33 @@ def on_diffusers(standalone, patched, kind, cfg, encoded, script=STORY):
     from storyloom.standalone.sampling import ModelSampling, sample_euler, story_noise
 
     unet, encoders = standalone
-    model, told, said = UNetPatcher(unet, ModelSampling(scheduler(kind))), [], []
+    model, options, outputs = UNetPatcher(unet, ModelSampling(scheduler(kind))), [], []
     if "replaced" in patched:
-        model = replace_attention(model, told)
+        model = replace_attention(model, options)
     if "ipca" in patched:
         model = with_patch(model, IdentityPreserving(2.0, 0.0, 1.0, blocks_of(unet, "all")))
     if "csa" in patched:
         model = with_patch(model, ConsistentAttention(**CSA | {"blocks": blocks_of(unet, "output")}))
-    _, told_of_rows = conditioning(encoders, SVR["reweighting"], script)
+    _, our_info = conditioning(encoders, SVR["reweighting"], script)
     ((context, their_info),) = encoded
-    info = {**told_of_rows, "pooled_output": their_info["pooled_output"]}
+    info = {**our_info, "pooled_output": their_info["pooled_output"]}
     negative = torch.zeros_like(context), {"pooled_output": torch.zeros_like(info["pooled_output"])}
     noise = story_noise(len(context), SIZE[1], SIZE[0], SEED, shared=True).double()
-    if (
-        kind == "epsilon"
-    ):  # a schedule that starts below the largest sigma: ComfyUI scales noise by it, diffusers by more
+    # a schedule that starts below the largest sigma: ComfyUI scales the noise by it, diffusers by a larger one
+    if kind == "epsilon":
         euler = scheduler(kind)
         euler.set_timesteps(STEPS)
         noise = noise * euler.sigmas[0] / euler.init_noise_sigma
-    hook = unet.register_forward_hook(lambda module, args, out: said.append(out[0].clone()))
+    hook = unet.register_forward_hook(lambda module, args, out: outputs.append(out[0].clone()))
     try:
         samples = sample_euler(model, [(context, info)], [negative], noise, scheduler(kind), STEPS, cfg)
     finally:
         hook.remove()
-    return {"samples": samples / 0.13025, "unet": said, "told": told}
+    return {"samples": samples / 0.13025, "unet": outputs, "options": options}
 
 
-def assert_told_the_same(ours, theirs):
-    """A replacement is called for the same layers in the same order, and told the same."""
+def assert_same_options(ours, theirs):
+    """Assert that a replacement is called for the same layers in the same order, with the same options."""
     own = {"prefetch_dynamic_vbars", "callbacks", "wrappers", "uuids", "storyloom"}
     assert len(ours) == len(theirs) > STEPS
     for mine, other in zip(ours, theirs, strict=True):

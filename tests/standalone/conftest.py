@@ -33,7 +33,7 @@ def small(numbers):
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     from storyloom.standalone.checkpoint import schedule
-    from storyloom.standalone.demo import filled
+    from storyloom.standalone.demo import build_with_weights
     from storyloom.standalone.model import StoryModel
     from storyloom.standalone.unet import build_unet
 
@@ -45,10 +45,10 @@ def small(numbers):
     def random_(make):
         with torch.device("meta"):
             shapes = {name: tensor.shape for name, tensor in make().state_dict().items()}
-        return filled(make, {name: values(name, shape) for name, shape in shapes.items()})
+        return build_with_weights(make, {name: values(name, shape) for name, shape in shapes.items()})
 
     def values(name, shape):
-        """Variance kept through layers; large tables repeat a few rows, which is quick."""
+        """Weights that preserve the variance through layers; large tables repeat a few rows, for speed."""
         if len(shape) < 2:
             return torch.full(shape, float(name.endswith("weight")))
         rows = torch.randn(min(shape[0], 1999), *shape[1:], generator=generator) / math.prod(shape[1:]) ** 0.5

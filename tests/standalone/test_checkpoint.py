@@ -1,4 +1,4 @@
-"""What a single-file checkpoint says of itself. Whole files are loaded in tests/host."""
+"""The scheduler and the checks of a single-file checkpoint. Whole files are loaded in tests/host."""
 
 import pickle
 

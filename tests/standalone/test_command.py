@@ -1,4 +1,4 @@
-"""The command line: a page with a progress bar, and faults in one sentence."""
+"""The command line: a page with a progress bar, and errors in one sentence."""
 
 import errno
 import os
@@ -44,8 +44,8 @@ def test_every_setting_of_the_page_reaches_it(tmp_path, monkeypatch, small):
     monkeypatch.setattr("storyloom.standalone.demo.demo_model", lambda: small)
     settings = "--layout rows --rows 1,2 --columns 3 --panels-per-page 4 --page-width 300 --captions over --title A"
     settings += " --direction right_to_left --font f.ttf --seed 5"
-    asked = command._parser().parse_args([*STORY, *settings.split()])
-    assert command.page_style(asked) == PageStyle(
+    options = command._parser().parse_args([*STORY, *settings.split()])
+    assert command.page_style(options) == PageStyle(
         "rows", 3, "1,2", 4, 5, page_width=300, caption_place="over", title="A", direction="right_to_left", font="f.ttf"
     )
     sizes = set()
@@ -100,7 +100,7 @@ def test_further_pages_get_a_number(tmp_path, monkeypatch, capsys, small):
         ([*STORY, "--width", "100"], "multiple of 8, got 100"),
         ([*STORY, "--layout", "spiral"], '--layout "spiral" is not one of grid, four_panel'),
         ([*STORY, "--captions", "above"], '--captions "above" is not one of below, over, none'),
-        ([*STORY, "--page-width", "-1"], "--page-width is -1: 0 or more is needed."),
+        ([*STORY, "--page-width", "-1"], "--page-width is -1; use 0 or more."),
         ([*STORY, "--layout", "rows", "--rows", "2;1"], 'Rows "2;1" cannot be read'),
         ([*STORY, "--font", "none.ttf"], "none.ttf"),
         ([*STORY, "-o", "nowhere/page.png"], 'There is no folder "nowhere"'),
@@ -111,8 +111,8 @@ def test_further_pages_get_a_number(tmp_path, monkeypatch, capsys, small):
 def test_faults_are_one_sentence_and_code_1(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     assert command.main(arguments) == 1
-    said = capsys.readouterr().err
-    assert message in said and said.count("\n") == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 
@@ -131,13 +131,13 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, capsys):
     save_file({"model.diffusion_model.out.2.weight": torch.zeros(1)}, other)
     for path, reason in ((damaged, "cannot be read as SDXL: "), (other, "has no UNet of SDXL"), (tmp_path, "SDXL: ")):
         assert command.main([*STORY, "--checkpoint", str(path), "-o", str(page)]) == 1
-        said = capsys.readouterr().err
-        assert reason in said and said.count("\n") == 1
+        error = capsys.readouterr().err
+        assert reason in error and error.count("\n") == 1
 
 
 def test_without_the_packages_it_says_what_to_install(tmp_path):
     hide = "import sys; sys.modules['diffusers'] = None; sys.modules['open_clip'] = None; "
-    # None in sys.modules makes find_spec and import fail as for a package that is not there
+    # None in sys.modules makes find_spec and import fail as for a missing package
     done = run(
         *STORY,
         "-o",

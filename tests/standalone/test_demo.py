@@ -1,4 +1,4 @@
-"""What the demo model says of a story."""
+"""The demo model's warnings about a story."""
 
 import logging
 
@@ -20,10 +20,10 @@ def warnings(caplog, known, *story):
 
 def test_words_that_it_does_not_know_are_named_once(caplog):
     frames = "asleep in the lighthouse # Unspoken.\n[NC] a key and a lighthouse"
-    said = warnings(
+    messages = warnings(
         caplog, "a fox asleep in the and ink of", "[Fox] a vermillion fox", frames, "ink of {prompt} gouache"
     )
-    assert said == ["The demo model does not know: vermillion, lighthouse, key, gouache. It draws the rest."]
+    assert messages == ["The demo model does not know: vermillion, lighthouse, key, gouache. It draws the rest."]
 
 
 def test_known_words_are_not_worth_a_word(caplog):

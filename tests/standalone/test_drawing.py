@@ -1,4 +1,4 @@
-"""Stories on the host without ComfyUI: the methods act, off is off, and the pipeline stays as it was."""
+"""Stories on the host without ComfyUI: each method has an effect only if it is on, and the pipeline is restored."""
 
 from dataclasses import replace
 from functools import partial
@@ -12,7 +12,7 @@ from storyloom.prompts.conditioning import per_encoder
 from storyloom.prompts.script import parse_story
 from storyloom.prompts.svr import SVRSettings, express_frame
 from storyloom.standalone import StoryPipeline
-from storyloom.standalone.layers import SLOTS, Remembered, replaceable_attention, transformers
+from storyloom.standalone.layers import SLOTS, Cached, replaceable_attention, transformers
 from storyloom.standalone.model import model_of
 from storyloom.standalone.patcher import UNetPatcher, with_patch
 from storyloom.standalone.pipeline import METHODS
@@ -176,7 +176,7 @@ def test_without_patches_the_unet_is_called_as_diffusers_would(small):
 
 
 def test_euler_is_diffusers_own(small):
-    """Unguided, the run equals the scheduler's plain loop over the UNet."""
+    """Without guidance, the run equals the scheduler's plain loop over the UNet."""
     positive, negative, noise, scheduler = entries(small)
     model = UNetPatcher(small.unet, ModelSampling(scheduler))
     ours = sample_euler(model, positive, negative, noise, scheduler, 3, 1.0)
@@ -193,8 +193,8 @@ def test_euler_is_diffusers_own(small):
         return x
 
     ((context, info),) = positive
-    given = noise, context, info["pooled_output"]
-    assert (plain_loop(*given) - ours).abs().max() < rounding(plain_loop, *given, factor=4)
+    inputs = noise, context, info["pooled_output"]
+    assert (plain_loop(*inputs) - ours).abs().max() < rounding(plain_loop, *inputs, factor=4)
 
 
 def test_svr_eot_is_the_benchmarks_variant(small):
@@ -227,11 +227,11 @@ def test_a_text_becomes_keys_and_values_once_in_a_run(draw, small):
 
 def test_only_the_very_same_text_is_remembered():
     a, b = torch.ones(1), torch.ones(1)
-    asked = []
-    remembered = Remembered(lambda *given: asked.append(given) or sum(given))
-    for given in ((a,), (a,), (b,), (a, b), (a, b), (a,)):
-        assert remembered(*given) == len(given)
-    assert [len(given) for given in asked] == [1, 1, 2, 1]
+    calls = []
+    cached = Cached(lambda *inputs: calls.append(inputs) or sum(inputs))
+    for inputs in ((a,), (a,), (b,), (a, b), (a, b), (a,)):
+        assert cached(*inputs) == len(inputs)
+    assert [len(inputs) for inputs in calls] == [1, 1, 2, 1]
 
 
 def test_a_text_that_changes_between_steps_is_heeded(small):
@@ -254,10 +254,10 @@ def test_a_text_that_changes_between_steps_is_heeded(small):
 
 
 def test_a_model_is_told_of_every_story_it_draws(small):
-    told = []
-    pipeline = StoryPipeline(replace(small, on_story=told.append))
+    stories = []
+    pipeline = StoryPipeline(replace(small, on_story=stories.append))
     drawn = pipeline("a red fox", ["asleep", "reading"], steps=1, progress=lambda done, steps: None)
-    assert told == [drawn.story]
+    assert stories == [drawn.story]
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -1,4 +1,4 @@
-"""The methods do to stories what they claim, read from the pixels; and the shipped model still draws well."""
+"""The methods have the effects that they claim, read from the pixels, and the shipped model still draws well."""
 
 from functools import cache
 
@@ -23,7 +23,7 @@ def pipeline():
 
 @pytest.fixture(scope="module")
 def drawn(pipeline):
-    """method -> (the first stories of docs/effect.md with what their pictures show, mean reading error)"""
+    """method -> (the first stories of docs/effect.md with their scenes as read, mean reading error)"""
     reader = Reader()
 
     @cache

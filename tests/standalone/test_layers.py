@@ -1,4 +1,4 @@
-"""What a replacement of attention is told, layer by layer, and the names of layers and parameters."""
+"""The options that an attention replacement receives at each layer, and the names of layers and parameters."""
 
 import pytest
 import torch

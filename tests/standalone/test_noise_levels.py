@@ -1,4 +1,4 @@
-"""Noise levels of a model that lies on a device without double precision."""
+"""Noise levels of a model on a device without double precision."""
 
 from types import SimpleNamespace
 
@@ -18,7 +18,7 @@ def test_they_are_the_same_on_a_device_without_float64():
     plain = ModelSampling(scheduler(cumulative))
     expected = plain.timestep(sigmas)
     with a_device_without_float64():
-        found = ModelSampling(scheduler(there(cumulative)))
-        steps = found.timestep(there(sigmas))
+        sampling = ModelSampling(scheduler(there(cumulative)))
+        steps = sampling.timestep(there(sigmas))
         assert steps.device == DEVICE and torch.equal(steps.cpu(), expected)
-        assert torch.equal(found.log_sigmas, plain.log_sigmas)
+        assert torch.equal(sampling.log_sigmas, plain.log_sigmas)

@@ -1,4 +1,4 @@
-"""Token ids and windows; what ComfyUI makes of the same texts is compared in tests/host."""
+"""Token ids and windows; tests/host compares them with ComfyUI's."""
 
 import pytest
 import torch
