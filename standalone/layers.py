@@ -97,7 +97,7 @@ def caching(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def replaceable_attention(unet: nn.Module) -> Iterator[None]:
-    """Within this context, every attention layer of `unet` follows `patches_replace`; its own processors are then restored.
+    """Within this context, the attention layers of `unet` follow `patches_replace`; their processors are then restored.
 
     Keys and values of a text are computed once if every step passes the same tensor, so no weight may change.
     """
