@@ -1,4 +1,4 @@
-"""The workflow that draws a prompt set with a method, in the API format of ComfyUI."""
+"""The workflow that draws a prompt set with a method, in ComfyUI's API format."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ REWEIGHTINGS = {"none": "none", "npr": "npr", "svr": "svr", "svr-eot": "svr_eot"
 """Part of a method's name -> reweighting of the story as one prompt."""
 VANILLA, IPCA, CSA = "vanilla", "ipca", "csa"
 PUBLISHED = "svr-eot+ipca"
-"""The method of the published benchmark program."""
+"""The method of the published benchmark."""
 FRAMES = "frames"
-"""Number of the node that shows the pictures."""
+"""Id of the node that previews the pictures."""
 TEXT_ENCODE = {
     "pooled": "full",
     "order": "weaken_first",
@@ -30,7 +30,7 @@ WHOLE = {"start_percent": 0.0, "end_percent": 1.0}
 
 @dataclass(frozen=True)
 class Method:
-    """reweighting: of the story as one prompt, None where each frame is its own. ipca, csa: whether they act."""
+    """reweighting: of the story as one prompt, None for one prompt per frame. ipca, csa: whether they are on."""
 
     reweighting: str | None = None
     ipca: bool = False
@@ -38,13 +38,13 @@ class Method:
 
     @property
     def name(self) -> str:
-        """The one spelling of it: "csa+svr+ipca"."""
+        """The canonical spelling: "csa+svr+ipca"."""
         text = next((name for name, value in REWEIGHTINGS.items() if value == self.reweighting), "")
         return "+".join(filter(None, [self.csa * CSA, text, self.ipca * IPCA])) or VANILLA
 
 
 def parse_method(text: str) -> Method:
-    """A method by its name: "vanilla", or parts joined by + in any order. ValueError says what there is."""
+    """A method by its name: "vanilla", or parts joined by + in any order. Raises ValueError for an unknown name."""
     parts = text.strip().lower().split("+")
     texts = [part for part in parts if part in REWEIGHTINGS]
     known = parts == [VANILLA] or all(part in REWEIGHTINGS or part in (IPCA, CSA) for part in parts)
@@ -58,9 +58,9 @@ def parse_method(text: str) -> Method:
 
 @dataclass(frozen=True)
 class Settings:
-    """How pictures are drawn. checkpoint: a file of the server's, or "demo". seed: of sets that have none of their own.
+    """Sampling settings. checkpoint: a file name on the server, or "demo". seed: for sets without their own.
 
-    The defaults are those of the published benchmark program, as far as ComfyUI's own sampler has them.
+    The defaults are those of the published benchmark, as far as ComfyUI's own samplers have them.
     """
 
     checkpoint: str = "sd_xl_base_1.0.safetensors"
@@ -77,7 +77,7 @@ class Settings:
 
 
 DEMO_SETTINGS = Settings(DEMO, steps=10, width=192, height=192, scheduler="simple")
-"""What docs/effect.md is measured with: ComfyUI's "simple" has the steps of the host without ComfyUI."""
+"""The settings of docs/effect.md: ComfyUI's "simple" has the same steps as the host without ComfyUI."""
 
 
 def graph_of(one: PromptSet, method: Method, settings: Settings) -> dict:
@@ -131,10 +131,10 @@ def graph_of(one: PromptSet, method: Method, settings: Settings) -> dict:
 
 
 def escaped(text: str) -> str:
-    """A text that the story script reads as it stands."""
+    """A text that the story script reads literally."""
     return "".join(f"\\{sign}" if sign in "#[]" else sign for sign in text)
 
 
 def digest(graph: Mapping) -> str:
-    """Short name of a workflow: the same for the same one."""
+    """A short hash of a workflow."""
     return sha256(json.dumps(graph, sort_keys=True).encode()).hexdigest()[:16]

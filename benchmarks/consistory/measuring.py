@@ -1,4 +1,4 @@
-"""What is measured of a set's pictures, apart from drawing: similarity, and on the demo model what they show."""
+"""Measures of a set's pictures: similarity, and for the demo model the scenes that they show."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from .graph import escaped
-from .places import RayPlace, ThreadPlace
 from .store import Store, as_json
+from .workers import RayWorker, ThreadWorker
 
 METRICS = "metrics.json"
 CLIP_I, CLIP_T = "ViT-B-16-quickgelu", "ViT-B-32-quickgelu"
@@ -18,10 +19,10 @@ CLIP_I, CLIP_T = "ViT-B-16-quickgelu", "ViT-B-32-quickgelu"
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What measures. clip_i, clip_t: weights of CLIP_I and CLIP_T, a file or a tag of open_clip's; dreamsim: a folder.
+class MeasureOptions:
+    """clip_i, clip_t: weights of CLIP_I and CLIP_T, a file or a tag of open_clip; dreamsim: a folder.
 
-    demo: the demo model's reader instead, and exactly what its pictures show.
+    demo: use the demo model's reader instead, and store the scenes that it reads.
     """
 
     clip_i: str = "openai"
@@ -32,42 +33,42 @@ class Choice:
     demo: bool = False
 
 
-class Ruler:
-    """Measures set by set; what it needs is loaded once."""
+class Measurer:
+    """Measures one set at a time with encoders that are loaded once."""
 
-    def __init__(self, choice: Choice):
-        self.choice = choice
-        self.tools: dict[str, object] = {}
+    def __init__(self, options: MeasureOptions):
+        self.options = options
+        self.encoders: dict[str, Any] = {}
 
     def load(self) -> tuple[dict[str, str], list[str]]:
-        """Measure -> name of what measures it, and a sentence for each that cannot be measured."""
-        choice, reasons = self.choice, []
-        if choice.demo:
+        """Load the encoders. Returns measure -> name of its encoder, and a sentence for each measure without one."""
+        options, reasons = self.options, []
+        if options.demo:
             from ...models.demo.similarity import DemoReader
 
             reader = DemoReader()
-            self.tools = {"clip_i": reader, "clip_t": reader}
+            self.encoders = {"clip_i": reader, "clip_t": reader}
         else:
             from ...measures.encoders import SimilarityError, load_dreamsim, load_open_clip
 
-            how = {"device": choice.device, "download": choice.download}
+            settings = {"device": options.device, "download": options.download}
             loaders = {
-                "clip_i": lambda: load_open_clip(CLIP_I, choice.clip_i, **how),
-                "clip_t": lambda: load_open_clip(CLIP_T, choice.clip_t, **how),
+                "clip_i": lambda: load_open_clip(CLIP_I, options.clip_i, **settings),
+                "clip_t": lambda: load_open_clip(CLIP_T, options.clip_t, **settings),
             }
-            if choice.dreamsim is not None:
-                loaders["dreamsim"] = lambda: load_dreamsim("ensemble", choice.dreamsim, choice.device)
+            if options.dreamsim is not None:
+                loaders["dreamsim"] = lambda: load_dreamsim("ensemble", options.dreamsim, options.device)
             for name, load in loaders.items():
                 try:
-                    self.tools[name] = load()
+                    self.encoders[name] = load()
                 except SimilarityError as error:
                     reasons.append(f"{name.replace('_', '-').upper()} is not measured: {error}")
-        return {name: tool.name for name, tool in self.tools.items()}, reasons
+        return {name: encoder.name for name, encoder in self.encoders.items()}, reasons
 
     def measure(
         self, pictures: Sequence[bytes], prompts: Sequence[str], identity: str, settings: Sequence[str]
     ) -> dict:
-        """What `metrics.json` holds: "consistency", and where the demo's reader can tell, "shown" per frame."""
+        """The content of `metrics.json`: "encoders", "consistency", and with the demo's reader "shown" per frame."""
         import numpy as np
         import torch
         from PIL import Image
@@ -77,22 +78,25 @@ class Ruler:
         images = np.stack(
             [np.asarray(Image.open(io.BytesIO(file)).convert("RGB"), np.float32) / 255 for file in pictures]
         )
-        tools = self.tools
-        if self.choice.demo and world_story(identity, settings) is None:
-            tools = {name: tool for name, tool in tools.items() if name != "clip_t"}  # it would understand nothing
-        found = measure(
+        encoders = self.encoders
+        if self.options.demo and world_story(identity, settings) is None:
+            encoders = {name: encoder for name, encoder in encoders.items() if name != "clip_t"}  # no text is parsed
+        consistency = measure(
             torch.from_numpy(images),
             list(prompts),
-            image_encoder=tools.get("clip_i"),
-            text_encoder=tools.get("clip_t"),
-            dreamsim=tools.get("dreamsim"),
+            image_encoder=encoders.get("clip_i"),
+            text_encoder=encoders.get("clip_t"),
+            dreamsim=encoders.get("dreamsim"),
         )
-        told = {"encoders": {name: tool.name for name, tool in self.tools.items()}, "consistency": found.to_json()}
-        return told | ({"shown": shown(images, identity, settings)} if self.choice.demo else {})
+        metrics = {
+            "encoders": {name: encoder.name for name, encoder in self.encoders.items()},
+            "consistency": consistency.to_json(),
+        }
+        return metrics | ({"shown": shown(images, identity, settings)} if self.options.demo else {})
 
 
 def shown(images, identity: str, settings: Sequence[str]) -> list[dict] | None:
-    """The scene of every picture as the reader sees it; None for a text that is not the demo world's."""
+    """The scene read from every picture, None if the set is not a story of the demo's world."""
     from ...world.reader import Reader
     from ...world.scene import SIZE
 
@@ -103,60 +107,60 @@ def shown(images, identity: str, settings: Sequence[str]) -> list[dict] | None:
 
 
 def world_story(identity: str, settings: Sequence[str]):
-    """A set as a story of the demo's world, None where its words are others."""
+    """A set as a story of the demo's world, None if it cannot be parsed."""
     from ...world.parsing import parse_world_story
 
     return parse_world_story(escaped(identity), [escaped(setting) for setting in settings])
 
 
-class Measuring:
-    """Measures drawn sets of a folder one after the other while others are drawn, and keeps the results there.
+class MeasureQueue:
+    """Measures the drawn sets of a folder while others are drawn, and stores the results there.
 
-    again: also where the folder already has what would be measured. faults: sets that cannot be measured, and why.
+    again: measure sets that already have all measures, too. faults: key of a set that cannot be measured -> reason.
     """
 
-    def __init__(self, store: Store, place: ThreadPlace | RayPlace, again: bool = False):
-        self.store, self.place, self.again = store, place, again
+    def __init__(self, store: Store, worker: ThreadWorker | RayWorker, again: bool = False):
+        self.store, self.worker, self.again = store, worker, again
         self.faults: dict[str, str] = {}
-        self._loading = place.call("load")
+        self._loading = worker.call("load")
         self._running: dict[Future, str] = {}
-        self._asked: list[str] = []
+        self._pending: list[str] = []
 
     def loaded(self) -> tuple[dict[str, str], list[str]]:
-        """What `Ruler.load` gives. Whatever goes wrong there stops no drawing."""
+        """The result of `Measurer.load`; its errors do not stop the drawing."""
         try:
             return self._loading.result()
         except Exception as error:
             return {}, [f"Nothing is measured: {error}"]
 
     def add(self, keys: Sequence[str]) -> None:
-        """Ask for drawn sets."""
-        self._asked += keys
+        """Queue drawn sets."""
+        self._pending += keys
 
     def collect(self, wait: bool = False) -> int:
-        """Keep what is measured by now, and with `wait` one set at least; returns how many remain."""
+        """Store the finished measures; wait: for at least one set. Returns the number of sets that remain."""
         if wait or self._loading.done():
             names, _ = self.loaded()
-            for key in self._asked:
+            for key in self._pending:
                 if names and (self.again or self._missing(key, names)):
                     self._start(key)
-            self._asked.clear()
+            self._pending.clear()
         if wait and self._running:
             next(iter(self._running)).exception()
         for future in [future for future in self._running if future.done()]:
             key = self._running.pop(future)
             try:
                 self.store.write(self.store.folder / key / METRICS, as_json(future.result()))
-            except Exception as error:  # out of memory, a damaged picture: the others are measured
+            except Exception as error:  # out of memory, a damaged picture: measure the others
                 self.faults[key] = f"not measured: {error}"
-        return len(self._running) + len(self._asked)
+        return len(self._running) + len(self._pending)
 
     def _missing(self, key: str, names: dict[str, str]) -> bool:
-        """Whether the folder lacks something of what can be measured."""
-        there = (self.store.read(key, METRICS) or {}).get("encoders", {})
-        return any(there.get(measure) != name for measure, name in names.items())
+        """Whether the folder lacks a measure, or has it from another encoder."""
+        stored = (self.store.read(key, METRICS) or {}).get("encoders", {})
+        return any(stored.get(measure) != name for measure, name in names.items())
 
     def _start(self, key: str) -> None:
         texts = self.store.read(key, "set.json")
-        said = texts["prompts"], texts["identity"], texts["settings"]
-        self._running[self.place.call("measure", self.store.pictures(key), *said)] = key
+        prompts = texts["prompts"], texts["identity"], texts["settings"]
+        self._running[self.worker.call("measure", self.store.pictures(key), *prompts)] = key

@@ -13,12 +13,14 @@ KEYS = ("concept_token", "settings", "style", "subject")
 
 
 class PromptFileError(ValueError):
-    """A file that holds no prompt sets; the message says where and what is needed."""
+    """A file without valid prompt sets; the message names the place and what is needed there."""
 
 
 @dataclass(frozen=True)
 class PromptSet:
-    """A character and what it does in each frame. number: its place in the file, from 1. seed: None for the run's."""
+    """A character and its frames. number: position in the file, from 1. settings: one text per frame. seed: None for
+    the run's.
+    """
 
     number: int
     superclass: str
@@ -30,7 +32,7 @@ class PromptSet:
 
     @property
     def name(self) -> str:
-        """Name of its folder, the same in every run: "017-animals-horse"."""
+        """Name of the set's folder, the same in every run: "017-animals-horse"."""
         return "-".join([f"{self.number:03}", *filter(None, map(slug, (self.superclass, self.concept_token)))])
 
     @property
@@ -39,7 +41,7 @@ class PromptSet:
 
     @property
     def prompts(self) -> list[str]:
-        """What each frame shows in full, which is the published name of its picture."""
+        """The full prompt of each frame, which is the published name of its picture."""
         return [f"{self.identity} {setting}" for setting in self.settings]
 
 
@@ -49,9 +51,9 @@ def slug(text: str) -> str:
 
 
 def read_prompts(path: Path) -> list[PromptSet]:
-    """The sets of a YAML file {superclass: [{concept_token, settings, style, subject}, ...]}, texts as they are.
+    """The sets of a YAML file {superclass: [{concept_token, settings, style, subject}, ...]}, texts unchanged.
 
-    Raises PromptFileError; ImportError without PyYAML.
+    Raises PromptFileError for an invalid file, ImportError without PyYAML.
     """
     try:
         import yaml
@@ -60,17 +62,17 @@ def read_prompts(path: Path) -> list[PromptSet]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise PromptFileError(f"{path} cannot be read ({error.strerror}): name a prompt file, or demo.") from None
+        raise PromptFileError(f"{path} cannot be read ({error.strerror}); give a prompt file, or demo.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PromptFileError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+        raise PromptFileError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict) or not content:
-        raise PromptFileError(f"{path} holds no prompt sets: it needs superclass: [{{{', '.join(KEYS)}}}, ...].")
+        raise PromptFileError(f"{path} contains no prompt sets; it needs superclass: [{{{', '.join(KEYS)}}}, ...].")
     sets: list[PromptSet] = []
     for superclass, entries in content.items():
         if not isinstance(entries, list):
             raise PromptFileError(f'{path}: "{superclass}" needs a list of sets, got {type(entries).__name__}.')
-        for place, entry in enumerate(entries, start=1):
-            sets.append(_prompt_set(len(sets) + 1, str(superclass), entry, f'{path}: "{superclass}", set {place}'))
+        for position, entry in enumerate(entries, start=1):
+            sets.append(_prompt_set(len(sets) + 1, str(superclass), entry, f'{path}: "{superclass}", set {position}'))
     return sets
 
 
@@ -82,10 +84,10 @@ def _prompt_set(number: int, superclass: str, entry: object, where: str) -> Prom
     if not isinstance(settings, list) or not settings:
         raise PromptFileError(f"{where}: settings needs a list with one text per frame.")
     texts = {key: entry[key] for key in KEYS if key != "settings"}
-    texts |= {f"settings {place}": text for place, text in enumerate(settings, start=1)}
+    texts |= {f"settings {position}": text for position, text in enumerate(settings, start=1)}
     for name, text in texts.items():
         if not isinstance(text, str):
-            raise PromptFileError(f"{where}: {name} is {text!r}, which is no text: put it in quotes.")
+            raise PromptFileError(f"{where}: {name} is {text!r}, which is not text; put it in quotes.")
         if not text.strip() and name != "style":
             raise PromptFileError(f"{where}: {name} is empty.")
     plain = {name: " ".join(text.split()) for name, text in texts.items()}
@@ -94,7 +96,7 @@ def _prompt_set(number: int, superclass: str, entry: object, where: str) -> Prom
 
 
 def demo_sets(count: int = DEMO_STORIES) -> list[PromptSet]:
-    """The first stories of docs/effect.md, with their seeds."""
+    """The first `count` stories of docs/effect.md, with their seeds."""
     from ...world.stories import random_story
     from ..effect import FIRST_SEED, FIRST_STORY
 
@@ -108,7 +110,7 @@ def demo_sets(count: int = DEMO_STORIES) -> list[PromptSet]:
 
 
 def chosen(sets: Sequence[PromptSet], superclasses: Sequence[str], limit: int | None) -> list[PromptSet]:
-    """The sets of these superclasses (all without any), the first `limit` of them. PromptFileError for none."""
+    """The first `limit` sets of these superclasses, by default of all. Raises PromptFileError for an unknown one."""
     known = list(dict.fromkeys(one.superclass for one in sets))
     for superclass in superclasses:
         if superclass not in known:

@@ -1,4 +1,4 @@
-"""Gives jobs to servers: whoever is free takes the next, and what a server loses goes to another."""
+"""Assigns jobs to servers: a free server takes the next job, and a lost server's job goes to another."""
 
 from __future__ import annotations
 
@@ -8,35 +8,35 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Protocol
 
-from .worker import Drawn, Failed, Job, Lost, Ready, Unfit, one_line
+from .session import Drawn, Failed, Job, Lost, Ready, Unfit, one_line
 
 JOB_LOSSES = 3
-"""Servers that may be lost with a job before it counts as what they die of."""
+"""Number of losses after which the job itself counts as the cause."""
 LONGEST_PAUSE = 60.0
 
 
 class NoServersError(Exception):
-    """Every server is left out and jobs remain; the message names the reasons."""
+    """All servers are left out and jobs remain; the message lists the reasons."""
 
 
-class Place(Protocol):
+class Worker(Protocol):
     def call(self, name: str, *args) -> Future: ...
 
     def lost(self, error: BaseException) -> bool: ...
 
 
 class Schedule:
-    """Draws jobs on workers that live at places, by the name of their server.
+    """Draws jobs on servers. workers: server -> the worker that holds its ServerSession.
 
-    connect: what Worker.connect takes beside the wanted jobs. save(job, drawn) keeps pictures; watch(what, server, job,
-    reason) is told "ready", "draws", "drawn", "failed", "lost" and "left out". retries: how often in a row a lost
-    server is tried again, after `pause` seconds, then twice as long, and so on.
+    connect: arguments of ServerSession.connect after the wanted jobs. save(job, drawn): stores the pictures.
+    watch(event, server, job, reason): called for "ready", "draws", "drawn", "failed", "lost" and "left out".
+    retries: how often in a row a lost server is retried, after `pause` seconds, then twice as long, and so on.
     """
 
     def __init__(
         self,
         jobs: Sequence[Job],
-        places: Mapping[str, Place],
+        workers: Mapping[str, Worker],
         connect: tuple,
         save: Callable[[Job, Drawn], None],
         watch: Callable[[str, str, Job | None, str], None],
@@ -44,7 +44,7 @@ class Schedule:
         pause: float = 1.0,
     ):
         self.waiting = list(jobs)
-        self.places = dict(places)
+        self.workers = dict(workers)
         self.connect, self.save, self.watch = connect, save, watch
         self.retries, self.pause = retries, pause
         self.failed: dict[str, str] = {}
@@ -57,27 +57,27 @@ class Schedule:
         self._left_out: dict[str, str] = {}
 
     def run(self) -> dict[str, str]:
-        """Draw everything. Returns the keys of jobs that failed with the reasons. Raises NoServersError."""
-        for server in self.places:
+        """Draw all jobs. Returns failed job key -> reason. Raises NoServersError."""
+        for server in self.workers:
             self._connect(server)
-        wait(self._calls)  # what servers hold from an earlier run is known before anything is given out
+        wait(self._calls)  # jobs held from an earlier run must be known before any is assigned
         while self.waiting or any(job for _, job in self._calls.values()):
-            self._take(wait(self._calls, self._patience(), FIRST_COMPLETED).done if self._calls else ())
-            self._try_again()
-            self._give()
+            self._handle(wait(self._calls, self._timeout(), FIRST_COMPLETED).done if self._calls else ())
+            self._reconnect()
+            self._assign()
             if self.waiting and not self._calls and not self._due:
                 reasons = "; ".join(f"{server}: {reason}" for server, reason in self._left_out.items())
-                raise NoServersError(f"No server is left, {len(self.waiting)} sets are not drawn ({reasons}).")
+                raise NoServersError(f"No server is left; {len(self.waiting)} sets are not drawn ({reasons}).")
         return self.failed
 
-    def _patience(self) -> float:
+    def _timeout(self) -> float:
         return max(0.0, min([1.0, *(due - time.monotonic() for due in self._due.values())]))
 
     def _connect(self, server: str) -> None:
         wanted = frozenset(job.tag for job in self.waiting)
-        self._calls[self.places[server].call("connect", wanted, *self.connect)] = server, None
+        self._calls[self.workers[server].call("connect", wanted, *self.connect)] = server, None
 
-    def _try_again(self) -> None:
+    def _reconnect(self) -> None:
         now = time.monotonic()
         if not self._calls and self._due:
             time.sleep(max(0.0, min(1.0, min(self._due.values()) - now)))
@@ -85,7 +85,7 @@ class Schedule:
             del self._due[server]
             self._connect(server)
 
-    def _give(self) -> None:
+    def _assign(self) -> None:
         for server in list(self._idle):
             job = self._next(server)
             if job is None:
@@ -93,43 +93,43 @@ class Schedule:
             self._idle.remove(server)
             self.waiting.remove(job)
             self._held[server] -= {job.tag}
-            self._calls[self.places[server].call("draw", job)] = server, job
+            self._calls[self.workers[server].call("draw", job)] = server, job
             self.watch("draws", server, job, "")
 
     def _next(self, server: str) -> Job | None:
-        """What the server already holds, else the first that no other server holds."""
+        """A job that the server already holds, else the first that no other server holds."""
         own = self._held[server]
         elsewhere = frozenset().union(*(tags for other, tags in self._held.items() if other != server))
         mine = next((job for job in self.waiting if job.tag in own), None)
         return mine or next((job for job in self.waiting if job.tag not in elsewhere), None)
 
-    def _take(self, done) -> None:
+    def _handle(self, done) -> None:
         for future in done:
             server, job = self._calls.pop(future)
             error = future.exception()
             if error is None:
-                answer = future.result()
-            elif self.places[server].lost(error):
-                answer = Lost(f"its worker ended ({type(error).__name__}: {one_line(error)[:200]})")
+                outcome = future.result()
+            elif self.workers[server].lost(error):
+                outcome = Lost(f"its worker ended ({type(error).__name__}: {one_line(error)[:200]})")
             else:
                 raise error
-            if isinstance(answer, Drawn):
+            if isinstance(outcome, Drawn):
                 try:
-                    self.save(job, answer)
+                    self.save(job, outcome)
                 except ValueError as fault:
-                    answer = Lost(str(fault))
-            if isinstance(answer, Lost):
-                self._lose(server, job, answer.reason)
-            elif isinstance(answer, Unfit):
-                self._leave_out(server, answer.reason)
+                    outcome = Lost(str(fault))
+            if isinstance(outcome, Lost):
+                self._lose(server, job, outcome.reason)
+            elif isinstance(outcome, Unfit):
+                self._leave_out(server, outcome.reason)
             else:
                 self._idle.append(server)
-            if isinstance(answer, Ready):
-                self._held[server] = answer.held
+            if isinstance(outcome, Ready):
+                self._held[server] = outcome.held
                 self.watch("ready", server, None, "")
-            elif isinstance(answer, Failed):
-                self._fail(server, job, answer.reason)
-            elif isinstance(answer, Drawn):
+            elif isinstance(outcome, Failed):
+                self._fail(server, job, outcome.reason)
+            elif isinstance(outcome, Drawn):
                 self._losses[server] = 0
                 self.watch("drawn", server, job, "")
 
@@ -142,7 +142,9 @@ class Schedule:
             if self._job_losses[job.key] < JOB_LOSSES:
                 self.waiting.insert(0, job)
             else:
-                self._fail(server, job, f"{JOB_LOSSES} times a server was lost while it drew it, the last: {reason}")
+                self._fail(
+                    server, job, f"{JOB_LOSSES} times a server was lost while drawing this set; last reason: {reason}"
+                )
         if self._losses[server] > self.retries:
             self._leave_out(server, reason)
         else:

@@ -1,13 +1,13 @@
-"""The output folder of a run: written so that a run that is killed at any moment leaves only whole sets.
+"""The output folder of a run, written so that a run killed at any moment leaves only complete sets.
 
-    run.json                      what the pictures are drawn with
+    run.json                      settings of the pictures
     <method>/<set>/frame-01.png   pictures
     <method>/<set>/set.json       the texts
-    <method>/<set>/metrics.json   what was measured
+    <method>/<set>/metrics.json   measures
     table.md                      means over the sets
-    .state/                       lock, log and unfinished sets; nothing of it is a result
+    .state/                       lock, log and unfinished sets; not part of the results
 
-Apart from `.state`, files depend on nothing but the settings: no time, no server, no order of work.
+Apart from `.state`, the files depend only on the settings: not on the time, the server or the order of work.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ STATE = ".state"
 
 
 class StoreError(Exception):
-    """The folder cannot be used; the message says why and what to do."""
+    """The folder cannot be used; the message gives the reason and the remedy."""
 
 
 class Store:
@@ -37,14 +37,14 @@ class Store:
 
     @property
     def run(self) -> str:
-        """Names this folder of this machine in the queues of servers."""
+        """Identifies this folder on this machine in the queues of servers."""
         import platform
 
         return sha256(f"{platform.node()} {self.folder.resolve()}".encode()).hexdigest()[:16]
 
     @contextlib.contextmanager
-    def opened(self, settings: Mapping) -> Iterator[None]:
-        """Hold the folder alone. Raises StoreError when another run has it, or it was drawn with other settings."""
+    def locked(self, settings: Mapping) -> Iterator[None]:
+        """Lock the folder. Raises StoreError if another run uses it or it was drawn with other settings."""
         try:
             from filelock import FileLock, Timeout
         except ImportError:
@@ -60,7 +60,7 @@ class Store:
                 yield
         except Timeout:
             raise StoreError(
-                f"Another run is writing into {self.folder}: wait for it, or choose another --out."
+                f"Another run is writing into {self.folder}; wait for it, or choose another --out."
             ) from None
 
     def _check(self, settings: Mapping) -> None:
@@ -78,7 +78,7 @@ class Store:
         ]
         if other:
             raise StoreError(
-                f"The pictures in {self.folder} were drawn with other settings ({'; '.join(other)}): "
+                f"The pictures in {self.folder} were drawn with other settings ({'; '.join(other)}); "
                 "use those, or choose another --out."
             )
 
@@ -87,7 +87,7 @@ class Store:
         return (self.folder / key).is_dir()
 
     def save_set(self, key: str, files: Mapping[str, bytes]) -> None:
-        """Put a whole set into its folder, which is there with all files or not at all."""
+        """Save a set atomically: its folder has all files or does not exist."""
         fresh = self._unfinished / key.replace("/", "-")
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir()
@@ -99,7 +99,7 @@ class Store:
         sync_folder(target.parent)
 
     def write(self, file: Path, content: bytes) -> None:
-        """Put a file in place whole."""
+        """Write a file atomically."""
         fresh = self._unfinished / "-".join(file.relative_to(self.folder).parts)
         write_through(fresh, content)
         os.replace(fresh, file)
@@ -109,7 +109,7 @@ class Store:
         return [file.read_bytes() for file in sorted((self.folder / key).glob("frame-*.png"))]
 
     def read(self, key: str, name: str) -> dict | None:
-        """A JSON file of a set, None where it is not there."""
+        """A JSON file of a set, None if it does not exist."""
         file = self.folder / key / name
         return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
@@ -123,39 +123,39 @@ def as_json(content: Mapping) -> bytes:
 
 
 def picture_file(content: bytes, graph: Mapping) -> bytes:
-    """A picture of a server as PNG with the workflow that drew it: the same bytes for the same pixels from any server.
+    """A server's picture as PNG with the workflow that drew it; the same pixels give the same bytes from any server.
 
-    Raises ValueError for what is no picture.
+    Raises ValueError if it is not a picture.
     """
     from PIL import Image, PngImagePlugin
 
-    said = PngImagePlugin.PngInfo()
-    said.add_text("prompt", json.dumps(graph))
-    written = io.BytesIO()
+    metadata = PngImagePlugin.PngInfo()
+    metadata.add_text("prompt", json.dumps(graph))
+    buffer = io.BytesIO()
     try:
         with Image.open(io.BytesIO(content)) as picture:
-            picture.convert("RGB").save(written, "PNG", pnginfo=said)
+            picture.convert("RGB").save(buffer, "PNG", pnginfo=metadata)
     except OSError as error:
         raise ValueError(f"the server's picture cannot be read: {error}") from None
-    return written.getvalue()
+    return buffer.getvalue()
 
 
 def set_files(pictures: Sequence[bytes], texts: Mapping) -> dict[str, bytes]:
-    """File name -> content of a set."""
+    """File name -> content of all files of a set except its measures."""
     frames = {f"frame-{number:02}.png": picture for number, picture in enumerate(pictures, start=1)}
     return {**frames, "set.json": as_json({**texts, "frames": list(frames)})}
 
 
 def write_through(file: Path, content: bytes) -> None:
-    """Write a file and have it on the disk."""
-    with file.open("wb") as opened:
-        opened.write(content)
-        opened.flush()
-        os.fsync(opened.fileno())
+    """Write a file and flush it to disk."""
+    with file.open("wb") as handle:
+        handle.write(content)
+        handle.flush()
+        os.fsync(handle.fileno())
 
 
 def sync_folder(folder: Path) -> None:
-    """Have a folder's entries on the disk, where the system can."""
+    """Flush a folder's entries to disk, except on Windows, which cannot."""
     if os.name != "nt":
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""The table: means over sets beside the published ones, and on the demo model what the pictures show."""
+"""The report: means over sets beside the published ones, and for the demo model the measures of docs/effect.md."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ PUBLISHED = {
 }
 """CLIP-T, CLIP-I, DreamSim of One-Prompt-One-Story (arXiv 2501.13554), table 1."""
 COLUMNS = {"clip_t_clip_score_file_name": "CLIP-T", "clip_i": "CLIP-I", "dreamsim": "DreamSim"}
-"""Measure -> column of the published table, whose text for CLIP-T is "A photo depicts <prompt>.jpg"."""
+"""Measure -> column of the published table; its text for CLIP-T is "A photo depicts <prompt>.jpg"."""
 SOURCE = (
     "Published: One-Prompt-One-Story (arXiv 2501.13554), table 1; 1024 x 1024, 50 steps, OpenAI's "
-    "ViT-B/32 for CLIP-T and ViT-B/16 for CLIP-I, the background cut away with CarveKit and filled with noise before "
-    "CLIP-I and DreamSim. Here pictures are measured as they are, with their background, which changes both."
+    "ViT-B/32 for CLIP-T and ViT-B/16 for CLIP-I, the background removed with CarveKit and filled with noise before "
+    "CLIP-I and DreamSim. Here pictures are measured with their background, which changes both."
 )
 
 
 @dataclass(frozen=True)
 class MeasuredSet:
-    """texts: `set.json`; metrics: `metrics.json`, None where nothing is measured."""
+    """texts: `set.json`; metrics: `metrics.json`, None if the set is not measured."""
 
     texts: Mapping
     metrics: Mapping | None
 
 
 def report(results: Mapping[str, Sequence[MeasuredSet]], settings: Settings, prompts: str) -> str:
-    """Everything that is known of drawn sets by method, in Markdown. prompts: name of the file."""
+    """The whole report in Markdown. results: method -> its drawn sets; prompts: name of the prompt file."""
     measured = {method: [one for one in sets if one.metrics] for method, sets in results.items()}
     parts = ["# Prompt sets, drawn and measured", drawn_with(results, settings, prompts)]
     if not any(measured.values()):
@@ -54,63 +54,63 @@ def report(results: Mapping[str, Sequence[MeasuredSet]], settings: Settings, pro
 
 
 def drawn_with(results: Mapping[str, Sequence[MeasuredSet]], settings: Settings, prompts: str) -> str:
-    sets = [one.texts for found in results.values() for one in found]
+    sets = [one.texts for drawn in results.values() for one in drawn]
     seeds = sorted({texts["seed"] for texts in sets})
     seed = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}" if seeds else "no seed"
     noise = "the same noise" if settings.shared_noise else "different noise"
-    how_many = ", ".join(f"{len(found)} sets with {method}" for method, found in results.items())
+    counts = ", ".join(f"{len(drawn)} sets with {method}" for method, drawn in results.items())
     return (
-        f"`{prompts}`: {how_many}. Model {settings.checkpoint}, {settings.width} x {settings.height}, {settings.steps} "
+        f"`{prompts}`: {counts}. Model {settings.checkpoint}, {settings.width} x {settings.height}, {settings.steps} "
         f"steps of {settings.sampler} ({settings.scheduler}), cfg {settings.cfg:g}, zero negative, {seed}, {noise} for "
         "all frames of a set."
     )
 
 
 def similarity_part(measured: Mapping[str, Sequence[MeasuredSet]]) -> list[str]:
-    """The table of similarity and what it is to be compared with."""
+    """The table of similarity with the published values."""
     every = [one.metrics["consistency"] for sets in measured.values() for one in sets]
-    names = list(dict.fromkeys(name for found in every for name in found["means"]))
+    names = list(dict.fromkeys(name for consistency in every for name in consistency["means"]))
     if not names:
         return []
-    encoders = {kind: sorted({f["encoders"][kind] for f in every if kind in f["encoders"]}) for kind in kinds(every)}
-    ours = all(label.startswith("CLIP") for found in every for kind, label in found["labels"].items() if "clip" in kind)
+    encoders = {kind: sorted({c["encoders"][kind] for c in every if kind in c["encoders"]}) for kind in kinds(every)}
+    ours = all(label.startswith("CLIP") for c in every for kind, label in c["labels"].items() if "clip" in kind)
     known = [name for name in COLUMNS if name in names] if ours else []
     columns = known + [name for name in names if name not in known]
     heads = [COLUMNS[name] if name in known else label_of(name, every) for name in columns]
     rows = [[method, "here", f"{len(sets)}", *(cell(sets, n) for n in columns)] for method, sets in measured.items()]
-    by = "; ".join(f"{kind.replace('_', '-')}: {' and '.join(found)}" for kind, found in encoders.items())
+    by = "; ".join(f"{kind.replace('_', '-')}: {' and '.join(names)}" for kind, names in encoders.items())
     note = f"Mean of each set, then over sets, with 95 % bootstrap intervals over sets. Measured by {by}."
     head = ["method", "from", "sets", *heads]
     if known:
         return ["## Similarity", table(rows + published(columns), head), note, SOURCE]
-    apart = "The published values below are measured otherwise, with CLIP: the two tables cannot be compared."
+    apart = "The published values below are measured with CLIP instead, so the two tables cannot be compared."
     theirs = table(published(list(COLUMNS)), [*head[:3], *COLUMNS.values()])
     return ["## Similarity", table(rows, head), note, apart, theirs, SOURCE]
 
 
 def published(columns: Sequence[str]) -> list[list[str]]:
-    """Rows of the published table; empty where it has no such measure."""
-    told = {name: dict(zip(COLUMNS, values, strict=True)) for name, values in PUBLISHED.items()}
+    """Rows of the published table; cells of measures that it lacks are empty."""
+    by_method = {name: dict(zip(COLUMNS, values, strict=True)) for name, values in PUBLISHED.items()}
     return [
         [name, "published", "", *(f"{values[n]:.4f}" if n in values else "" for n in columns)]
-        for name, values in told.items()
+        for name, values in by_method.items()
     ]
 
 
 def kinds(every: Sequence[Mapping]) -> list[str]:
-    return list(dict.fromkeys(kind for found in every for kind in found["encoders"]))
+    return list(dict.fromkeys(kind for consistency in every for kind in consistency["encoders"]))
 
 
 def label_of(name: str, every: Sequence[Mapping]) -> str:
-    """What a measure is called, with its convention where it has several."""
+    """The label of a measure, with its convention if there are several."""
     kind = "clip_t" if name.startswith("clip_t_") else name
-    label = next((found["labels"][kind] for found in every if kind in found["labels"]), kind)
+    label = next((c["labels"][kind] for c in every if kind in c["labels"]), kind)
     several = sum(other.startswith("clip_t_") for other in every[0]["means"]) > 1
     return f"{label} ({name.removeprefix('clip_t_')})" if kind == "clip_t" and several else label
 
 
 def cell(sets: Sequence[MeasuredSet], name: str) -> str:
-    """Mean over the sets that have a value, with its interval."""
+    """Mean over the sets that have a value, with its 95 % interval."""
     means = (one.metrics["consistency"]["means"].get(name) for one in sets)
     values = [value for value in means if value is not None and not math.isnan(value)]
     if not values:
@@ -121,27 +121,28 @@ def cell(sets: Sequence[MeasuredSet], name: str) -> str:
 
 
 def demo_part(measured: Mapping[str, Sequence[MeasuredSet]], shared_noise: bool) -> list[str]:
-    """The tables of docs/effect.md, of the sets whose texts the demo's world has words for."""
+    """The tables of docs/effect.md for the sets that are stories of the demo's world."""
     stories = {
-        ("frames" if method == VANILLA else method, shared_noise): told
+        ("frames" if method == VANILLA else method, shared_noise): pictures
         for method, sets in measured.items()
-        if (told := [story for one in sets if (story := story_of(one)) is not None])
+        if (pictures := [story for one in sets if (story := story_of(one)) is not None])
     }
     if not stories:
         return []
-    effects = {key: effect(told) for key, told in stories.items()}
+    effects = {key: effect(pictures) for key, pictures in stories.items()}
     parts = ["## What the pictures show", effect_table(effects), rates_table(effects)]
-    first, *others = ([one.story for one in told] for told in stories.values())
+    first, *others = ([one.story for one in pictures] for pictures in stories.values())
     if all(other == first for other in others) and (differences := difference_table(stories)).count("\n") > 1:
         parts.append(differences)
-    counted = ", ".join(f"{len(told)} with {title(method)}" for (method, _), told in stories.items())
+    counted = ", ".join(f"{len(pictures)} with {title(method)}" for (method, _), pictures in stories.items())
     return [
         *parts,
-        f"Stories that are told in the demo's words, read from the pixels as docs/effect.md says: {counted}.",
+        f"Stories in the demo's vocabulary, read from the pixels as described in docs/effect.md: {counted}.",
     ]
 
 
 def story_of(one: MeasuredSet) -> StoryPictures | None:
+    """A set as a story with its scenes, None if it has none."""
     scenes = one.metrics.get("shown")
     if scenes is None:
         return None
@@ -149,7 +150,7 @@ def story_of(one: MeasuredSet) -> StoryPictures | None:
 
 
 def padded(text: str) -> str:
-    """Markdown whose tables have columns of equal width, so that they read well as plain text too."""
+    """Markdown with its table columns padded, so that they read well as plain text too."""
     blocks: list[list[str]] = []
     for line in text.split("\n"):
         if line.startswith("|") and blocks and blocks[-1][0].startswith("|"):

@@ -1,4 +1,4 @@
-"""The ConsiStory+ benchmark through real servers: what is killed in the middle ends with the same files."""
+"""The ConsiStory+ benchmark on real servers: a run killed in the middle ends with the same files."""
 
 import os
 import signal
@@ -79,13 +79,13 @@ def arguments(prompts, out, *servers):
 
 def tree(folder):
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
-    return {name: content for name, content in found.items() if not name.startswith(STATE)}
+    contents = {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+    return {name: content for name, content in contents.items() if not name.startswith(STATE)}
 
 
 @pytest.fixture(scope="module")
 def whole(server, prompts, tmp_path_factory):
-    """The files of a run that nothing disturbed."""
+    """The files of an undisturbed run."""
     out = tmp_path_factory.mktemp("whole")
     assert command.main(arguments(prompts, out, server)) == 0
     return tree(out)
@@ -108,7 +108,7 @@ DYING = """import itertools, os, signal, sys
 from storyloom.benchmarks.consistory import __main__ as command
 from storyloom.scripts.comfyui import Client
 
-name, last, *asked = sys.argv[1:]
+name, last, *arguments = sys.argv[1:]
 work, calls = getattr(Client, name), itertools.count(1)
 
 def dying(*args):
@@ -118,17 +118,17 @@ def dying(*args):
     return done
 
 setattr(Client, name, dying)
-command.main(asked)"""
-"""The command, which is killed when its client has made the call with this name so many times."""
+command.main(arguments)"""
+"""The command, killed after its client has made the call `name` `last` times."""
 
 
 @pytest.mark.parametrize("call, times", [("submit", 2), ("view", 3)], ids=["a set is queued", "half a set is fetched"])
 def test_a_run_killed_in_the_middle_ends_with_the_same_files(whole, server, prompts, tmp_path, call, times):
     out = tmp_path / "killed"
-    asked = arguments(prompts, out, server)
-    ended = subprocess.run([sys.executable, "-c", DYING, call, str(times), *asked]).returncode
+    line = arguments(prompts, out, server)
+    ended = subprocess.run([sys.executable, "-c", DYING, call, str(times), *line]).returncode
     assert ended == -getattr(signal, "SIGKILL", -1) and drawn(out) == 1
-    assert command.main(asked) == 0
+    assert command.main(line) == 0
     assert tree(out) == whole
     run = Store(out).run
     marks = [entry["prompt"][3].get("storyloom", {}) for entry in server.request("/history").values()]
@@ -144,7 +144,7 @@ def test_when_one_of_two_servers_is_killed_the_files_are_the_same(
         submit, name, queued = Client.submit, second.url.removeprefix("http://"), []
 
         def submitted(client, *args):
-            """The first server waits until the second has been killed while it works on its second set."""
+            """The first server waits until the second has been killed while drawing its second set."""
             if client.url != second.url:
                 wait_until(lambda: len(queued) == 2)
                 return submit(client, *args)
@@ -157,7 +157,7 @@ def test_when_one_of_two_servers_is_killed_the_files_are_the_same(
         monkeypatch.setattr(Client, "submit", submitted)
         assert command.main(arguments(prompts, out, server, second)) == 0
     assert tree(out) == whole
-    told = (out / STATE / "log.txt").read_text()
-    assert f"{name} lost" in told
-    (taken_over,) = [line.split()[4] for line in told.splitlines() if f"{name} lost" in line and "/" in line.split()[4]]
-    assert f"drawn {taken_over}" in told
+    log = (out / STATE / "log.txt").read_text()
+    assert f"{name} lost" in log
+    (taken_over,) = [line.split()[4] for line in log.splitlines() if f"{name} lost" in line and "/" in line.split()[4]]
+    assert f"drawn {taken_over}" in log

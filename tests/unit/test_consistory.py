@@ -22,6 +22,7 @@ from waiting import LIMIT, wait_until
 
 from storyloom.benchmarks.consistory import __main__ as command
 from storyloom.benchmarks.consistory import schedule as scheduling
+from storyloom.benchmarks.consistory import servers
 from storyloom.benchmarks.consistory.graph import (
     DEMO_SETTINGS,
     Method,
@@ -31,12 +32,16 @@ from storyloom.benchmarks.consistory.graph import (
     graph_of,
     parse_method,
 )
-from storyloom.benchmarks.consistory.places import RayPlace, ThreadPlace, start_ray, stop_ray
+from storyloom.benchmarks.consistory.measuring import MeasureQueue, Measurer
+from storyloom.benchmarks.consistory.options import parse
+from storyloom.benchmarks.consistory.plan import plan_of
 from storyloom.benchmarks.consistory.prompts import PromptFileError, PromptSet, chosen, demo_sets, read_prompts
+from storyloom.benchmarks.consistory.run import finish, measure_options, results, run
 from storyloom.benchmarks.consistory.schedule import NoServersError, Schedule
+from storyloom.benchmarks.consistory.session import Drawn, Failed, Job, Lost, Ready, ServerSession, Unfit
 from storyloom.benchmarks.consistory.store import STATE, Store, StoreError, picture_file, set_files
 from storyloom.benchmarks.consistory.table import MeasuredSet, cell, report
-from storyloom.benchmarks.consistory.worker import Drawn, Failed, Job, Lost, Ready, Unfit, Worker
+from storyloom.benchmarks.consistory.workers import RayWorker, ThreadWorker, start_ray, stop_ray
 from storyloom.prompts.script import parse_story
 
 pytest.importorskip("yaml")
@@ -88,21 +93,24 @@ class TestPromptFiles:
     @pytest.mark.parametrize(
         "text, fault",
         [
-            ("animals: [", "is no YAML"),
-            ("- 1", "holds no prompt sets"),
+            ("animals: [", "is not valid YAML"),
+            ("- 1", "contains no prompt sets"),
             ("animals: fox", '"animals" needs a list of sets, got str'),
             ("animals: [{concept_token: a, settings: [b], style: c}]", '"animals", set 1 has no subject'),
             ("animals: [{concept_token: a, settings: b, style: c, subject: d}]", "settings needs a list"),
-            ("animals: [{concept_token: a, settings: [no], style: c, subject: d}]", "settings 1 is False, which is no"),
+            (
+                "animals: [{concept_token: a, settings: [no], style: c, subject: d}]",
+                "settings 1 is False, which is not text",
+            ),
             ("animals: [{concept_token: a, settings: [''], style: c, subject: d}]", "settings 1 is empty"),
         ],
     )
     def test_a_faulty_file_says_where(self, tmp_path, text, fault):
         file = tmp_path / "faulty.yaml"
         file.write_text(text)
-        with pytest.raises(PromptFileError, match="faulty.yaml") as told:
+        with pytest.raises(PromptFileError, match="faulty.yaml") as error:
             read_prompts(file)
-        assert fault in str(told.value)
+        assert fault in str(error.value)
 
     @pytest.mark.skipif(not PUBLISHED_FILE.exists(), reason="the published file is not here")
     def test_the_published_file(self):
@@ -120,10 +128,10 @@ class TestPromptFiles:
         from storyloom.world.stories import random_story
 
         for number, one in enumerate(demo_sets(50)):
-            story, told = random_story(FIRST_STORY + number), world_story(one.identity, one.settings)
+            story, parsed = random_story(FIRST_STORY + number), world_story(one.identity, one.settings)
             assert one.seed == FIRST_SEED + number
-            assert (told.frames, told.shown) == (story.frames, story.shown)
-            assert [(who.species, who.looks) for who in told.identities] == [
+            assert (parsed.frames, parsed.shown) == (story.frames, story.shown)
+            assert [(who.species, who.looks) for who in parsed.identities] == [
                 (who.species, who.looks) for who in story.identities
             ]
 
@@ -160,8 +168,8 @@ class TestWorkflows:
     def test_published_settings(self):
         graph = graph_of(SET, parse_method("svr-eot+ipca"), Settings())
         sampler = graph["sampler"]["inputs"]
-        asked = {name: sampler[name] for name in ("seed", "steps", "cfg", "sampler_name", "scheduler", "model")}
-        assert asked == {
+        settings = {name: sampler[name] for name in ("seed", "steps", "cfg", "sampler_name", "scheduler", "model")}
+        assert settings == {
             "seed": 42,
             "steps": 50,
             "cfg": 5.0,
@@ -209,15 +217,15 @@ def job(number):
     return Job(f"vanilla/{number}", f"tag {number}", {}, 1)
 
 
-class FakePlace:
-    """A place whose answers a test writes: script(name, args) -> answer."""
+class FakeWorker:
+    """A worker with the results of script(name, *args)."""
 
     def __init__(self, script):
-        self.script, self.asked = script, []
+        self.script, self.calls = script, []
 
     def call(self, name, *args):
         future = Future()
-        self.asked.append((name, *args[:1]))
+        self.calls.append((name, *args[:1]))
 
         def work():
             try:
@@ -233,16 +241,16 @@ class FakePlace:
 
 
 class Turns:
-    """Places whose calls are answered while the schedule waits: as many as it waits for, in a chosen order.
+    """Workers whose calls finish only while the schedule waits: as many as it waits for, in a chosen order.
 
-    choose: of the number of calls that wait the one that is answered next; the first is the oldest.
+    choose: number of waiting calls -> index of the call that finishes next, 0 for the oldest.
     """
 
     def __init__(self, monkeypatch, choose=lambda waiting: 0):
         self.calls, self.choose = [], choose
         monkeypatch.setattr(scheduling, "wait", self.wait)
 
-    def place(self, script):
+    def worker(self, script):
         def call(name, *args):
             self.calls.append((Future(), script(name, *args)))
             return self.calls[-1][0]
@@ -252,8 +260,8 @@ class Turns:
     def wait(self, calls, seconds=None, for_what=ALL_COMPLETED):
         enough = all if for_what == ALL_COMPLETED else any
         while not enough(call.done() for call in calls):
-            future, answer = self.calls.pop(self.choose(len(self.calls)))
-            future.set_result(answer)
+            future, outcome = self.calls.pop(self.choose(len(self.calls)))
+            future.set_result(outcome)
         return wait(calls, seconds, for_what)
 
 
@@ -261,17 +269,17 @@ def ready(*held):
     return Ready(frozenset(held))
 
 
-def run_schedule(jobs, places, retries=2, **options):
-    saved, told = [], []
+def run_schedule(jobs, workers, retries=2, **options):
+    saved, events = [], []
 
-    def watch(what, server, job, reason):
-        told.append((what, server, job and job.key))
+    def watch(event, server, job, reason):
+        events.append((event, server, job and job.key))
 
     def save(job, drawn):
         saved.append(job.key)
 
-    schedule = Schedule(jobs, places, ((), None), save, watch, retries=retries, pause=0.001, **options)
-    return schedule.run(), saved, told
+    schedule = Schedule(jobs, workers, ((), None), save, watch, retries=retries, pause=0.001, **options)
+    return schedule.run(), saved, events
 
 
 def steady(name, *args):
@@ -283,42 +291,42 @@ class TestSchedule:
     def test_every_job_is_drawn_once_in_whatever_order_servers_answer(self, seed, monkeypatch):
         chosen = random.Random(seed)
         turns = Turns(monkeypatch, lambda waiting: chosen.randrange(waiting))
-        failed, saved, told = run_schedule(list(map(job, range(12))), {name: turns.place(steady) for name in "abc"})
-        assert not failed and {server for what, server, _ in told if what == "drawn"} == set("abc")
+        failed, saved, events = run_schedule(list(map(job, range(12))), {name: turns.worker(steady) for name in "abc"})
+        assert not failed and {server for event, server, _ in events if event == "drawn"} == set("abc")
         assert sorted(saved) == sorted(f"vanilla/{i}" for i in range(12))
 
     def test_a_dead_server_s_job_goes_to_another_and_the_server_is_left_out(self):
         def dies(name, *args):
-            return ready() if name == "connect" and len(dead.asked) == 1 else Lost("refused")
+            return ready() if name == "connect" and len(dead.calls) == 1 else Lost("refused")
 
-        dead = FakePlace(dies)
-        failed, saved, told = run_schedule(list(map(job, range(4))), {"dead": dead, "good": FakePlace(steady)})
+        dead = FakeWorker(dies)
+        failed, saved, events = run_schedule(list(map(job, range(4))), {"dead": dead, "good": FakeWorker(steady)})
         assert not failed and len(saved) == len(set(saved)) == 4
-        (lost,) = {key for what, server, key in told if what == "lost" and key}
-        assert ("drawn", "good", lost) in told
+        (lost,) = {key for event, server, key in events if event == "lost" and key}
+        assert ("drawn", "good", lost) in events
 
     def test_a_server_that_comes_back_goes_on(self):
         answers = iter([ready(), Lost("away"), Lost("still"), ready()])
-        alone = FakePlace(lambda name, *args: next(answers, Drawn((b"",))))
+        alone = FakeWorker(lambda name, *args: next(answers, Drawn((b"",))))
         failed, saved, _ = run_schedule([job(0), job(1)], {"a": alone})
         assert not failed and saved == ["vanilla/0", "vanilla/1"]
 
     def test_a_drawn_job_counts_a_server_as_sound_again(self):
         answers = iter([ready(), Lost(""), ready(), Drawn(()), Lost(""), ready(), Drawn(()), Lost(""), ready()])
-        flaky = FakePlace(lambda name, *args: next(answers, Drawn(())))
+        flaky = FakeWorker(lambda name, *args: next(answers, Drawn(())))
         failed, saved, _ = run_schedule(list(map(job, range(3))), {"a": flaky}, retries=1)
         assert not failed and len(saved) == 3
 
     def test_it_is_tried_so_often_and_then_the_run_stops(self):
-        dead = FakePlace(lambda name, *args: Lost("refused"))
+        dead = FakeWorker(lambda name, *args: Lost("refused"))
         with pytest.raises(NoServersError, match=r"1 sets are not drawn \(a: refused\)"):
             run_schedule([job(0)], {"a": dead}, retries=3)
-        assert len(dead.asked) == 4
+        assert len(dead.calls) == 4
 
     def test_an_unfit_server_is_not_tried_again(self):
-        unfit = FakePlace(lambda name, *args: Unfit("it has no node X"))
-        failed, saved, _ = run_schedule([job(0)], {"a": unfit, "b": FakePlace(steady)})
-        assert saved == ["vanilla/0"] and len(unfit.asked) == 1
+        unfit = FakeWorker(lambda name, *args: Unfit("it has no node X"))
+        failed, saved, _ = run_schedule([job(0)], {"a": unfit, "b": FakeWorker(steady)})
+        assert saved == ["vanilla/0"] and len(unfit.calls) == 1
         with pytest.raises(NoServersError, match="no node X"):
             run_schedule([job(0)], {"a": unfit})
 
@@ -326,14 +334,14 @@ class TestSchedule:
         def fails_one(name, *args):
             return Failed("out of memory") if name == "draw" and args[0].key == "vanilla/1" else steady(name)
 
-        failed, saved, _ = run_schedule(list(map(job, range(3))), {"a": FakePlace(fails_one)})
+        failed, saved, _ = run_schedule(list(map(job, range(3))), {"a": FakeWorker(fails_one)})
         assert failed == {"vanilla/1": "out of memory"} and saved == ["vanilla/0", "vanilla/2"]
 
     def test_a_job_that_servers_die_of_fails_and_the_others_are_drawn(self):
         def crashes(name, *args):
             return Lost("ended") if name == "draw" and args[0].key == "vanilla/1" else steady(name)
 
-        failed, saved, _ = run_schedule(list(map(job, range(4))), {n: FakePlace(crashes) for n in "ab"}, retries=5)
+        failed, saved, _ = run_schedule(list(map(job, range(4))), {n: FakeWorker(crashes) for n in "ab"}, retries=5)
         assert list(failed) == ["vanilla/1"] and "3 times a server was lost" in failed["vanilla/1"]
         assert sorted(saved) == ["vanilla/0", "vanilla/2", "vanilla/3"]
 
@@ -341,27 +349,27 @@ class TestSchedule:
         def unreadable(job, drawn):
             raise ValueError("the server's picture cannot be read")
 
-        schedule = Schedule([job(0)], {"a": FakePlace(steady)}, ((), None), unreadable, lambda *a: None, 5, 0.001)
+        schedule = Schedule([job(0)], {"a": FakeWorker(steady)}, ((), None), unreadable, lambda *a: None, 5, 0.001)
         assert "cannot be read" in schedule.run()["vanilla/0"]
 
     def test_what_a_server_holds_from_before_stays_there(self, monkeypatch):
-        """Also where another one answers first."""
+        """Even if another server responds first."""
 
         def holds(name, *args):
             return ready("tag 0", "tag 2") if name == "connect" else Drawn((b"",))
 
         turns = Turns(monkeypatch)
-        places = {"a": turns.place(steady), "b": turns.place(holds)}
-        _, _, told = run_schedule(list(map(job, range(3))), places)
-        drawn = {key: server for what, server, key in told if what == "draws"}
+        workers = {"a": turns.worker(steady), "b": turns.worker(holds)}
+        _, _, events = run_schedule(list(map(job, range(3))), workers)
+        drawn = {key: server for event, server, key in events if event == "draws"}
         assert drawn == {"vanilla/0": "b", "vanilla/2": "b", "vanilla/1": "a"}
 
     def test_what_it_held_is_drawn_elsewhere_when_it_is_lost(self):
         def holds_and_dies(name, *args):
-            return ready("tag 0", "tag 1") if name == "connect" and len(dying.asked) == 1 else Lost("gone")
+            return ready("tag 0", "tag 1") if name == "connect" and len(dying.calls) == 1 else Lost("gone")
 
-        dying = FakePlace(holds_and_dies)
-        _, saved, _ = run_schedule([job(0), job(1)], {"b": dying, "a": FakePlace(steady)})
+        dying = FakeWorker(holds_and_dies)
+        _, saved, _ = run_schedule([job(0), job(1)], {"b": dying, "a": FakeWorker(steady)})
         assert sorted(saved) == ["vanilla/0", "vanilla/1"]
 
     def test_a_worker_that_ends_is_a_lost_server_and_a_fault_of_ours_is_not_hidden(self):
@@ -371,9 +379,9 @@ class TestSchedule:
                     raise error
                 return ready()
 
-            return FakePlace(script)
+            return FakeWorker(script)
 
-        _, saved, _ = run_schedule([job(0)], {"a": breaks(ConnectionError()), "b": FakePlace(steady)})
+        _, saved, _ = run_schedule([job(0)], {"a": breaks(ConnectionError()), "b": FakeWorker(steady)})
         assert saved == ["vanilla/0"]
         with pytest.raises(ZeroDivisionError):
             run_schedule([job(0)], {"a": breaks(ZeroDivisionError())})
@@ -391,30 +399,30 @@ def picture(colour=(1, 2, 3), **options):
 class TestStore:
     def test_a_set_is_there_whole_or_not_at_all(self, tmp_path, monkeypatch):
         store = Store(tmp_path)
-        with store.opened({}):
+        with store.locked({}):
             monkeypatch.setattr(os, "replace", lambda *paths: (_ for _ in ()).throw(KeyboardInterrupt()))
             with pytest.raises(KeyboardInterrupt):
                 store.save_set("svr/one", {"frame-01.png": b"x"})
         assert not store.has("svr/one") and list((store.state / "unfinished").iterdir())
         monkeypatch.undo()
-        with store.opened({}):
+        with store.locked({}):
             assert not list((store.state / "unfinished").iterdir())
             store.save_set("svr/one", {"frame-01.png": b"x"})
             assert store.has("svr/one") and store.pictures("svr/one") == [b"x"]
 
     def test_two_runs_never_write_into_one_folder(self, tmp_path):
-        with Store(tmp_path).opened({}):
+        with Store(tmp_path).locked({}):
             with pytest.raises(StoreError, match="Another run is writing"):
-                with Store(tmp_path).opened({}):
+                with Store(tmp_path).locked({}):
                     pass
-        with Store(tmp_path).opened({}):
+        with Store(tmp_path).locked({}):
             pass
 
     def test_other_settings_are_refused_and_named(self, tmp_path):
-        with Store(tmp_path).opened({"steps": 50, "seed": 1}):
+        with Store(tmp_path).locked({"steps": 50, "seed": 1}):
             pass
         with pytest.raises(StoreError, match=r"\(steps 50 there, 20 now\)"):
-            with Store(tmp_path).opened({"steps": 20, "seed": 1}):
+            with Store(tmp_path).locked({"steps": 20, "seed": 1}):
                 pass
 
     def test_the_same_pixels_give_the_same_file(self):
@@ -449,7 +457,7 @@ def a_job(method="vanilla", one=SET):
 
 
 def when(true, do):
-    """Do something as soon as a function gives something true; returns the future of that."""
+    """Call `do` as soon as `true` returns something true. Returns the future of its result."""
     future = Future()
 
     def work():
@@ -465,46 +473,46 @@ def when(true, do):
 
 class TestWorker:
     def test_it_draws_a_picture_per_frame(self, start):
-        worker = Worker(start().url, "run", LIMIT)
+        worker = ServerSession(start().url, "run", LIMIT)
         assert worker.connect((), ["KSampler"], CHECKPOINT) == ready()
         drawn = worker.draw(a_job())
         assert [Image.open(io.BytesIO(file)).size for file in drawn.pictures] == [(8, 8)] * 2
 
     def test_a_server_without_the_pack_or_the_checkpoint_is_unfit(self, start):
-        worker = Worker(start(missing=["StoryLoom_IPCA"]).url, "run", LIMIT)
+        worker = ServerSession(start(missing=["StoryLoom_IPCA"]).url, "run", LIMIT)
         assert "no node StoryLoom_IPCA" in worker.connect((), ["KSampler", "StoryLoom_IPCA"], None).reason
         assert f'no checkpoint "x" (found: {CHECKPOINT})' in worker.connect((), [], "x").reason
 
     def test_a_refused_and_a_failed_workflow_are_the_job_s_fault(self, start):
-        refused = Worker(start(refuses=lambda graph: "not valid").url, "run", LIMIT).draw(a_job())
-        failed = Worker(start(fails=lambda graph: "out of memory").url, "run", LIMIT).draw(a_job())
+        refused = ServerSession(start(refuses=lambda graph: "not valid").url, "run", LIMIT).draw(a_job())
+        failed = ServerSession(start(fails=lambda graph: "out of memory").url, "run", LIMIT).draw(a_job())
         assert isinstance(refused, Failed) and "not valid" in refused.reason
         assert isinstance(failed, Failed) and "out of memory" in failed.reason
 
     def test_a_server_that_is_not_there_or_ends_is_lost(self, start):
         fake = start(limit=0)
-        worker = Worker(fake.url, "run", LIMIT)
+        worker = ServerSession(fake.url, "run", LIMIT)
         when(lambda: fake.running, fake.end)
         assert isinstance(worker.draw(a_job()), Lost)
         assert isinstance(worker.connect((), [], None), Lost)
 
     def test_a_server_that_forgets_or_hangs_is_lost(self, start):
         forgetful, slow = start(limit=0), start(limit=0)
-        worker = Worker(forgetful.url, "run", LIMIT)
+        worker = ServerSession(forgetful.url, "run", LIMIT)
         when(lambda: forgetful.running, lambda: setattr(forgetful, "running", None))
-        assert "forgotten" in worker.draw(a_job()).reason
-        assert "--patience" in Worker(slow.url, "run", 0).draw(a_job()).reason
+        assert "no longer has the workflow" in worker.draw(a_job()).reason
+        assert "--patience" in ServerSession(slow.url, "run", 0).draw(a_job()).reason
         wait_until(lambda: slow.interrupted)
 
     def test_what_a_killed_run_left_is_taken_up_and_not_queued_again(self, start):
         fake = start(limit=0)
         jobs = [a_job(), a_job("ipca"), a_job("csa")]
-        before = Worker(fake.url, "run", LIMIT)
+        before = ServerSession(fake.url, "run", LIMIT)
         for each in jobs:
             before.client.submit(each.graph, {"storyloom": {"run": "run", "job": each.tag}})
         before.client.submit(jobs[0].graph, {"storyloom": {"run": "another", "job": jobs[0].tag}})
         before.client.submit(jobs[0].graph)
-        worker = Worker(fake.url, "run", LIMIT)
+        worker = ServerSession(fake.url, "run", LIMIT)
         wanted = {jobs[0].tag, jobs[1].tag}
         assert worker.connect(wanted, [], None) == Ready(frozenset(wanted))
         fake.limit = math.inf
@@ -523,27 +531,27 @@ class TestWorker:
 
     def test_one_whose_pictures_are_gone_is_drawn_again(self, start, monkeypatch):
         fake = start()
-        Worker(fake.url, "run", LIMIT).draw(a_job())
+        ServerSession(fake.url, "run", LIMIT).draw(a_job())
         picture_of, gone = fake.picture, list(fake.history)
         monkeypatch.setattr(fake, "picture", lambda name: picture_of(name) if len(fake.history) > len(gone) else 1 / 0)
-        again = Worker(fake.url, "run", LIMIT)
+        again = ServerSession(fake.url, "run", LIMIT)
         assert again.connect({a_job().tag}, [], None) == ready(a_job().tag)
         assert isinstance(again.draw(a_job()), Drawn)
         assert len(fake.history) == 2
 
     def test_one_that_failed_before_is_queued_again(self, start):
         fake = start(fails=lambda graph: "out of memory")
-        Worker(fake.url, "run", LIMIT).draw(a_job())
+        ServerSession(fake.url, "run", LIMIT).draw(a_job())
         fake.fails = lambda graph: None
-        again = Worker(fake.url, "run", LIMIT)
+        again = ServerSession(fake.url, "run", LIMIT)
         assert again.connect({a_job().tag}, [], None) == ready()
         assert isinstance(again.draw(a_job()), Drawn)
 
     def test_cancelling_touches_this_run_only(self, start):
         fake = start(limit=0)
-        worker = Worker(fake.url, "run", LIMIT)
-        for run in ("run", "run", "another"):
-            worker.client.submit(a_job().graph, {"storyloom": {"run": run, "job": "j"}})
+        worker = ServerSession(fake.url, "run", LIMIT)
+        for name in ("run", "run", "another"):
+            worker.client.submit(a_job().graph, {"storyloom": {"run": name, "job": "j"}})
         wait_until(lambda: fake.running)
         worker.cancel()
         wait_until(lambda: fake.running and fake.running[3]["storyloom"]["run"] == "another")
@@ -556,30 +564,30 @@ class TestWorker:
 def tree(folder):
     """Relative path -> content of everything but the state."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
-    return {name: content for name, content in found.items() if not name.startswith(STATE)}
+    contents = {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+    return {name: content for name, content in contents.items() if not name.startswith(STATE)}
 
 
 def arguments(prompt_file, out, *fakes):
     servers = [text for fake in fakes for text in ("--server", fake.url)]
     methods = ["--method", "vanilla", "--method", "svr+ipca"]
-    asked = ["--prompts", prompt_file, "--out", out, *servers, *methods, "--checkpoint", CHECKPOINT, "--no-metrics"]
-    return list(map(str, asked))
+    options = ["--prompts", prompt_file, "--out", out, *servers, *methods, "--checkpoint", CHECKPOINT, "--no-metrics"]
+    return list(map(str, options))
 
 
 @pytest.fixture
 def whole(prompt_file, start, tmp_path):
-    """The tree of a run that nothing disturbed."""
+    """The tree of an undisturbed run."""
     out = tmp_path / "whole"
     assert command.main(arguments(prompt_file, out, start())) == 0
     return tree(out)
 
 
 def popen(arguments):
-    """The command as typed into a terminal: Ctrl-C reaches it, also where the tests run in the background."""
+    """The command as in a terminal: Ctrl-C reaches it even if the tests run in the background."""
     line = [sys.executable, "-m", "storyloom.benchmarks.consistory", *arguments]
-    heard = None if os.name == "nt" else lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
-    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=heard)
+    preexec = None if os.name == "nt" else lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=preexec)
 
 
 class TestRuns:
@@ -598,21 +606,21 @@ class TestRuns:
     @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT] if os.name != "nt" else [])
     def test_a_run_that_is_ended_goes_on_and_gives_the_same_files(self, end, whole, prompt_file, start, tmp_path):
         out, fake = tmp_path / "ended", start(limit=2)
-        asked = arguments(prompt_file, out, fake)
-        process = popen(asked)
+        line = arguments(prompt_file, out, fake)
+        process = popen(line)
         wait_until(lambda: len(fake.drawn) == 2 and fake.running)
         process.send_signal(end)
-        said, _ = process.communicate(timeout=LIMIT)
+        output, _ = process.communicate(timeout=LIMIT)
         half = tree(out)
         assert "run.json" in half and len(half) < len(whole)
         if end == signal.SIGINT:
-            assert process.returncode == 130 and "goes on where it was" in said
+            assert process.returncode == 130 and "Run the same command to resume" in output
             wait_until(lambda: fake.interrupted)
         fake.limit = math.inf
-        assert command.main(asked) == 0
+        assert command.main(line) == 0
         assert tree(out) == whole
         assert len(fake.drawn) == len(set(fake.drawn)) == 6, "nothing is drawn twice"
-        assert command.main(asked) == 0
+        assert command.main(line) == 0
         assert len(fake.history) == 6 + (end == signal.SIGINT), "a finished run draws nothing"
 
     def test_when_one_of_two_servers_dies_the_other_takes_over(self, whole, prompt_file, start, tmp_path):
@@ -629,7 +637,7 @@ class TestRuns:
         out, dead, good = tmp_path / "none", start(), start()
         dead.end()
         assert command.main([*arguments(prompt_file, out, dead), "--retries", "0"]) == 2
-        assert "No server is left, 6 sets are not drawn" in capsys.readouterr().err
+        assert "No server is left; 6 sets are not drawn" in capsys.readouterr().err
         assert command.main(arguments(prompt_file, out, good)) == 0
         assert tree(out) == whole
 
@@ -638,28 +646,28 @@ class TestRuns:
             return "out of memory" if "robot" in graph["story"]["inputs"]["identity"] else None
 
         out, fake = tmp_path / "failing", start(fails=fails)
-        asked = arguments(prompt_file, out, fake)
-        assert command.main(asked) == 1
+        line = arguments(prompt_file, out, fake)
+        assert command.main(line) == 1
         *_, first, second, last = capsys.readouterr().err.splitlines()
         assert "003-technoledge-robot" in first and "out of memory" in second
-        assert last == "2 sets failed; the same command tries them again."
+        assert last == "2 sets failed; run the same command to retry them."
         fake.fails = lambda graph: None
-        assert command.main(asked) == 0
+        assert command.main(line) == 0
         assert tree(out) == whole
 
     def test_other_settings_in_the_same_folder_are_refused(self, whole, prompt_file, start, tmp_path, capsys):
-        asked = arguments(prompt_file, tmp_path / "whole", start())
-        assert command.main([*asked, "--steps", "20"]) == 2
+        line = arguments(prompt_file, tmp_path / "whole", start())
+        assert command.main([*line, "--steps", "20"]) == 2
         assert "steps 50 there, 20 now" in capsys.readouterr().err
 
     def test_a_seed_for_all_stories_of_the_demo_is_another_setting_than_their_own(self):
-        own, given = (command.plan_of(command.parse(["--prompts", "demo", *more])) for more in ((), ("--seed", "42")))
+        own, given = (plan_of(parse(["--prompts", "demo", *more])) for more in ((), ("--seed", "42")))
         assert own.run_settings != given.run_settings
         assert [plan.texts(Method(), plan.sets[1])["seed"] for plan in (own, given)] == [5001, 42]
 
     def test_the_list_says_what_is_there_and_starts_nothing(self, whole, prompt_file, start, tmp_path, capsys):
-        asked = [*arguments(prompt_file, tmp_path / "whole"), "--method", "csa", "--only", "animals", "--list"]
-        assert command.main(asked) == 0
+        line = [*arguments(prompt_file, tmp_path / "whole"), "--method", "csa", "--only", "animals", "--list"]
+        assert command.main(line) == 0
         lines = capsys.readouterr().out.splitlines()
         assert lines[2].split() == ["001-animals-red-fox", "3", "drawn", "drawn", "to", "draw"]
         assert lines[-1].startswith("2 sets, 5 frames; 2 to draw.")
@@ -680,26 +688,26 @@ def ray():
 
 class TestRay:
     def test_a_run_gives_the_same_files_when_a_server_dies(self, ray, whole, prompt_file, start, tmp_path, monkeypatch):
-        asked_for = []
-        monkeypatch.setattr(command, "start_ray", asked_for.append)
-        monkeypatch.setattr(command, "stop_ray", lambda: None)
+        addresses = []
+        monkeypatch.setattr(servers, "start_ray", addresses.append)
+        monkeypatch.setattr(servers, "stop_ray", lambda: None)
         out, good, dying = tmp_path / "ray", start(), start(limit=0)
         ended = when(lambda: dying.running and good.drawn, dying.end)
         assert command.main([*arguments(prompt_file, out, good, dying), "--retries", "1"]) == 0
         ended.result(LIMIT)
-        assert asked_for == [None]
+        assert addresses == [None]
         assert tree(out) == whole
         assert len(good.drawn) == len(set(good.drawn)) == 6
 
     def test_work_is_done_in_another_process_which_comes_back_when_it_ends(self, ray):
-        place = RayPlace(importlib.import_module, "os", here=True)
-        first = place.call("getpid").result(LIMIT)
+        worker = RayWorker(importlib.import_module, "os", here=True)
+        first = worker.call("getpid").result(LIMIT)
         assert first != os.getpid()
-        error = place.call("_exit", 1).exception(LIMIT)
-        assert place.lost(error) and not place.lost(ValueError())
-        wait_until(lambda: place.call("getpid").exception(LIMIT) is None)
-        assert place.call("getpid").result(LIMIT) != first
-        place.close()
+        error = worker.call("_exit", 1).exception(LIMIT)
+        assert worker.lost(error) and not worker.lost(ValueError())
+        wait_until(lambda: worker.call("getpid").exception(LIMIT) is None)
+        assert worker.call("getpid").result(LIMIT) != first
+        worker.close()
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
@@ -710,8 +718,8 @@ CLIP_LABELS = {"clip_i": "CLIP-I", "clip_t": "CLIP-T"}
 def measured(clip_i, clip_t=None):
     means = {"clip_i": clip_i} | ({} if clip_t is None else {"clip_t_clip_score_file_name": clip_t})
     encoders = {"clip_i": "B/16"} | ({} if clip_t is None else {"clip_t": "B/32"})
-    found = {"means": means, "encoders": encoders, "labels": {kind: CLIP_LABELS[kind] for kind in encoders}}
-    return MeasuredSet({"seed": 42}, {"consistency": found})
+    consistency = {"means": means, "encoders": encoders, "labels": {kind: CLIP_LABELS[kind] for kind in encoders}}
+    return MeasuredSet({"seed": 42}, {"consistency": consistency})
 
 
 class TestTables:
@@ -731,9 +739,9 @@ class TestTables:
         assert "Nothing is measured." in report({"svr": [MeasuredSet({"seed": 42}, None)]}, Settings(), "x")
 
     def test_the_demo_s_measures_are_not_set_beside_those_of_clip(self):
-        found = measured(0.5)
-        found.metrics["consistency"]["labels"]["clip_i"] = "Same figures"
-        text = report({"svr": [found]}, DEMO_SETTINGS, "demo")
+        one = measured(0.5)
+        one.metrics["consistency"]["labels"]["clip_i"] = "Same figures"
+        text = report({"svr": [one]}, DEMO_SETTINGS, "demo")
         assert "the two tables cannot be compared" in text
         assert [line.split("|")[4].strip() for line in text.splitlines() if line.startswith("| method")][
             0
@@ -745,15 +753,15 @@ class TestMeasuring:
 
     @pytest.fixture
     def drawn(self, tmp_path):
-        """A folder with two stories, drawn just as they are told, and its plan."""
+        """A folder with two stories whose pictures match their text, and its plan."""
         from storyloom.world.draw import draw
         from storyloom.world.stereotypes import imagine
         from storyloom.world.stories import random_story
 
         random = np.random.default_rng(0)
-        options = command.parse(["--prompts", "demo", "--limit", "2", "--method", "svr", "--out", str(tmp_path)])
-        plan, store = command.plan_of(options), Store(tmp_path)
-        with store.opened(plan.run_settings):
+        options = parse(["--prompts", "demo", "--limit", "2", "--method", "svr", "--out", str(tmp_path)])
+        plan, store = plan_of(options), Store(tmp_path)
+        with store.locked(plan.run_settings):
             for number, one in enumerate(plan.sets):
                 story = random_story(20_000 + number)
                 scenes = [imagine(story.frames, i, story.identities_in(i), random, stereotypes=False) for i in range(4)]
@@ -767,17 +775,17 @@ class TestMeasuring:
 
     def test_pictures_without_measures_are_measured_later_once(self, drawn):
         store, plan, options = drawn
-        with store.opened(plan.run_settings):
-            failed, reasons = command.run(plan, store, options)
+        with store.locked(plan.run_settings):
+            failed, reasons = run(plan, store, options)
             first = [store.folder / key / "metrics.json" for key in plan.keys(plan.methods[0])]
             written = [file.stat().st_mtime_ns for file in first]
-            command.run(plan, store, options)
+            run(plan, store, options)
             assert [file.stat().st_mtime_ns for file in first] == written
             options.metrics_only = True
-            command.run(plan, store, options)
+            run(plan, store, options)
             assert [file.stat().st_mtime_ns for file in first] != written
         assert not failed and not reasons
-        text = command.results(plan, store)
+        text = results(plan, store)
         lines = [" ".join(line.split()) for line in text.splitlines()]
         assert any(line.startswith("| SVR | same | 100 % [100, 100] |") for line in lines)
 
@@ -787,7 +795,7 @@ class TestMeasuring:
         from storyloom.measures import encoders as similarity
 
         class Clip:
-            """Sees red and blue, and reads how long a text is."""
+            """Features: mean colours of pictures, lengths of texts."""
 
             def __init__(self, architecture, weights, **how):
                 self.name = f"{architecture} ({weights})"
@@ -801,13 +809,13 @@ class TestMeasuring:
 
         monkeypatch.setattr(similarity, "load_open_clip", Clip)
         store, plan, options = drawn
-        measuring = command.Measuring(store, ThreadPlace(command.Ruler, command.choice_of(options, demo=False)))
-        with store.opened(plan.run_settings):
+        measuring = MeasureQueue(store, ThreadWorker(Measurer, measure_options(options, demo=False)))
+        with store.locked(plan.run_settings):
             measuring.add(plan.keys(plan.methods[0]))
-            assert command.finish(measuring) == [] and not measuring.faults
-        found = store.read(plan.keys(plan.methods[0])[0], "metrics.json")
-        assert found["encoders"] == {"clip_i": "ViT-B-16-quickgelu (openai)", "clip_t": "ViT-B-32-quickgelu (openai)"}
-        lines = command.results(plan, store).splitlines()
+            assert finish(measuring) == [] and not measuring.faults
+        metrics = store.read(plan.keys(plan.methods[0])[0], "metrics.json")
+        assert metrics["encoders"] == {"clip_i": "ViT-B-16-quickgelu (openai)", "clip_t": "ViT-B-32-quickgelu (openai)"}
+        lines = results(plan, store).splitlines()
         head = next(line for line in lines if line.startswith("| method"))
         assert [cell.strip() for cell in head.split("|")[4:6]] == ["CLIP-T", "CLIP-I"]
         ours = next(line for line in lines if line.startswith("| svr"))
@@ -818,13 +826,13 @@ class TestMeasuring:
 
     def test_missing_weights_lose_no_pictures_and_are_told(self, drawn, tmp_path):
         store, plan, options = drawn
-        asked = ["--prompts", "demo", "--limit", "2", "--method", "svr", "--out", str(tmp_path)]
-        options = command.parse([*asked, "--clip-i", str(tmp_path / "none"), "--clip-t", str(tmp_path / "none")])
+        line = ["--prompts", "demo", "--limit", "2", "--method", "svr", "--out", str(tmp_path)]
+        options = parse([*line, "--clip-i", str(tmp_path / "none"), "--clip-t", str(tmp_path / "none")])
         pytest.importorskip("open_clip")
-        place = ThreadPlace(command.Ruler, command.choice_of(options, demo=False))
-        measuring = command.Measuring(store, place)
+        worker = ThreadWorker(Measurer, measure_options(options, demo=False))
+        measuring = MeasureQueue(store, worker)
         measuring.add(plan.keys(plan.methods[0]))
-        reasons = command.finish(measuring)
+        reasons = finish(measuring)
         assert [reason.partition(":")[0] for reason in reasons] == ["CLIP-I is not measured", "CLIP-T is not measured"]
         assert store.read(plan.keys(plan.methods[0])[0], "metrics.json") is None
 
@@ -832,7 +840,7 @@ class TestMeasuring:
         store, plan, options = drawn
         key = plan.keys(plan.methods[0])[1]
         (store.folder / key / "frame-01.png").write_bytes(picture())
-        with store.opened(plan.run_settings):
-            failed, reasons = command.run(plan, store, options)
+        with store.locked(plan.run_settings):
+            failed, reasons = run(plan, store, options)
         assert not reasons and list(failed) == [key] and failed[key].startswith("not measured: ")
         assert store.read(plan.keys(plan.methods[0])[0], "metrics.json")

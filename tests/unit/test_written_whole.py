@@ -16,7 +16,7 @@ VERSIONS = [{"of": name, "scores": [number / 7 for number in range(3000)]} for n
 
 def test_a_file_of_a_benchmark(tmp_path):
     store = Store(tmp_path)
-    with store.opened({"seed": 1}):
+    with store.locked({"seed": 1}):
         file = tmp_path / "metrics.json"
         for _ in killed_at_every_point(lambda n: store.write(file, as_json(VERSIONS[n % 2])), tmp_path):
             assert json.loads(file.read_bytes()) in VERSIONS
@@ -26,11 +26,11 @@ def test_a_file_of_a_benchmark(tmp_path):
 def test_a_set_of_a_benchmark_is_there_with_all_its_files_or_not_at_all(tmp_path):
     store = Store(tmp_path)
     files = set_files([bytes([number]) * 50_000 for number in range(4)], {"seed": 1})
-    with store.opened({"seed": 1}):
+    with store.locked({"seed": 1}):
         for _ in killed_at_every_point(lambda n: store.save_set(f"svr/{n}", files), tmp_path):
             for folder in (tmp_path / "svr").glob("*"):
                 assert {file.name: file.read_bytes() for file in folder.iterdir()} == files
-    with store.opened({"seed": 1}):
+    with store.locked({"seed": 1}):
         assert not list((tmp_path / ".state" / "unfinished").iterdir()), "what was left of the killed is cleared"
 
 

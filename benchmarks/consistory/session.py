@@ -1,4 +1,4 @@
-"""One ComfyUI server that draws prompt sets: what it is asked, and what comes of it."""
+"""Drawing prompt sets on one ComfyUI server: the jobs, and their possible outcomes."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from ...scripts.comfyui import Client, ComfyUIError, PromptFailed, PromptRefused
 from .graph import FRAMES
 
 TAG = "storyloom"
-"""Key under which a workflow says in the server's queue and history which set of which run it draws."""
+"""Key in the extra data of a queued workflow that names its run and its set."""
 CONNECT_SECONDS = 10
 POLL_SECONDS = 0.05, 1.0
-"""How long between two questions whether a set is done: at first, and at most."""
-GONE = (OSError, ComfyUIError, ValueError, LookupError)
-"""What asking a server raises that has ended, hangs, or is no ComfyUI."""
+"""First and longest interval between two polls for a finished set."""
+UNREACHABLE = (OSError, ComfyUIError, ValueError, LookupError)
+"""Errors of a request to a server that has ended, hangs, or is not ComfyUI."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A set to be drawn with a method. key: "method/set"; tag: names this very workflow; frames: how many pictures."""
+    """A set to draw with a method. key: "method/set"; tag: identifies this workflow; frames: number of pictures."""
 
     key: str
     tag: str
@@ -30,28 +30,28 @@ class Job:
 
 @dataclass(frozen=True)
 class Ready:
-    """The server answers. held: tags of the jobs that it has drawn, draws or has queued from an earlier run."""
+    """The server responds. held: tags of the jobs that it has drawn, draws or has queued from an earlier run."""
 
     held: frozenset[str]
 
 
 @dataclass(frozen=True)
 class Unfit:
-    """The server answers and cannot do this work."""
+    """The server responds but lacks a node or the checkpoint."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class Lost:
-    """The server does not answer any more, or does not come to an end: the job goes back."""
+    """The server does not respond or does not finish; the job is queued again."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class Failed:
-    """The job itself fails: refused, or an error in a node."""
+    """The job itself failed: it was refused, or a node raised an error."""
 
     reason: str
 
@@ -63,11 +63,11 @@ class Drawn:
     pictures: tuple[bytes, ...] = field(repr=False)
 
 
-class Worker:
+class ServerSession:
     """Draws one job after the other on the server at `url`.
 
-    run: names this output folder, so that workflows which a killed run has left on the server are taken up. patience:
-    seconds that the server may work on one job.
+    run: identifies the output folder, so that workflows left on the server by a killed run are reused. patience: time
+    limit for one job, in seconds.
     """
 
     def __init__(self, url: str, run: str, patience: float):
@@ -77,49 +77,49 @@ class Worker:
         self._held: dict[str, str] = {}
 
     def connect(self, wanted: Container[str], kinds: Sequence[str], checkpoint: str | None) -> Ready | Unfit | Lost:
-        """Whether the server has these kinds of nodes and this checkpoint, and which wanted jobs it already holds.
+        """Check that the server has these kinds of nodes and this checkpoint, and find the wanted jobs that it holds.
 
-        Workflows of this run that are not wanted any more are taken out of its queue.
+        Other workflows of this run are removed from its queue.
         """
         try:
             self.client.request("/system_stats", seconds=CONNECT_SECONDS)
             missing = [kind for kind in kinds if kind not in self.client.request(f"/object_info/{kind}")]
             if missing:
-                return Unfit(f"it has no node {', '.join(missing)}: install StoryLoom there, or update it")
+                return Unfit(f"it has no node {', '.join(missing)}: install or update StoryLoom there")
             if checkpoint is not None:
                 loader = self.client.request("/object_info/CheckpointLoaderSimple")["CheckpointLoaderSimple"]
-                there = loader["input"]["required"]["ckpt_name"][0]
-                if checkpoint not in there:
-                    found = ", ".join(there) or "none"
-                    return Unfit(f'it has no checkpoint "{checkpoint}" (found: {found}): put it there, or --checkpoint')
+                available = loader["input"]["required"]["ckpt_name"][0]
+                if checkpoint not in available:
+                    names = ", ".join(available) or "none"
+                    return Unfit(f'it has no checkpoint "{checkpoint}" (found: {names}); add it, or set --checkpoint')
             self._held = self._left_behind(wanted)
             return Ready(frozenset(self._held))
-        except GONE as error:
+        except UNREACHABLE as error:
             return Lost(one_line(error))
 
     def draw(self, job: Job) -> Drawn | Failed | Lost:
-        """Draw a job, or take it up where the server already has it."""
+        """Draw a job, or fetch its pictures if the server already holds it."""
         held = self._held.pop(job.tag, None)
-        answer = None if held is None else self._outcome(job, lambda: held)
-        if isinstance(answer, Drawn):
-            return answer
+        outcome = None if held is None else self._outcome(job, lambda: held)
+        if isinstance(outcome, Drawn):
+            return outcome
         mark = {TAG: {"run": self.run, "job": job.tag}}
         return self._outcome(job, lambda: self.client.submit(job.graph, mark))
 
     def _outcome(self, job: Job, queued: Callable[[], str]) -> Drawn | Failed | Lost:
-        """What comes of a prompt whose id `queued` gives."""
+        """The outcome of a prompt. queued: returns its id."""
         try:
             images = self._wait(queued())["outputs"].get(FRAMES, {}).get("images", [])
             if len(images) != job.frames:
-                return Failed(f"ComfyUI gave {len(images)} pictures for {job.frames} frames")
+                return Failed(f"ComfyUI returned {len(images)} pictures for {job.frames} frames")
             return Drawn(tuple(self.client.view(image) for image in images))
         except (PromptRefused, PromptFailed) as error:
             return Failed(str(error))
-        except GONE as error:
+        except UNREACHABLE as error:
             return Lost(one_line(error))
 
     def cancel(self) -> None:
-        """Take this run's workflows out of the server's queue and stop the one that runs."""
+        """Remove this run's workflows from the server's queue and interrupt the running one."""
         running, waiting = self._queue()
         self.client.drop([*running, *waiting])
 
@@ -137,12 +137,12 @@ class Worker:
                     self.client.drop([prompt_id])
                     raise ComfyUIError(f"it has worked on one set for {self.patience:.0f} seconds (--patience)")
             elif prompt_id not in waiting and self.client.finished(prompt_id) is None:
-                raise ComfyUIError("it has forgotten the workflow")
+                raise ComfyUIError("it no longer has the workflow")
             time.sleep(pause)
             pause = min(2 * pause, most)
 
     def _queue(self) -> tuple[dict[str, str], dict[str, str]]:
-        """Prompt id -> tag of this run's workflows that run, and of those that wait."""
+        """Prompt id -> tag of this run's workflows, running and waiting."""
         return tuple(
             {key: tag for key, data in part.items() if (tag := self._tag(data))} for part in self.client.queue()
         )
@@ -152,7 +152,7 @@ class Worker:
         return mark["job"] if isinstance(mark, dict) and mark.get("run") == self.run else None
 
     def _left_behind(self, wanted: Container[str]) -> dict[str, str]:
-        """Tag -> prompt id of wanted jobs; drops what else of this run is queued."""
+        """Tag -> prompt id of wanted jobs; drops all other queued workflows of this run."""
         held: dict[str, str] = {}
         for prompt_id, entry in self.client.request("/history").items():
             tag = self._tag(entry["prompt"][3])
