@@ -20,7 +20,8 @@ demo: python
 	@"$(PYTHON)" scripts/demo.py $(ARGS)
 
 demo-model: python
-	@"$(PYTHON)" scripts/train_demo.py $(ARGS)
+	@"$(PYTHON)" scripts/environment.py
+	@.venv/bin/python -m storyloom.training.demo $(ARGS)
 
 test: python
 	@"$(PYTHON)" scripts/test.py $(ARGS)

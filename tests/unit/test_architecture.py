@@ -15,7 +15,7 @@ KNOW_A_HOST = ("nodes", "standalone")
 FLOORS = (KNOW_A_HOST, ("pages",), ("measures",), ("attention", "models"), ("runtime", "world"), ("prompts",))
 """Who stands on whom: a folder imports from the floors below its own, never from a neighbour on the same floor."""
 KNOW_NO_HOST = tuple(folder for floor in FLOORS[1:] for folder in floor)
-OUTSIDE_THE_PACKAGE = ("tests", "scripts", "benchmarks", "out")
+OUTSIDE_THE_PACKAGE = ("tests", "scripts", "benchmarks", "training", "out")
 HOST = {
     "app",
     "comfy",
@@ -92,6 +92,13 @@ def test_nothing_imports_upwards_or_sideways(path):
     below = {path.parts[0], *(folder for folders in FLOORS[floor + 1 :] for folder in folders)}
     folders = {name.split(".")[1] for name in imports(path) if name.startswith("storyloom.")}
     assert folders <= below
+
+
+@pytest.mark.parametrize("path", [Path("__init__.py"), *modules(*KNOW_NO_HOST, *KNOW_A_HOST)], ids=str)
+def test_nothing_in_the_package_imports_its_tools(path):
+    """They are not installed with it."""
+    prefixes = tuple(f"storyloom.{folder}" for folder in OUTSIDE_THE_PACKAGE)
+    assert not [name for name in imports(path) if name.startswith(prefixes)]
 
 
 def test_no_imports_form_a_circle():

@@ -795,8 +795,10 @@ class TestPackaging:
             pytest.skip("no git, or no checkout")
         kept = {file for file in files if "__pycache__" not in file} - set(asked.stdout.split("\0"))
         folders = {file.split("/")[0] for file in kept if "/" in file}
-        assert not {"tests", "benchmarks", ".github"} & folders
-        assert {"nodes", "web", "workflows", "subgraphs", "locales", "docs", "models"} <= folders
+        assert not {"tests", "benchmarks", "docs", "training", ".github"} & folders
+        assert {"nodes", "web", "workflows", "subgraphs", "locales", "models"} <= folders
+        assert {"web/docs/StoryLoom_IPCA.md", "models/demo/demo.safetensors"} <= kept
+        assert "models/demo/demo-training.csv" not in kept
         assert {file for file in kept if file.startswith("scripts/")} == {"scripts/convert_storymaker.py"}
         pages = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "web" / "docs").glob("*.md"))
         named = re.findall(r"\b(\w+/\w+\.py)\b", pages)
