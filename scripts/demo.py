@@ -19,7 +19,7 @@ from pathlib import Path
 
 import comfyui
 import environment
-from cpu_threads import thread_settings
+from comfyui.threads import thread_settings
 from progress import ProgressBars, title_of
 
 ROOT = Path(__file__).absolute().parent.parent

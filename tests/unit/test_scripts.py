@@ -25,14 +25,15 @@ SCRIPTS = ROOT / "scripts"
 WORKFLOWS = ROOT / "workflows" / "api"
 
 
-IMPORTED = ("browser", "environment", "cpu_threads", "progress", "settings", "comfyui")
+IMPORTED = ("browser", "environment", "progress", "settings", "comfyui")
 """Scripts that others import."""
 
 
 def load(name):
     """A script as a module, under its own name as far as the scripts import each other."""
     alias = name if name in IMPORTED else f"storyloom_script_{name}"
-    spec = importlib.util.spec_from_file_location(alias, SCRIPTS / f"{name}.py")
+    package = SCRIPTS / name / "__init__.py"
+    spec = importlib.util.spec_from_file_location(alias, package if package.exists() else SCRIPTS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[alias] = module
     spec.loader.exec_module(module)
@@ -42,11 +43,14 @@ def load(name):
 @pytest.fixture(scope="module")
 def scripts():
     names = (*IMPORTED, "demo", "test")
-    before = {name: module for name, module in sys.modules.items() if name in names}
+    before = {name: module for name, module in sys.modules.items() if name.partition(".")[0] in names}
+    for name in before:
+        del sys.modules[name]
     loaded = {name: load(name) for name in names}
     yield loaded
-    for name in (*IMPORTED, "storyloom_script_demo", "storyloom_script_test"):
-        sys.modules.pop(name, None)
+    ours = {*IMPORTED, "storyloom_script_demo", "storyloom_script_test"}
+    for name in [name for name in sys.modules if name.partition(".")[0] in ours]:
+        del sys.modules[name]
     sys.modules.update(before)
 
 
@@ -68,7 +72,7 @@ def runner(scripts):
 @pytest.fixture
 def home(comfyui, tmp_path, monkeypatch):
     """An empty home folder, no COMFYUI_PATH, and a checkout that lies in no ComfyUI."""
-    monkeypatch.setattr(comfyui, "ROOT", tmp_path / "checkout")
+    monkeypatch.setattr(comfyui.find, "ROOT", tmp_path / "checkout")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
     monkeypatch.delenv("COMFYUI_PATH", raising=False)
@@ -87,7 +91,7 @@ def cached(home, version):
 
 
 def refuse_to_clone(monkeypatch, comfyui, reason="no network"):
-    monkeypatch.setattr(comfyui, "run_limited", lambda command, seconds: reason)
+    monkeypatch.setattr(comfyui.find, "run_limited", lambda command, seconds: reason)
 
 
 class TestFinding:
@@ -108,7 +112,7 @@ class TestFinding:
         assert comfyui.find_comfyui() == newest
 
         around = make_comfyui(tmp_path / "around", "0.20.0")
-        monkeypatch.setattr(comfyui, "ROOT", around / "custom_nodes" / "storyloom")
+        monkeypatch.setattr(comfyui.find, "ROOT", around / "custom_nodes" / "storyloom")
         assert comfyui.find_comfyui() == around
 
         named = make_comfyui(tmp_path / "named", "0.19.0")
@@ -141,16 +145,18 @@ class TestFinding:
         def clone(command, seconds):
             make_comfyui(Path(command[-1]), "0.33.0")
 
-        monkeypatch.setattr(comfyui, "run_limited", clone)
+        monkeypatch.setattr(comfyui.find, "run_limited", clone)
         assert comfyui.find_comfyui() == home / ".cache/storyloom/comfyui/0.33.0"
         assert not list((home / ".cache/storyloom/tmp").iterdir())
 
     def test_commands_are_limited_in_time(self, comfyui):
         endless = [sys.executable, "-c", "import threading; threading.Event().wait()"]
-        assert comfyui.run_limited(endless, 0.2) == "no answer within 0 seconds"
-        assert comfyui.run_limited(["no-such-program-here"], LIMIT) == "no-such-program-here is not installed"
-        assert comfyui.run_limited([sys.executable, "-c", "print('why'); raise SystemExit(3)"], LIMIT) == "why"
-        assert comfyui.run_limited([sys.executable, "-c", ""], LIMIT) is None
+        assert comfyui.processes.run_limited(endless, 0.2) == "no answer within 0 seconds"
+        assert comfyui.processes.run_limited(["no-such-program-here"], LIMIT) == "no-such-program-here is not installed"
+        assert (
+            comfyui.processes.run_limited([sys.executable, "-c", "print('why'); raise SystemExit(3)"], LIMIT) == "why"
+        )
+        assert comfyui.processes.run_limited([sys.executable, "-c", ""], LIMIT) is None
 
 
 class TestServerParts:
@@ -199,17 +205,17 @@ class TestServerParts:
         }
         sentence = "ComfyUI refused the workflow: node 5 (StoryLoom_Script): Value 0 smaller than min of 1: width"
         assert str(comfyui.PromptRefused(errors)) == sentence
-        assert "no outputs" in comfyui.describe_refusal(
+        assert "no outputs" in comfyui.errors.describe_refusal(
             {"error": {"message": "Prompt has no outputs"}, "node_errors": []}
         )
-        assert "plain" in comfyui.describe_refusal({"error": "plain", "node_errors": {}})
+        assert "plain" in comfyui.errors.describe_refusal({"error": "plain", "node_errors": {}})
 
     def test_a_failed_workflow_is_one_sentence(self, comfyui):
         data = {"node_id": "3", "node_type": "KSampler", "exception_message": "The batch\n  does not fit.\n"}
         messages = [["execution_start", {}], ["execution_error", data]]
         sentence = "The workflow failed at node 3 (KSampler): The batch does not fit."
-        assert comfyui.describe_failure(messages) == sentence
-        assert "no reason" in comfyui.describe_failure([])
+        assert comfyui.errors.describe_failure(messages) == sentence
+        assert "no reason" in comfyui.errors.describe_failure([])
 
 
 REPORT = """<testsuites><testsuite errors="1" failures="1" skipped="1" tests="5">
@@ -419,8 +425,8 @@ class TestSettings:
 
 class TestThreads:
     @pytest.fixture
-    def chosen(self, scripts):
-        return scripts["cpu_threads"].thread_settings
+    def chosen(self, comfyui):
+        return comfyui.threads.thread_settings
 
     @pytest.mark.parametrize(
         "cores, load, processes, threads",
@@ -447,8 +453,8 @@ class TestThreads:
     def test_what_a_user_has_set_wins(self, chosen, name):
         assert chosen({name: "7"}, 2, 5.0) == {}
 
-    def test_this_machine_is_asked_where_nothing_is_given(self, scripts, chosen, monkeypatch):
-        threads = scripts["cpu_threads"]
+    def test_this_machine_is_asked_where_nothing_is_given(self, comfyui, chosen, monkeypatch):
+        threads = comfyui.threads
         monkeypatch.setattr(threads, "cores_here", lambda: 8)
         monkeypatch.setattr(threads, "load_now", lambda: 2.0)
         assert chosen({})["OMP_NUM_THREADS"] == "3"
@@ -458,8 +464,10 @@ class TestThreads:
     @pytest.mark.parametrize("cpu", [True, False])
     def test_a_server_starts_with_them_on_a_cpu_alone(self, comfyui, tmp_path, monkeypatch, cpu):
         started = []
-        monkeypatch.setattr(comfyui.subprocess, "Popen", lambda command, env, **options: started.append(env))
-        monkeypatch.setattr(comfyui, "thread_settings", lambda environment, processes: {"THREADS": f"{processes}"})
+        monkeypatch.setattr(comfyui.server.subprocess, "Popen", lambda command, env, **options: started.append(env))
+        monkeypatch.setattr(
+            comfyui.server, "thread_settings", lambda environment, processes: {"THREADS": f"{processes}"}
+        )
         comfyui.Server(tmp_path, tmp_path, "python", cpu=cpu, processes=3)._start()
         assert started[0].get("THREADS") == ("3" if cpu else None)
 
