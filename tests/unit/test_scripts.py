@@ -786,6 +786,26 @@ class TestPackaging:
         publish = (ROOT / ".github" / "workflows" / "publish.yml").read_text(encoding="utf-8")
         assert f"github.repository_owner == '{owner}'" in publish and "Comfy-Org/publish-node-action@" in publish
 
+    def test_the_public_tests_run_on_the_oldest_and_newest_python_and_comfyui(self, comfyui, environment):
+        yaml = pytest.importorskip("yaml")
+        workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text(encoding="utf-8"))
+        assert workflow["permissions"] == {"contents": "read"} and workflow["concurrency"]["cancel-in-progress"]
+        assert workflow["env"]["PIP_EXTRA_INDEX_URL"] == "${{ vars.CPU_WHEELS_INDEX }}"
+        commands = {name: [step.get("run") for step in job["steps"]] for name, job in workflow["jobs"].items()}
+        assert {"ruff check .", "ruff format --check ."} < set(commands["lint"])
+        python = [".".join(map(str, environment.MINIMUM)), "3.13"]
+        oldest, newest = "v0.19.3", f"v{comfyui.find.PINNED}"
+        assert oldest.startswith("v{}.{}.".format(*comfyui.find.MINIMUM))
+        for name, folders, matrix in (
+            ("unit", ("unit", "standalone"), {"python": python}),
+            ("host", ("host",), {"python": python, "comfyui": [oldest, newest]}),
+        ):
+            assert workflow["jobs"][name]["strategy"]["matrix"] == matrix
+            assert {f".venv/bin/python -m pytest tests/{folder}" for folder in folders} < set(commands[name])
+            assert all((ROOT / "tests" / folder).is_dir() for folder in folders)
+        (tests,) = [step for step in workflow["jobs"]["host"]["steps"] if "tests/host" in step.get("run", "")]
+        assert tests["env"]["COMFYUI_PATH"] == "${{ runner.temp }}/ComfyUI"
+
     def test_the_changelog_has_the_version(self, project):
         assert f"\n## {project['project']['version']}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
