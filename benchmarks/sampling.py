@@ -134,12 +134,13 @@ def main() -> None:
 
     from ..attention.identity import IdentityPreserving
     from ..nodes.demo import build_model
-    from ..nodes.patching import blocks_of, with_patch
+    from ..nodes.patching import attend, blocks_of
+    from ..runtime.sampling import with_patch
 
     model = build_model()
     patch = IdentityPreserving(arguments.weight, 0.0, 1.0, blocks_of(model, "all"))
     settings = (arguments.steps, arguments.cfg, arguments.sampler, arguments.pixels)
-    plain, patched = sampler(model, *settings), sampler(with_patch(model, patch), *settings)
+    plain, patched = sampler(model, *settings), sampler(with_patch(model, patch, attend), *settings)
 
     unet = model.get_model_object("diffusion_model")
     with fused_attention():

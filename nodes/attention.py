@@ -7,7 +7,8 @@ from ..attention.freeu import FreeU, Stage
 from ..attention.identity import IdentityPreserving
 from ..runtime.blocks import check_blocks
 from ..runtime.patch import check_window
-from .patching import attention_levels, blocks_of, lowest_stages, with_patch
+from ..runtime.sampling import with_patch
+from .patching import attend, attention_levels, blocks_of, lowest_stages
 from .ranges import in_range
 
 
@@ -113,7 +114,7 @@ class IPCA(io.ComfyNode):
     def execute(cls, model, identity_weight, start_percent, end_percent, blocks) -> io.NodeOutput:
         check_window(start_percent, end_percent)
         patch = IdentityPreserving(identity_weight, start_percent, end_percent, blocks_of(model, blocks))
-        return io.NodeOutput(with_patch(model, patch))
+        return io.NodeOutput(with_patch(model, patch, attend))
 
 
 class ConsistentSelfAttention(io.ComfyNode):
@@ -228,7 +229,7 @@ class ConsistentSelfAttention(io.ComfyNode):
             schedule,
             attention_levels(model, chosen),
         )
-        return io.NodeOutput(with_patch(model, patch))
+        return io.NodeOutput(with_patch(model, patch, attend))
 
 
 def factor_input(name: str, published: float, tooltip: str) -> io.Input:
@@ -288,4 +289,4 @@ class StoryFreeU(io.ComfyNode):
         check_window(start_percent, end_percent)
         lowest, upper = lowest_stages(model)
         patch = FreeU((Stage(lowest, b1, s1), Stage(upper, b2, s2)), start_percent, end_percent)
-        return io.NodeOutput(with_patch(model, patch))
+        return io.NodeOutput(with_patch(model, patch, attend))

@@ -1,4 +1,4 @@
-"""Apply StoryLoom's patches to a ComfyUI MODEL."""
+"""What patches need from ComfyUI: the blocks of a MODEL and the attention function."""
 
 from __future__ import annotations
 
@@ -7,15 +7,8 @@ from collections.abc import Iterable
 from comfy.ldm.modules import attention as comfy_attention
 from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, Upsample
 
-from ..runtime import sampling
 from ..runtime.blocks import Blocks, choose_blocks
 from ..runtime.memory import Level
-from ..runtime.patch import Patch
-
-
-def with_patch(model, patch: Patch):
-    """A clone of `model` with `patch` added to its patches for sampling runs."""
-    return sampling.with_patch(model, patch, attend)
 
 
 def blocks_of(model, text: str) -> Blocks:

@@ -28,9 +28,10 @@ from ..models.storymaker.weights import (
     read_checkpoint,
 )
 from ..runtime.patch import check_window
+from ..runtime.sampling import with_patch
 from .attention import model_input, model_output, window_inputs
 from .folders import files_in, register
-from .patching import attention_widths, blocks_of, with_patch
+from .patching import attend, attention_widths, blocks_of
 from .ranges import in_range
 from .types import Character as CharacterType
 from .types import StoryMaker as StoryMakerType
@@ -271,7 +272,7 @@ class ApplyStoryMaker(io.ComfyNode):
             blocks_of(model, "all"),
             storymaker.resident,
         )
-        patched = with_patch(model, patch)
+        patched = with_patch(model, patch, attend)
         if lora_strength:
             add_lora(patched, storymaker.lora, lora_strength)
         return io.NodeOutput(patched)

@@ -9,9 +9,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..runtime import sampling
-from ..runtime.patch import Patch
-from .layers import attend
 from .unet import diffusers_names, unet_numbers
 
 UNET_KEY = "diffusion_model."
@@ -112,11 +109,6 @@ def copied(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: copied(inner) for key, inner in value.items()}
     return list(value) if isinstance(value, list) else value
-
-
-def with_patch(model: UNetPatcher, patch: Patch) -> UNetPatcher:
-    """A clone of `model` with `patch` added to the patches of its sampling runs."""
-    return sampling.with_patch(model, patch, attend)
 
 
 def wrapped(original: Callable, kind: str, transformer_options: Mapping[str, Any]) -> Callable:

@@ -22,10 +22,11 @@ from ..prompts.encode import Entry, Reweighting
 from ..prompts.script import Story, parse_story
 from ..prompts.windows import WINDOW_KINDS, WindowKind
 from ..runtime.patch import check_window
+from ..runtime.sampling import with_patch
 from .conditioning import frame_by_frame, one_prompt
-from .layers import blocks_of
+from .layers import attend, blocks_of
 from .model import StoryModel, model_of
-from .patcher import UNetPatcher, with_patch
+from .patcher import UNetPatcher
 from .sampling import ModelSampling, Progress, sample_euler, story_noise
 from .text import TextEncoders, tokenize
 
@@ -125,11 +126,11 @@ class StoryPipeline:
         model = self.patcher
         if preserves_identity:
             model = with_patch(
-                model, IdentityPreserving(identity_weight, *percents, blocks_of(self.model.unet, blocks))
+                model, IdentityPreserving(identity_weight, *percents, blocks_of(self.model.unet, blocks)), attend
             )
         if shares_attention:
             where = blocks_of(self.model.unet, sharing_blocks)
-            model = with_patch(model, ConsistentAttention(*sharing, 0.0, 1.0, where, seed))
+            model = with_patch(model, ConsistentAttention(*sharing, 0.0, 1.0, where, seed), attend)
         positive = self.conditioning(story, reweighting, window)
         self.model.on_story(story)
         latents = sample_euler(

@@ -262,8 +262,9 @@ def on_diffusers(standalone, patched, kind, cfg, encoded, script=STORY):
     """encoded: the host's conditioning, used in place of ours, which differs by rounding."""
     from storyloom.attention.consistent import ConsistentAttention
     from storyloom.attention.identity import IdentityPreserving
-    from storyloom.standalone.layers import blocks_of
-    from storyloom.standalone.patcher import UNetPatcher, with_patch
+    from storyloom.runtime.sampling import with_patch
+    from storyloom.standalone.layers import attend, blocks_of
+    from storyloom.standalone.patcher import UNetPatcher
     from storyloom.standalone.sampling import ModelSampling, sample_euler, story_noise
 
     unet, encoders = standalone
@@ -271,9 +272,9 @@ def on_diffusers(standalone, patched, kind, cfg, encoded, script=STORY):
     if "replaced" in patched:
         model = replace_attention(model, options)
     if "ipca" in patched:
-        model = with_patch(model, IdentityPreserving(2.0, 0.0, 1.0, blocks_of(unet, "all")))
+        model = with_patch(model, IdentityPreserving(2.0, 0.0, 1.0, blocks_of(unet, "all")), attend)
     if "csa" in patched:
-        model = with_patch(model, ConsistentAttention(**CSA | {"blocks": blocks_of(unet, "output")}))
+        model = with_patch(model, ConsistentAttention(**CSA | {"blocks": blocks_of(unet, "output")}), attend)
     _, our_info = conditioning(encoders, SVR["reweighting"], script)
     ((context, their_info),) = encoded
     info = {**our_info, "pooled_output": their_info["pooled_output"]}

@@ -11,10 +11,11 @@ from storyloom.attention.identity import IdentityPreserving
 from storyloom.prompts.conditioning import per_encoder
 from storyloom.prompts.script import parse_story
 from storyloom.prompts.svr import SVRSettings, express_frame
+from storyloom.runtime.sampling import with_patch
 from storyloom.standalone import StoryPipeline
-from storyloom.standalone.layers import SLOTS, Cached, replaceable_attention, transformers
+from storyloom.standalone.layers import SLOTS, Cached, attend, replaceable_attention, transformers
 from storyloom.standalone.model import model_of
-from storyloom.standalone.patcher import UNetPatcher, with_patch
+from storyloom.standalone.patcher import UNetPatcher
 from storyloom.standalone.pipeline import METHODS
 from storyloom.standalone.sampling import ModelSampling, sample_euler, story_noise
 
@@ -283,9 +284,9 @@ def test_the_processors_and_weights_are_put_back(draw, small, fails):
 
 def test_patches_stay_on_their_clone(small):
     model = UNetPatcher(small.unet, ModelSampling(small.scheduler))
-    patched = with_patch(model, IdentityPreserving(2.0, 0.0, 1.0, {("middle", 0): None}))
+    patched = with_patch(model, IdentityPreserving(2.0, 0.0, 1.0, {("middle", 0): None}), attend)
     patched.set_model_attn1_replace(lambda q, k, v, options: q, "middle", 0)
-    twice = with_patch(patched, IdentityPreserving(3.0, 0.0, 1.0, {("middle", 0): None}))
+    twice = with_patch(patched, IdentityPreserving(3.0, 0.0, 1.0, {("middle", 0): None}), attend)
     assert not model.wrappers and not model.model_options["transformer_options"]
     (carried,), (both,) = (m.get_wrappers("sampler_sample", "storyloom") for m in (patched, twice))
     assert [patch.weight for patch in carried.patches] == [2.0]
@@ -316,7 +317,7 @@ def test_a_story_of_another_length_than_the_batch_is_refused(small):
     positive = StoryPipeline(small).conditioning(story, "svr")
     _, negative, noise, scheduler = entries(small, rows=3)
     model = UNetPatcher(small.unet, ModelSampling(scheduler))
-    model = with_patch(model, IdentityPreserving(2.0, 0.0, 1.0, {("middle", 0): None}))
+    model = with_patch(model, IdentityPreserving(2.0, 0.0, 1.0, {("middle", 0): None}), attend)
     with pytest.raises(ValueError, match="2 frames but the latent batch has 3 images"):
         sample_euler(model, [positive], negative, noise, scheduler, 1, 5.0)
 
