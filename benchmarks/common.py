@@ -1,4 +1,4 @@
-"""What the benchmarks share: reaching ComfyUI, and a plain table."""
+"""Shared by the benchmarks: importing ComfyUI, memory of a process, and a plain table."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ..scripts.comfyui import find_comfyui, require_comfyui, version_text
 def enter_comfyui(folder: Path | None = None, cpu: bool = True) -> str:
     """Make ComfyUI's modules importable in this process and return its version.
 
-    folder: of ComfyUI, None: found as the demo finds one; cpu: whether it has to work on the CPU. Call it before
-    anything imports `comfy`. Raises ComfyUIError with one sentence when there is no ComfyUI.
+    folder: ComfyUI's, None to find it as the demo does; cpu: force the CPU. Call it before `comfy` is imported.
+    Raises ComfyUIError if there is no ComfyUI.
     """
     folder = find_comfyui() if folder is None else require_comfyui(folder, "--comfyui")
     sys.path.insert(0, str(folder))
@@ -27,7 +27,7 @@ def enter_comfyui(folder: Path | None = None, cpu: bool = True) -> str:
 
 @contextmanager
 def fused_attention() -> Iterator[None]:
-    """Let ComfyUI attend with PyTorch's fused kernel, as on graphics cards, whatever it chose for this machine."""
+    """Make ComfyUI use PyTorch's fused attention kernel, as on graphics cards, on any machine."""
     from comfy.ldm.modules import attention
 
     fused = attention.attention_pytorch
@@ -35,16 +35,16 @@ def fused_attention() -> Iterator[None]:
         yield
 
 
-def resident_mib(pid: int, what: str = "VmRSS") -> float:
-    """Resident memory of a process, MiB: VmRSS now, VmHWM the largest since `forget_peak`."""
+def resident_mib(pid: int, field: str = "VmRSS") -> float:
+    """Resident memory of a process in MiB. field: VmRSS for now, VmHWM for the peak since `reset_peak`."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith(f"{what}:"):
+        if line.startswith(f"{field}:"):
             return int(line.split()[1]) / 1024
-    raise SystemExit("This benchmark reads /proc, which only Linux has.")
+    raise SystemExit("This benchmark needs /proc; run it on Linux.")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Rows of text in columns: the first to the left, the others to the right."""
+    """A plain-text table: the first column left-aligned, the others right-aligned."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = [header, ["-" * width for width in widths], *rows]
     return "\n".join(

@@ -2,10 +2,10 @@
 
     python -m storyloom.benchmarks.cost
 
-ComfyUI's own UNet class is built in SDXL's shape on the meta device: layers compute shapes and no numbers, so the count
-takes no memory, is exact and has no noise. PyTorch's FlopCounterMode counts matrix products, convolutions and attention
-(a multiplication with its addition is two operations). One step is one UNet call that holds the negative and the story
-with one row per frame. The patched call runs the pack's own code, from the tag of a conditioning to the kernel.
+ComfyUI's own UNet class is built in SDXL's shape on the meta device: layers compute shapes only, so the count takes no
+memory and is exact. PyTorch's FlopCounterMode counts matrix products, convolutions and attention
+(a multiplication with its addition is two operations). One step is one UNet call with the negative and the story, one
+row per frame each. The patched call runs the pack's own code, from the tag of a conditioning to the kernel.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from ..runtime.run import StoryRun
 from .common import enter_comfyui, fused_attention, table
 
 SDXL = {**demo.UNET, "model_channels": 320, "num_head_channels": 64}
-"""The demo model has SDXL's shape but for its few channels."""
+"""The demo model has SDXL's shape except for its number of channels."""
 
 BLOCKS = {
     **{("input", number): 2 for number in (4, 5)},
@@ -45,23 +45,23 @@ BLOCKS = {
     **{("output", number): 10 for number in (0, 1, 2)},
     **{("output", number): 2 for number in (3, 4, 5)},
 }
-"""SDXL's blocks with attention: layers in each. Two layers: the upper level, 640 channels; ten: the lower, 1280."""
+"""SDXL's blocks with attention -> number of layers: 2 in the upper level (640 channels), 10 in the lower (1280)."""
 
 OUTPUT = {block: depth for block, depth in BLOCKS.items() if block[0] == "output"}
-"""Where consistent self-attention works."""
+"""The blocks with consistent self-attention."""
 
 CHANNELS, HALVINGS = {2: 640, 10: 1280}, {2: 1, 10: 2}
-"""Of a level, which is known by its number of layers; the latents are halved so often there."""
+"""Number of layers of a level -> its channels, and how often the latents are halved there."""
 
 CONTEXT = 77
 SIGMA = 1.0
 POSITIVE, NEGATIVE = 0, 1
-STORY, NOTHING = "uuid of the story", "uuid of the negative"
+STORY_UUID, NEGATIVE_UUID = "uuid of the story", "uuid of the negative"
 
 
 @dataclass(frozen=True)
 class Size:
-    """What a step samples: `frames` images of `side` x `side` latent pixels (128 is 1024 pixels)."""
+    """Batch of a step: `frames` images of `side` x `side` latent pixels (128 is 1024 pixels)."""
 
     frames: int = 4
     side: int = 128
@@ -72,13 +72,13 @@ class Case:
     """One way to patch the UNet.
 
     weight    IPCA's identity_weight, or None for no IPCA
-    identity  tokens of the identity
-    owned     whether another node's attention stands in every cross-attention layer
-    open      whether the step lies inside the patch's window
+    identity  number of identity tokens
+    owned     whether another node replaces attention in every cross-attention layer
+    open      whether the step is inside the patch's window
     rate      CSA's sampling_rate, or None for no CSA
     anchors   CSA's anchors
-    masked    CSA in the published form instead: all tokens of all images as keys, and a dense mask
-    pictured  characters that StoryMaker draws, 0 for no StoryMaker
+    masked    CSA in the published form: all tokens of all images as keys, with a dense mask
+    pictured  number of StoryMaker's characters, 0 for no StoryMaker
     """
 
     name: str
@@ -125,12 +125,12 @@ def sdxl_unet() -> nn.Module:
 
 
 def count_step(unet: nn.Module, case: Case, size: Size) -> int:
-    """Floating-point operations of one UNet call with [negative, story] along the rows, after the first of a run."""
+    """Operations of one UNet call with rows [negative, story], after the first call of a run."""
     return count_run(unet, case, size)[-1]
 
 
 def count_run(unet: nn.Module, case: Case, size: Size) -> list[int]:
-    """Operations of the first calls of a run, until all are alike: of one, or of two with StoryMaker."""
+    """Operations of the first calls of a run until they are constant: one call, two with StoryMaker."""
     rows = 2 * size.frames
     options = patched_options(case, size.frames)
 
@@ -147,12 +147,12 @@ def count_run(unet: nn.Module, case: Case, size: Size) -> list[int]:
 
 
 def patched_options(case: Case, frames: int) -> dict[str, Any]:
-    """The transformer_options of a UNet call as the host makes them, with the patches of a case installed."""
+    """The host's transformer_options of a UNet call, with the patches of a case installed."""
     from ..nodes.patching import attend
 
     story = story_conditioning(case, frames)
-    call = SamplerCall(SIGMA, {(POSITIVE, STORY): story}, tuple(range(frames)), step=1, steps=2, story=story.story)
-    options = {"cond_or_uncond": [NEGATIVE, POSITIVE], "uuids": [NOTHING, STORY], KEY: call}
+    call = SamplerCall(SIGMA, {(POSITIVE, STORY_UUID): story}, tuple(range(frames)), step=1, steps=2, story=story.story)
+    options = {"cond_or_uncond": [NEGATIVE, POSITIVE], "uuids": [NEGATIVE_UUID, STORY_UUID], KEY: call}
     if case.owned:
         options["patches_replace"] = {"attn2": dict.fromkeys(BLOCKS, plain_replacement)}
     if case.masked:
@@ -164,8 +164,8 @@ def patched_options(case: Case, frames: int) -> dict[str, Any]:
     if case.rate is not None:
         patches.append(ConsistentAttention(case.rate, case.anchors, 1, 0.0, 1.0, dict.fromkeys(OUTPUT), seed=0))
     if case.pictured:
-        nobody = CharacterReference("", ((features_of(None, torch.zeros(257, 1280)), 1.0),), torch.zeros(1, 1, 3))
-        people, regions = (nobody,) * case.pictured, (None,) * case.pictured
+        character = CharacterReference("", ((features_of(None, torch.zeros(257, 1280)), 1.0),), torch.zeros(1, 1, 3))
+        people, regions = (character,) * case.pictured, (None,) * case.pictured
         blocks = dict.fromkeys(BLOCKS)
         patches.append(ImageConditioning(sdxl_adapter(), people, regions, 0.8, 1.0, 1.0, 0.0, 1.0, blocks))
     window = (SIGMA, SIGMA) if case.open else (SIGMA / 2, SIGMA / 4)
@@ -174,7 +174,7 @@ def patched_options(case: Case, frames: int) -> dict[str, Any]:
 
 
 def sdxl_adapter() -> StoryMakerAdapter:
-    """StoryMaker's networks at full size, without numbers, on the meta device."""
+    """StoryMaker's networks at full size on the meta device."""
     import comfy.ops
 
     def matrix(depth: int) -> torch.Tensor:
@@ -186,7 +186,7 @@ def sdxl_adapter() -> StoryMakerAdapter:
 
 
 def story_conditioning(case: Case, frames: int) -> Conditioning:
-    """A story whose identity takes `case.identity` tokens; frames share the other tokens of the prompt."""
+    """A story with `case.identity` identity tokens; the other tokens are split between the frames."""
     starts = torch.linspace(1 + case.identity, CONTEXT - 1, frames + 1).long().tolist()
     spans = tuple(range(a, b) for a, b in zip(starts, starts[1:], strict=False))
     tokens = StoryTokens(range(1, 1 + case.identity), spans, CONTEXT - 1, CONTEXT)
@@ -195,14 +195,14 @@ def story_conditioning(case: Case, frames: int) -> Conditioning:
 
 
 def plain_replacement(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
-    """Another node's replacement that costs what the host's own attention does."""
+    """Another node's replacement, with the cost of the host's own attention."""
     from ..nodes.patching import attend
 
     return attend(q, k, v, options["n_heads"], None, options)
 
 
 def masked_replacement(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
-    """Consistent self-attention with a dense mask over the tokens of all images, negative and story one by one."""
+    """Consistent self-attention with a dense mask over all images' tokens, separately for negative and story."""
     from ..nodes.patching import attend
 
     images = q.shape[0] // len(options["cond_or_uncond"])
@@ -216,14 +216,14 @@ def masked_replacement(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, option
 
 
 def expected_extra(case: Case, size: Size) -> int:
-    """Operations that a case adds, from its formula: 4 N C for every query row and key that is added."""
+    """Operations that a case adds, by formula: 4 N C per query row and added key."""
     if not case.open:
         return 0
     return _extra_of_ipca(case, size) + _extra_of_csa(case, size) + _extra_of_storymaker(case, size)
 
 
 def expected_once(case: Case) -> int:
-    """Operations that StoryMaker adds to the first step of a run: tokens, and their keys and values in every layer."""
+    """Operations that StoryMaker adds to a run's first step: image tokens, and their keys and values in each layer."""
     tokens = TOKENS * (case.pictured + 1)
     with FlopCounterMode(display=False) as counter:
         sdxl_adapter().ppr.unconditional(case.pictured)
@@ -232,14 +232,14 @@ def expected_once(case: Case) -> int:
 
 
 def tokens_of(depth: int, size: Size) -> int:
-    """Tokens of an image in the level with so many layers."""
+    """Number of tokens of an image in the level with `depth` layers."""
     return (size.side >> HALVINGS[depth]) ** 2
 
 
 def _extra_of_ipca(case: Case, size: Size) -> int:
-    """A weight p/q counts the start token and the identity p times and all other columns q times, in the story's rows
-    up to a denominator of 4; a finer one is a mask and adds nothing. Around another replacement the whole batch is
-    attended to a second time, with as many columns for every denominator.
+    """A weight p/q repeats the columns of start token and identity p times and all others q times in the story's rows,
+    up to a denominator of 4; a finer weight is a mask and adds nothing. Around another replacement, attention runs
+    again over the whole batch, with repeated columns for every denominator.
     """
     if case.weight is None:
         return 0
@@ -253,8 +253,8 @@ def _extra_of_ipca(case: Case, size: Size) -> int:
 
 
 def _extra_of_csa(case: Case, size: Size) -> int:
-    """Every image sees floor(rate N) tokens of all others (as a mask: N), or of those others that are anchors, with
-    negative and story alike.
+    """Every image attends to floor(rate N) tokens (N with a mask) of each other image, or only of other anchors, in the
+    negative and the story.
     """
     if case.rate is None:
         return 0
@@ -266,7 +266,7 @@ def _extra_of_csa(case: Case, size: Size) -> int:
 
 
 def _extra_of_storymaker(case: Case, size: Size) -> int:
-    """All rows, negative and story, look at 20 tokens of the background and of each character."""
+    """All rows of negative and story attend to 20 tokens of the background and of each character."""
     tokens = TOKENS * (case.pictured + 1) if case.pictured else 0
     return sum(4 * 2 * size.frames * tokens * d * tokens_of(d, size) * CHANNELS[d] for d in BLOCKS.values())
 

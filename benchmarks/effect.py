@@ -1,13 +1,13 @@
-"""What each method does to the stories of the demo's world, read from the pixels of its pictures.
+"""The effect of each method on stories of the demo's world, read from the pixels of its pictures.
 
     python -m storyloom.benchmarks.effect [--stories 50] [--jobs 2]
 
-Draws every story with every method on the demo model, on the host without ComfyUI, reads all attributes back from the
-pictures and prints a table: how many frames show everything that was told (alignment), how often the looks that the
-identity leaves open agree between the frames of a story (consistency), how often between stories (chance), and the gain
-of consistency over chance, with 95 % bootstrap intervals over stories. Results are kept in `out/effect/` story by
-story, so that a stopped run goes on where it was; `--page` also writes the tables and the picture into
-`docs/effect.md`. `--weights` measures another training of the demo model under another `--label`.
+Draws every story with every method on the demo model, without ComfyUI, reads all attributes back from the pictures and
+prints a table: the share of frames that show everything in their text (alignment), how often the looks that the
+identity leaves open agree between the frames of a story (consistency) and between stories (chance), and the gain of
+consistency over chance, with 95 % bootstrap intervals over stories. Results are saved in `out/effect/` after each
+story, so a stopped run can be resumed; `--page` also writes the tables and the picture to `docs/effect.md`. `--weights`
+measures other weights of the demo model under another `--label`.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ METHODS = {
     "csa-full+svr+ipca": "CSA at its fullest + SVR + IPCA",
 }
 FULL = {"sampling_rate": 1.0, "skip_first_steps": 0, "sharing_blocks": "all"}
-"""Settings of CSA at its fullest: every frame sees all of the others, in all blocks and steps."""
+"""Settings of "CSA at its fullest": every frame sees all tokens of all others, in all blocks and steps."""
 NOISE = {True: "same", False: "different"}
 COMPARED = (
     ("svr", "none"),
@@ -69,13 +69,13 @@ COMPARED = (
     ("csa-full+svr+ipca", "svr+ipca"),
 )
 SHOWN = ("frames", "none", "svr", "svr+ipca", "csa+svr+ipca")
-"""Methods of the picture."""
+"""Methods in the picture of docs/effect.md, one row each."""
 
 _pipeline = None
 
 
 def start(weights: Path) -> None:
-    """Load the model once in each process; one thread, since whole stories run side by side."""
+    """Load the model once per process, with one thread, since the processes draw stories in parallel."""
     global _pipeline
     import torch
 
@@ -86,20 +86,20 @@ def start(weights: Path) -> None:
     _pipeline = StoryPipeline(demo_model(weights))
 
 
-def drawn(pipeline, story: WorldStory, **settings) -> np.ndarray:
-    """Pictures float32 [frames, 24, 24, 3] in 0..1 of a story; settings as of StoryPipeline."""
-    quiet = {"progress": lambda done, of: None}
+def pictures_of(pipeline, story: WorldStory, **settings) -> np.ndarray:
+    """Pictures of a story, float32 [frames, 24, 24, 3] in 0..1. settings: as for StoryPipeline."""
+    quiet = {"progress": lambda done, steps: None}
     result = pipeline(story.identity_text(), story.frames_text().splitlines(), **quiet, **settings)
     return demo.to_pictures(result.latents).numpy()
 
 
-def paint(method: str, shared_noise: bool, number: int, steps: int) -> np.ndarray:
-    """Pictures uint8 of a story of the table."""
+def draw_story(method: str, shared_noise: bool, number: int, steps: int) -> np.ndarray:
+    """Pictures of story `number`, uint8 [frames, 24, 24, 3]."""
     settings = {"shared_noise": shared_noise, "steps": steps, "seed": FIRST_SEED + number}
     if "csa-full" in method:
         settings |= FULL
     settings["method"] = method.replace("csa-full", "csa")
-    return (drawn(_pipeline, random_story(FIRST_STORY + number), **settings) * 255).round().astype(np.uint8)
+    return (pictures_of(_pipeline, random_story(FIRST_STORY + number), **settings) * 255).round().astype(np.uint8)
 
 
 class Results:
@@ -115,15 +115,15 @@ class Results:
         return self.folder / f"{method}-{NOISE[shared_noise]}-{number}.npy"
 
     def save(self, pictures: np.ndarray, *key) -> None:
-        written = io.BytesIO()
-        np.save(written, pictures)
-        write_whole(self.path(*key), written.getvalue())
+        buffer = io.BytesIO()
+        np.save(buffer, pictures)
+        write_whole(self.path(*key), buffer.getvalue())
 
     def pictures(self, *key) -> np.ndarray:
         return np.load(self.path(*key), allow_pickle=False)
 
     def stories(self, method: str, shared_noise: bool, count: int) -> list[StoryPictures]:
-        """Every story with what its pictures show. Read once and kept beside the pictures."""
+        """Every story with its scenes, read once and cached beside the pictures."""
         cache = self.folder / f"{method}-{NOISE[shared_noise]}.json"
         known = json.loads(cache.read_text()) if cache.exists() else []
         for number in range(len(known), count):
@@ -141,8 +141,8 @@ def scene_of(fields: dict) -> Scene:
     return Scene(**{**fields, "figures": tuple(Figure(**figure) for figure in fields["figures"])})
 
 
-def paint_all(results: Results, methods: Sequence[str], noises: Sequence[bool], options) -> None:
-    """Paint every story that is not there yet, several at a time, with a bar."""
+def draw_all(results: Results, methods: Sequence[str], noises: Sequence[bool], options) -> None:
+    """Draw every missing story, several at a time, with a progress bar."""
     from tqdm import tqdm
 
     keys = [(m, n, i) for i in range(options.stories) for m in methods for n in noises]
@@ -151,13 +151,13 @@ def paint_all(results: Results, methods: Sequence[str], noises: Sequence[bool], 
         return
     context = get_context("spawn")
     with ProcessPoolExecutor(options.jobs, context, initializer=start, initargs=(options.weights,)) as pool:
-        running = {pool.submit(paint, *key, options.steps): key for key in missing}
+        running = {pool.submit(draw_story, *key, options.steps): key for key in missing}
         for done in tqdm(as_completed(running), total=len(missing), unit="story", ncols=90):
             results.save(done.result(), *running[done])
 
 
 def title(method: str) -> str:
-    """What tables call a method; one that is not in METHODS goes by its own name."""
+    """A method's name in tables; its own name if it is not in METHODS."""
     return METHODS.get(method, method)
 
 
@@ -172,7 +172,7 @@ def interval(estimate: Estimate) -> str:
 
 
 def table(rows: Sequence[tuple[str, ...]], head: Sequence[str]) -> str:
-    """A Markdown table: the first two columns to the left."""
+    """A Markdown table, the first two columns left-aligned, the others right-aligned."""
     line = ["---"] * 2 + ["---:"] * (len(head) - 2)
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, line, *rows))
 
@@ -195,14 +195,16 @@ def difference_table(stories: dict[tuple[str, bool], list[StoryPictures]]) -> st
     rows = []
     for (ours, theirs), noise in ((pair, noise) for pair in COMPARED for noise in NOISE):
         if (ours, noise) in stories and (theirs, noise) in stories:
-            by = paired_difference(stories[ours, noise], stories[theirs, noise])
+            difference = paired_difference(stories[ours, noise], stories[theirs, noise])
             name = f"{title(ours)} over {title(theirs)}"
-            rows.append((name, NOISE[noise], *map(interval, (by.alignment, by.consistency, by.gain))))
+            rows.append(
+                (name, NOISE[noise], *map(interval, (difference.alignment, difference.consistency, difference.gain)))
+            )
     return table(rows, ("difference, story by story", "noise", "aligned frames", "same looks", "gain"))
 
 
 def noisy_scenes(count: int, noise: float) -> Iterator[tuple[Scene, Scene]]:
-    """Random scenes, and what the reader makes of their drawings with tint, blur and noise added."""
+    """Random scenes, each with the scene that is read from its drawing after tint, blur and noise."""
     random, reader = np.random.default_rng(9), Reader()
     for number in range(count):
         story = random_story(number) if number % 2 else random_story_of_two(number)
@@ -227,7 +229,7 @@ def reader_tables(count: int = 1000, noise: float = 0.08) -> str:
 
 
 def picture(results: Results, stories: Sequence[int], path: Path, scale: int = 4) -> None:
-    """The same stories side by side, a row per method of SHOWN."""
+    """Save a picture of these stories side by side, with one row per method of SHOWN."""
     from PIL import Image
 
     rows = []
@@ -243,7 +245,7 @@ def picture(results: Results, stories: Sequence[int], path: Path, scale: int = 4
 
 
 def write_section(name: str, text: str) -> None:
-    """Replace what stands between the marks of a section in docs/effect.md."""
+    """Replace the text between the marks of a section in docs/effect.md."""
     page = PAGE.read_text(encoding="utf-8")
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     head, rest = page.split(begin)
@@ -253,14 +255,16 @@ def write_section(name: str, text: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stories", type=int, default=50, help="stories of four frames (default 50)")
-    parser.add_argument("--steps", type=int, default=10, help="steps of Euler per picture (default 10)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="stories drawn at a time")
+    parser.add_argument("--steps", type=int, default=10, help="Euler steps per picture (default 10)")
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count() or 1, help="stories drawn in parallel (default: one per core)"
+    )
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), metavar="METHOD")
     parser.add_argument("--noise", nargs="+", choices=list(NOISE.values()), default=list(NOISE.values()))
-    parser.add_argument("--weights", type=Path, default=demo.FILE, help="another training of the demo model")
-    parser.add_argument("--label", default="shipped", help="name of that training in the page")
-    parser.add_argument("--reader", action="store_true", help="measure the reader instead of the methods")
-    parser.add_argument("--page", action="store_true", help="write the result into docs/effect.md")
+    parser.add_argument("--weights", type=Path, default=demo.FILE, help="other weights of the demo model")
+    parser.add_argument("--label", default="shipped", help="name of these weights on the page")
+    parser.add_argument("--reader", action="store_true", help="measure the reader's accuracy instead of the methods")
+    parser.add_argument("--page", action="store_true", help="write the result to docs/effect.md")
     options = parser.parse_args()
     if options.reader:
         parts = {"reader": reader_tables()}
@@ -273,14 +277,14 @@ def main() -> None:
 
 
 def measure(options) -> dict[str, str]:
-    """Draw, read and count; the tables by the name of their section."""
+    """Draw and read all stories. Returns section of docs/effect.md -> its tables."""
     results = Results(options.label, options.weights, options.steps)
     noises = [shared for shared, name in NOISE.items() if name in options.noise]
-    paint_all(results, options.methods, noises, options)
+    draw_all(results, options.methods, noises, options)
     stories = {(m, n): results.stories(m, n, options.stories) for m in options.methods for n in noises}
     if options.page and options.label == "shipped":
         picture(results, range(3), PICTURE)
-    effects = {key: effect(told) for key, told in stories.items()}
+    effects = {key: effect(pictures) for key, pictures in stories.items()}
     parts = {f"effect {options.label}": f"{effect_table(effects)}\n\n{rates_table(effects)}"}
     if options.label == "shipped":
         parts["differences"] = difference_table(stories)

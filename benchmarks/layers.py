@@ -1,11 +1,11 @@
-"""Memory and time of single self-attention layers of the full SDXL, ordinary and with consistent self-attention.
+"""Memory and time of single self-attention layers of the full SDXL, without and with consistent self-attention.
 
     python -m storyloom.benchmarks.layers [--time]
 
-Memory is counted on the meta device, so it is exact and takes none: bytes in half precision that are alive at once
-while a layer attends, beside its queries, keys and values, with a fused kernel that makes nothing but its result (which
-no kernel with a dense mask does). Times are of float32 on this processor: the kinds of a layer take turns, and the
-shortest time of each counts, since other work on the machine can only lengthen it.
+Memory is counted exactly, on the meta device: the peak of live bytes in half precision during attention, excluding
+queries, keys and values, with a fused kernel that allocates only its result (no kernel with a dense mask does). Times
+are for float32 on this processor: the kinds of a layer take turns, and the shortest time of each is taken, since other
+work on the machine can only lengthen it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .common import enter_comfyui, fused_attention, table
 from .cost import CHANNELS, HALVINGS, NEGATIVE, POSITIVE, Case, Size, masked_replacement, patched_options, tokens_of
 
 BLOCK_OF = {2: ("output", 3), 10: ("output", 0)}
-"""A block of the level with so many layers."""
+"""Number of layers of a level -> one of its blocks."""
 
 BATCHES = (4, 8, 16, 32)
 
@@ -37,7 +37,7 @@ Layer = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class PeakMemory(TorchDispatchMode):
-    """Bytes of a device that are alive at once in tensors made while it lasts, except in those given."""
+    """Counts live bytes, now and peak, of tensors created in this context on a device. given: tensors to exclude."""
 
     def __init__(self, device: str, *given: Tensor):
         super().__init__()
@@ -73,12 +73,12 @@ def _storage(tensor: Tensor) -> int:
 
 
 def layers(depth: int, size: Size, rate: float) -> dict[str, Layer]:
-    """A self-attention layer of this level: ordinary, with CSA, and with CSA as a dense mask."""
+    """A self-attention layer of the level with `depth` layers: ordinary, with CSA, and with CSA as a dense mask."""
     from ..nodes.patching import attend
 
     options = patched_options(Case("", rate=rate), size.frames)
     ours = options["patches_replace"]["attn1"][BLOCK_OF[depth]]
-    told = {
+    call_options = {
         "n_heads": CHANNELS[depth] // 64,
         "block": BLOCK_OF[depth],
         "block_index": 0,
@@ -86,9 +86,9 @@ def layers(depth: int, size: Size, rate: float) -> dict[str, Layer]:
         KEY: options[KEY],
     }
     return {
-        "ordinary": lambda q, k, v: attend(q, k, v, told["n_heads"], None, told),
-        "CSA": partial(ours, options=told),
-        "CSA as a dense mask": partial(masked_replacement, options=told),
+        "ordinary": lambda q, k, v: attend(q, k, v, call_options["n_heads"], None, call_options),
+        "CSA": partial(ours, options=call_options),
+        "CSA as a dense mask": partial(masked_replacement, options=call_options),
     }
 
 
@@ -99,7 +99,7 @@ def projected(depth: int, size: Size, **kind) -> list[Tensor]:
 
 
 def peak_bytes(layer: Layer, depth: int, size: Size) -> int:
-    """Bytes that a layer in half precision needs at once beside q, k and v."""
+    """Peak bytes of a layer in half precision, excluding q, k and v."""
     from comfy.ldm.modules import attention
 
     tensors = projected(depth, size, dtype=torch.float16, device="meta")
@@ -110,19 +110,19 @@ def peak_bytes(layer: Layer, depth: int, size: Size) -> int:
 
 
 def _result(q: Tensor, k: Tensor, v: Tensor, heads: int, **options) -> Tensor:
-    """What a fused kernel makes: PyTorch has none for the meta device, where it would make the logits."""
+    """The allocation of a fused kernel; PyTorch has none for the meta device and would allocate the logits there."""
     return torch.empty_like(q)
 
 
 def gathered_bytes(depth: int, size: Size, rate: float) -> int:
-    """Bytes of the keys and values that one layer's images see, gathered for negative and story, in half precision."""
+    """Bytes of the keys and values gathered in one layer for negative and story, in half precision."""
     tokens = tokens_of(depth, size)
     keys = tokens + (size.frames - 1) * int(rate * tokens)
     return 2 * 2 * 2 * size.frames * keys * CHANNELS[depth]
 
 
 def by_batch(size: Size, rate: float) -> list[list[str]]:
-    """MiB that the largest layer gathers for one conditioning, by images: all at once, and so many at a time."""
+    """By number of images, MiB that the largest layer gathers for one conditioning: all at once, and in parts."""
     levels = tuple(Level(CHANNELS[depth], HALVINGS[depth]) for depth in CHANNELS)
     patch = ConsistentAttention(rate, 0, 0, 0.0, 1.0, {}, seed=0, levels=levels)
     return [
@@ -147,8 +147,8 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=4, help="images in the batch (default 4)")
     parser.add_argument("--pixels", type=int, default=1024, help="side of the square images (default 1024)")
     parser.add_argument("--rate", type=float, default=0.5, help="sampling_rate (default 0.5)")
-    parser.add_argument("--time", type=int, default=0, metavar="TURNS", help="measure times too, in so many turns")
-    parser.add_argument("--threads", type=int, default=1, help="threads that PyTorch may use (default 1: steadier)")
+    parser.add_argument("--time", type=int, default=0, metavar="TURNS", help="also measure times, in this many turns")
+    parser.add_argument("--threads", type=int, default=1, help="PyTorch threads (default 1, for steadier times)")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     size = Size(arguments.frames, arguments.pixels // 8)

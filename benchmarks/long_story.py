@@ -1,12 +1,11 @@
-"""A long story in batches that share their anchors, through a real ComfyUI server: memory, anchors, order.
+"""A long story in batches that share their anchors, on a real ComfyUI server: memory, anchors, order.
 
     python -m storyloom.benchmarks.long_story [--frames 40]
 
-The template "Demo - Long Story" with a story of so many frames, no two alike, after one that fits a single batch.
-Memory is that of the server's process: the largest seen at any step of a batch, and the peak of the whole story, in
-which the texts and the pictures of all frames lie too. Anchors are compared pixel by pixel in all batches. Whether
-the frames come back in their order is read from the pictures: each must show the place of its own line, and all that
-the line says ("as told"), which no other line says.
+Runs the template "Demo - Long Story" with a story that fits one batch, then with --frames different frames. Memory is
+that of the server's process: the largest at any step of a batch, and the peak of the whole story, which includes the
+texts and pictures of all frames. Anchors are compared pixel by pixel in all batches. The order of the frames is read
+from the pictures: each must show the place of its own line, and everything in that line ("as told"), which is unique.
 """
 
 from __future__ import annotations
@@ -34,20 +33,21 @@ WORKFLOW = Path(__file__).absolute().parent.parent / "workflows" / "api" / "Demo
 
 
 def long_story(frames: int) -> WorldStory:
-    """A fox in a blue coat in so many frames, no two of them alike."""
-    doing = [(action, "none") for action in ACTIONS] + [("standing", prop) for prop in PROPS[1:]]
-    told = [FrameCaption(place, *what) for what, place in product(doing, PLACES)]
-    if frames > len(told):
-        raise SystemExit(f"The demo's world has {len(told)} different frames: ask for no more than these.")
-    order = np.random.default_rng(1).permutation(len(told))[:frames]
+    """A story about a fox in a blue coat whose frames are all different."""
+    activities = [(action, "none") for action in ACTIONS] + [("standing", prop) for prop in PROPS[1:]]
+    captions = [FrameCaption(place, *activity) for activity, place in product(activities, PLACES)]
+    if frames > len(captions):
+        raise SystemExit(f"The demo's world has {len(captions)} different frames; set --frames to at most that.")
+    order = np.random.default_rng(1).permutation(len(captions))[:frames]
     return WorldStory(
-        (FigureCaption("fox", {"shirt": "blue"}),), tuple(told[number] for number in order), ((0,),) * frames
+        (FigureCaption("fox", {"shirt": "blue"}),), tuple(captions[number] for number in order), ((0,),) * frames
     )
 
 
 def prompt_of(story: WorldStory, steps: int) -> tuple[dict, dict, str]:
-    """The template with this story, previewing every batch and the joined frames; its settings of the split; the
-    sampler's number.
+    """The template with this story, with previews of every batch and of the joined frames.
+
+    Returns the prompt, the inputs of its Split batches node and the id of its sampler.
     """
     prompt = json.loads(WORKFLOW.read_text(encoding="utf-8"))
     nodes = {node["class_type"]: (number, node["inputs"]) for number, node in prompt.items()}
@@ -60,12 +60,13 @@ def prompt_of(story: WorldStory, steps: int) -> tuple[dict, dict, str]:
     return prompt, nodes["StoryLoom_SplitBatches"][1], nodes["KSampler"][0]
 
 
-def forget_peak(pid: int) -> None:
+def reset_peak(pid: int) -> None:
+    """Restart VmHWM, the peak of a process's resident memory."""
     Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
 class Watch:
-    """The largest memory at the steps of each batch, as a listener to the server's progress."""
+    """Progress callback that records the largest memory at the steps of each batch, in MiB."""
 
     def __init__(self, pid: int, sampler: str):
         self.pid, self.sampler = pid, sampler
@@ -79,17 +80,17 @@ class Watch:
 
 
 def pictures(files: list[Path]) -> np.ndarray:
-    """[images, H, W, 3] floats 0..1."""
+    """Pictures [images, H, W, 3] in 0..1."""
     return np.stack([np.asarray(Image.open(file).convert("RGB"), np.float32) / 255 for file in files])
 
 
 def measured(server: comfyui.Server, frames: int, steps: int) -> list[str]:
-    """A row of the table: one story."""
+    """The row of the table for one story."""
     story = long_story(frames)
     prompt, split, sampler = prompt_of(story, steps)
     plan = plan_batches(frames, split["batch_size"], split["anchors"])
     watch = Watch(server.pid, sampler)
-    forget_peak(server.pid)
+    reset_peak(server.pid)
     began = time.perf_counter()
     images = server.images(server.wait(server.submit(prompt), on_progress=watch))
     seconds, peak = time.perf_counter() - began, resident_mib(server.pid, "VmHWM")

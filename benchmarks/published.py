@@ -1,11 +1,11 @@
-"""The published forms of two methods, written for comparison only: what StoryLoom leaves out, and what it costs.
+"""The published forms of two methods, only for comparing cost and results with StoryLoom's.
 
 Consistent self-attention (StoryDiffusion, arXiv 2405.01434) as a dense mask over all tokens of all images, and with a
 bank that a first pass writes and later passes read; identity-preserving cross-attention (One-Prompt-One-Story, arXiv
-2501.13554) with a second pass over the identity prompt, whose keys and values are stored at every step. They are
-written from descriptions of what the programs compute, as replacements and patches of ComfyUI's own kind, and they are
-kinder than the programs where these waste: masks are made once in a step in the dtype that the kernel wants, all frames
-of a prompt are one batch, and no result is computed to be thrown away. Layers are not left out at random.
+2501.13554) with an extra pass over the identity prompt, whose keys and values are stored at every step. Both are
+written from descriptions of the published programs, as ComfyUI's replacements and patches, and avoid their waste: masks
+are made once per step in the kernel's dtype, all frames of a prompt are one batch, and no result is discarded. Layers
+are not skipped at random.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from torch import Tensor
 from ..attention.consistent import sample_tokens
 
 SAMPLER_SAMPLE, CALC_COND_BATCH = "sampler_sample", "calc_cond_batch"
-"""ComfyUI's names for what is wrapped: a sampling run, an evaluation of all conditionings."""
+"""ComfyUI's names of the wrapped calls: a sampling run, and an evaluation of all conditionings."""
 
 POSITIVE = 0
-"""ComfyUI's number of the positive in an ordinary guider."""
+"""ComfyUI's index of the positive in an ordinary guider."""
 
 Options = dict[str, Any]
 
 
 @dataclass(eq=False)
 class Steps:
-    """Counts the evaluations of a run, as the programs do: with one evaluation in a step, that is the step."""
+    """Counts the evaluations of a run, as the programs do; with one evaluation per step this is the step."""
 
     now: int = -1
     made: dict = field(default_factory=dict)
-    """What is made once in a step."""
+    """Cache of the current step."""
 
     def begin(self, executor, *args, **kwargs):
         self.now = -1
@@ -46,22 +46,23 @@ class Steps:
         return executor(*args, **kwargs)
 
     def counted(self, model):
-        """A clone of the model whose runs this counts."""
+        """A clone of the model whose evaluations are counted here."""
         model = model.clone()
         model.add_wrapper_with_key(SAMPLER_SAMPLE, "published", self.begin)
         model.add_wrapper_with_key(CALC_COND_BATCH, "published", self.evaluate)
         return model
 
     def once(self, key, make):
+        """`make()`, computed once per step and key."""
         if key not in self.made:
             self.made[key] = make()
         return self.made[key]
 
 
 def dense_mask(subsets: Sequence[Tensor], tokens: int, like: Tensor) -> Tensor:
-    """What is added to the logits of all tokens of all images: 0 for seen, -inf for unseen. [B N, B N]
+    """Bias of the logits of all tokens of all images, 0 for visible and -inf for hidden tokens: [B N, B N].
 
-    subsets: the tokens of each image that the others see; tokens: N; like: has the dtype and device.
+    subsets: tokens of each image that the others see; tokens: N; like: a tensor of the result's dtype and device.
     """
     images = len(subsets)
     shown = torch.zeros(images, tokens, dtype=torch.bool)
@@ -77,7 +78,7 @@ def dense_mask(subsets: Sequence[Tensor], tokens: int, like: Tensor) -> Tensor:
 def with_dense_mask(model, rate: float, seed: int, first: int):
     """Consistent self-attention over all tokens of all images with a dense mask, in the output blocks.
 
-    rate, seed: as of the node; first: the step with which it begins.
+    rate, seed: as in the node; first: first step. Returns the patched model and its step counter.
     """
     from ..nodes.patching import attend, attention_depths
 
@@ -105,7 +106,7 @@ def with_dense_mask(model, rate: float, seed: int, first: int):
 
 @dataclass(eq=False)
 class Bank:
-    """Hidden states that some images show to all others: [n, C] for every step, layer and half of guidance."""
+    """Hidden states [n, C] of the first images that all others see, by step, layer and half of guidance."""
 
     rate: float
     seed: int
@@ -119,11 +120,11 @@ class Bank:
         return steps.once((image, tokens), drawn)
 
     def written_by(self, model):
-        """A clone of the model whose images look at each other, and write down what they show."""
+        """A clone of the model whose images attend to each other and write their shown tokens to the bank."""
         return self._patched(model, self._write)
 
     def read_by(self, model):
-        """A clone of the model whose images look at what is written, and at themselves."""
+        """A clone of the model whose images attend to themselves and to the bank."""
         return self._patched(model, self._read)
 
     def _patched(self, model, context):
@@ -162,18 +163,18 @@ class Bank:
 class StoredIdentity:
     """Keys and values [1, 77, C] of the identity prompt, for every step, layer and half of guidance.
 
-    counted: their columns that count: start token and identity.
+    counted: the columns that are used: start token and identity.
     """
 
     counted: range
     kept: dict[tuple, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def stored_by(self, model):
-        """A clone of the model that stores the keys and values of the one image that it draws."""
+        """A clone of the model that draws one image and stores its keys and values."""
         return self._patched(model, self._store)
 
     def used_by(self, model):
-        """A clone of the model whose positive rows also look at what is stored."""
+        """A clone of the model whose positive rows also attend to the stored keys and values."""
         return self._patched(model, self._use)
 
     def _patched(self, model, attention):
@@ -215,7 +216,7 @@ class StoredIdentity:
         return torch.cat(out)
 
     def _mask(self, columns: int, like: Tensor) -> Tensor:
-        """What is added to the logits of a frame's columns and then of the stored ones, [1, 1, 1, 2 T]."""
+        """Bias [1, 1, 1, 2 T] of the logits of a frame's own columns, then of the stored ones."""
         bias = torch.full((2 * columns,), float("-inf"))
         bias[:columns] = 0
         bias[[columns + column for column in self.counted]] = 0

@@ -3,10 +3,10 @@
     python -m storyloom.benchmarks.sampling
 
 The demo model (SDXL's blocks and depths with few channels) samples a four-frame story with SVR through ComfyUI's own
-sampling function. Unpatched and patched runs alternate, and the ratio of every pair counts, so that other work on the
-machine hits both alike; processor time hardly sees it. The networks are so small that this measures overhead more than
-arithmetic: on a real SDXL the ratio lies closer to that of `benchmarks.cost`. Also counted: calls of the UNet, and what
-a run leaves behind (tensors alive, their bytes, and bytes of Python objects by tracemalloc: a few kB come and go).
+sampling function. Unpatched and patched runs alternate, and the ratio of each pair is taken, so that other work on the
+machine affects both alike; processor time is hardly affected. The networks are so small that this measures overhead
+more than arithmetic: with a real SDXL the ratio is closer to that of `benchmarks.cost`. Also counted: UNet calls, and
+what a run leaves behind (tensors, their bytes, and bytes of Python objects by tracemalloc, which vary by a few kB).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FRAMES = "asleep in the snow\nreading on a train\ndrinking tea\nlooking at the s
 
 @dataclass(frozen=True)
 class Alive:
-    """What is alive after a garbage collection: tensors, the bytes that they hold, bytes of Python objects."""
+    """Live objects after a garbage collection: number of tensors, bytes of their storages, bytes of Python objects."""
 
     tensors: int
     bytes: int
@@ -38,15 +38,15 @@ class Alive:
 
 
 def alive() -> Alive:
-    """Count the tensors of this process; bytes of storages that tensors share count once."""
+    """Count the tensors of this process; a storage that several tensors share counts once."""
     gc.collect()
-    tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
+    tensors = [item for item in gc.get_objects() if issubclass(type(item), torch.Tensor)]
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
     return Alive(len(tensors), sum(storages.values()), tracemalloc.get_traced_memory()[0])
 
 
 def story_conditionings() -> tuple[list, list]:
-    """Positive (SVR, a row per frame) and all-zero negative of the story, by the demo model's encoders."""
+    """Positive (SVR, one row per frame) and all-zero negative of the story, from the demo model's encoders."""
     from ..nodes.conditioning import EncodeOnePrompt
     from ..nodes.demo import build_clip
 
@@ -54,8 +54,8 @@ def story_conditionings() -> tuple[list, list]:
     constants = {"weaken_alpha": 0.01, "weaken_beta": 0.05, "enhance_alpha": -0.01, "enhance_beta": 1.0}
     story = parse_story(IDENTITY, FRAMES)
     ((context, info),) = EncodeOnePrompt.execute(build_clip(), story, **settings, **constants).args[0]
-    nothing = {"pooled_output": torch.zeros_like(info["pooled_output"])}
-    return [[context, info]], [[torch.zeros_like(context), nothing]]
+    zero_info = {"pooled_output": torch.zeros_like(info["pooled_output"])}
+    return [[context, info]], [[torch.zeros_like(context), zero_info]]
 
 
 def sampler(model, steps: int, cfg: float, name: str, pixels: int) -> Callable[[], torch.Tensor]:
@@ -74,14 +74,14 @@ def sampler(model, steps: int, cfg: float, name: str, pixels: int) -> Callable[[
 
 
 def seconds(run: Callable[[], torch.Tensor]) -> tuple[float, float]:
-    """Seconds that one run takes: by the clock, and of processor time."""
+    """Seconds of one run: wall-clock time and processor time."""
     began = time.perf_counter(), time.process_time()
     run()
     return time.perf_counter() - began[0], time.process_time() - began[1]
 
 
 def interleaved(plain: Callable[[], torch.Tensor], patched: Callable[[], torch.Tensor], pairs: int) -> list[tuple]:
-    """`seconds` of (plain, patched) in every pair; which of the two comes first alternates."""
+    """`seconds` of (plain, patched) in every pair; the order of the two alternates."""
     measured = []
     for pair in range(pairs):
         if pair % 2:
@@ -93,14 +93,14 @@ def interleaved(plain: Callable[[], torch.Tensor], patched: Callable[[], torch.T
 
 
 def time_row(name: str, pairs: Sequence[tuple[float, float]]) -> list[str]:
-    """Median milliseconds of both sides; the median ratio of the pairs with the smallest and the largest."""
+    """Median milliseconds of both sides, and the median ratio of the pairs with its range."""
     ratios = sorted(second / first for first, second in pairs)
     milliseconds = [f"{median(column) * 1000:.0f}" for column in zip(*pairs, strict=True)]
     return [name, *milliseconds, f"{median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})"]
 
 
 def count_calls(unet: torch.nn.Module, run: Callable[[], torch.Tensor]) -> int:
-    """Calls of the UNet in one run."""
+    """Number of UNet calls in one run."""
     calls = []
     hook = unet.register_forward_pre_hook(lambda *_: calls.append(None))
     run()
@@ -109,7 +109,7 @@ def count_calls(unet: torch.nn.Module, run: Callable[[], torch.Tensor]) -> int:
 
 
 def left_behind(run: Callable[[], torch.Tensor]) -> Alive:
-    """What one run, after a first one that may fill caches, adds to what is alive."""
+    """Live objects that one run adds, after a first run that may fill caches."""
     tracemalloc.start()
     run()
     before = alive()
@@ -123,11 +123,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=8, help="alternating pairs of runs (default 8)")
     parser.add_argument("--steps", type=int, default=3, help="steps of a run (default 3)")
-    parser.add_argument("--cfg", type=float, default=5.0, help="guidance; 1 leaves the negative out (default 5)")
-    parser.add_argument("--sampler", default="euler", help="ComfyUI's name of the sampler (default euler)")
+    parser.add_argument("--cfg", type=float, default=5.0, help="guidance scale; 1 skips the negative (default 5)")
+    parser.add_argument("--sampler", default="euler", help="ComfyUI's name for the sampler (default euler)")
     parser.add_argument("--pixels", type=int, default=128, help="side of the square images (default 128)")
     parser.add_argument("--weight", type=float, default=2.0, help="IPCA's identity_weight (default 2)")
-    parser.add_argument("--threads", type=int, default=1, help="threads that PyTorch may use (default 1: steadier)")
+    parser.add_argument("--threads", type=int, default=1, help="PyTorch threads (default 1, for steadier times)")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     version = enter_comfyui()

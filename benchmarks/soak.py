@@ -1,13 +1,12 @@
-"""Many stories through one ComfyUI server: memory, time and sameness at the end.
+"""Many stories on one ComfyUI server: memory, time and reproducibility.
 
     python -m storyloom.benchmarks.soak [--stories 200] [--unload]
 
-Every story has another text and seed, and the methods change from story to story: none, SVR, IPCA, CSA, FreeU,
-StoryMaker, a story in batches, all of them together. After the last one the first story of every method is drawn again
-and compared pixel by pixel. Memory is the resident memory of the server's process between two stories, time the
-processor time that the process has used, which other work on the machine does not stretch. Both are compared over
-whole rounds of the methods: the last one with the first one after the warm-up. `--unload` lets ComfyUI unload all
-models after every story.
+Every story has its own text and seed, and the method changes from story to story: none, SVR, IPCA, CSA, FreeU,
+StoryMaker, a story in batches, all of them together. At the end the first story of every method is drawn again and
+compared pixel by pixel. Memory is the resident memory of the server's process after a story. Time is its processor
+time, which other work on the machine does not lengthen. Both compare the last round of the methods with the first round
+after the warm-up. `--unload` makes ComfyUI unload all models after every story.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from .consistory.graph import TEXT_ENCODE, WHOLE
 
 METHODS = ("frames", "svr", "ipca", "csa", "freeu", "svr+ipca", "csa+svr+ipca", "storymaker", "long", "all")
 WARM_UP = 4
-"""Rounds of the methods before memory and time count: the allocator and ComfyUI's caches fill slowly."""
+"""Rounds of the methods before memory and time are compared: the allocator and ComfyUI's caches fill slowly."""
 FIRST_STORY = 40_000
 IPCA = {"identity_weight": 2.0, "blocks": "all", **WHOLE}
 CSA = {"sampling_rate": 0.5, "skip_first_steps": 1, "blocks": "output", "seed": 0, "schedule": "steady", **WHOLE}
@@ -50,7 +49,7 @@ PAGE = {"columns": 0, "captions": True, "gap": 12, "caption_size": 0}
 
 
 class Graph(dict):
-    """An API-format prompt that is written node by node."""
+    """An API-format prompt, built node by node."""
 
     def add(self, class_type: str, **inputs):
         """Add a node; returns a function that links to its outputs."""
@@ -60,15 +59,16 @@ class Graph(dict):
 
 
 def story_graph(number: int, size: int, steps: int) -> dict:
-    """The graph of one story; its frames are saved, its page is previewed."""
+    """The graph of one story, which saves its frames and previews its page."""
     method = METHODS[number % len(METHODS)]
     parts = set(method.split("+")) if method != "all" else {"svr", "ipca", "csa", "freeu", "storymaker"}
-    told = (random_story_of_two if number % 3 == 2 else random_story)(
-        FIRST_STORY + number, frames=5 if "long" in parts else 3
-    )
+    make_story = random_story_of_two if number % 3 == 2 else random_story
+    world_story = make_story(FIRST_STORY + number, frames=5 if "long" in parts else 3)
     graph = Graph()
     demo = graph.add("StoryLoom_DemoModel")
-    story = graph.add("StoryLoom_Script", identity=told.identity_text(), frames=told.frames_text(), style="")()
+    story = graph.add(
+        "StoryLoom_Script", identity=world_story.identity_text(), frames=world_story.frames_text(), style=""
+    )()
     if "svr" in parts:
         positive = graph.add(
             "StoryLoom_EncodeOnePrompt", clip=demo(1), story=story, reweighting="svr", literal=False, **TEXT_ENCODE
@@ -106,7 +106,7 @@ def story_graph(number: int, size: int, steps: int) -> dict:
 
 
 def with_storymaker(graph: Graph, demo, model, size: int, number: int):
-    """The model with a character that is read from a flat picture, a different one in every story."""
+    """The model with a character from a plain-coloured picture, a different one for every story."""
     maker = graph.add("StoryLoom_DemoStoryMaker")
     image = graph.add("EmptyImage", width=size, height=size, batch_size=1, color=number * 7919 % 0xFFFFFF)()
     settings = {"name": "", "image": image, "clip_vision": maker(1), "mode": "appearance only"}
@@ -117,8 +117,8 @@ def with_storymaker(graph: Graph, demo, model, size: int, number: int):
 
 
 @dataclass(frozen=True)
-class Told:
-    """What one story took. seconds: processor time of the server's process; mib: its resident memory afterwards."""
+class Measured:
+    """One story. seconds: processor time of the server; mib: its resident memory afterwards; pixels: a hash."""
 
     seconds: float
     mib: float
@@ -126,13 +126,13 @@ class Told:
 
 
 def processor_seconds(pid: int) -> float:
-    """Time that a process has spent on processors, in seconds."""
+    """Processor time of a process, in seconds."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def tell(server: comfyui.Server, number: int, options: argparse.Namespace) -> Told:
-    """Draw a story and measure."""
+def measure(server: comfyui.Server, number: int, options: argparse.Namespace) -> Measured:
+    """Draw and measure a story, and delete its pictures."""
     before = processor_seconds(server.pid)
     entry = server.wait(server.submit(story_graph(number, options.size, options.steps)))
     seconds = processor_seconds(server.pid) - before
@@ -145,31 +145,31 @@ def tell(server: comfyui.Server, number: int, options: argparse.Namespace) -> To
         file.unlink()
     if options.unload:
         unload(server)
-    return Told(seconds, resident_mib(server.pid), digest.hexdigest())
+    return Measured(seconds, resident_mib(server.pid), digest.hexdigest())
 
 
 def unload(server: comfyui.Server) -> None:
-    """Have ComfyUI unload all models and forget what it has cached."""
+    """Make ComfyUI unload all models and clear its cache."""
     body = json.dumps({"unload_models": True, "free_memory": True}).encode()
     urllib.request.urlopen(urllib.request.Request(f"{server.url}/free", body, {"Content-Type": "application/json"}))
 
 
-def soaked(server: comfyui.Server, options: argparse.Namespace) -> tuple[list[Told], int]:
-    """All stories in turn, and how many of the first stories of the methods came out the same once more."""
+def measure_all(server: comfyui.Server, options: argparse.Namespace) -> tuple[list[Measured], int]:
+    """All stories in turn, and for how many methods the first story is identical when drawn again."""
     from tqdm import tqdm
 
-    stories = [tell(server, number, options) for number in tqdm(range(options.stories), unit="story", ncols=90)]
-    again = [tell(server, number, options) for number in range(len(METHODS))]
+    stories = [measure(server, number, options) for number in tqdm(range(options.stories), unit="story", ncols=90)]
+    again = [measure(server, number, options) for number in range(len(METHODS))]
     return stories, sum(one.pixels == other.pixels for one, other in zip(stories, again, strict=False))
 
 
-def rows(stories: list[Told], same: int) -> list[list[str]]:
-    """The table: warm-up left out, whole rounds of the methods."""
+def rows(stories: list[Measured], same: int) -> list[list[str]]:
+    """Rows of the table: the first whole round after the warm-up and the last. same: methods with equal pictures."""
     size = len(METHODS)
     rounds = [stories[begin : begin + size] for begin in range(WARM_UP * size, len(stories) - size + 1, size)]
     first, last = rounds[0], rounds[-1]
-    mib = [statistics.median(told.mib for told in one) for one in (first, last)]
-    seconds = [sum(told.seconds for told in one) for one in (first, last)]
+    mib = [statistics.median(story.mib for story in one) for one in (first, last)]
+    seconds = [sum(story.seconds for story in one) for one in (first, last)]
     return [
         ["resident memory, MiB", f"{mib[0]:.0f}", f"{mib[1]:.0f}", f"{mib[1] / mib[0]:.3f}"],
         ["processor seconds", f"{seconds[0]:.2f}", f"{seconds[1]:.2f}", f"{seconds[1] / seconds[0]:.3f}"],
@@ -179,20 +179,20 @@ def rows(stories: list[Told], same: int) -> list[list[str]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stories", type=int, default=200, help="stories in one server (default 200)")
+    parser.add_argument("--stories", type=int, default=200, help="number of stories (default 200)")
     parser.add_argument("--size", type=int, default=96, help="side of the pictures (default 96)")
     parser.add_argument("--steps", type=int, default=4, help="steps per story (default 4)")
-    parser.add_argument("--unload", action="store_true", help="let ComfyUI unload all models after every story")
+    parser.add_argument("--unload", action="store_true", help="unload all models after every story")
     options = parser.parse_args()
     least = (WARM_UP + 2) * len(METHODS)
     if options.stories < least:
-        parser.error(f"--stories: {WARM_UP} rounds of {len(METHODS)} methods warm up; ask for {least} stories or more.")
+        parser.error(f"--stories must be at least {least}: {WARM_UP} rounds of {len(METHODS)} methods are the warm-up.")
     host = comfyui.find_comfyui()
     began = time.perf_counter()
     with comfyui.scratch("soak") as folder:
         base = comfyui.pack_base(folder)
         with comfyui.Server(host, base, sys.executable) as server:
-            stories, same = soaked(server, options)
+            stories, same = measure_all(server, options)
     minutes = (time.perf_counter() - began) / 60
     print(f"\nComfyUI {comfyui.version_text(host)}, {len(stories)} stories in {minutes:.0f} minutes\n")
     print(table([f"a round of {len(METHODS)} methods", "first", "last", "ratio"], rows(stories, same)))

@@ -1,14 +1,14 @@
-"""Time of reweighting the prompt of a whole story, once per frame and text encoder.
+"""Time to reweight the prompt of a whole story, once per frame and text encoder.
 
     python -m storyloom.benchmarks.svr
 
 Every mode edits random hidden states of both of SDXL's encoders (widths 768 and 1280) for each of the frames, as
-"Encode story as one prompt" does; decompositions are in float64. Beside the pack's own form, which takes the
-eigenvectors of a small Gram matrix, the same schedule runs with one thin SVD per call and with a full one (as in the
-published code), in the same process and on the same input, so that their ratio says more than the times alone. The
-hidden states are as correlated as an encoder's: all rows share a direction, the end-of-text rows nearly all of it. They
-are in float64, so that rounding does not hide by how much the forms differ. Times are medians, with the best of all
-runs beside them: where other work keeps the cores busy, the best is the one to trust, and `--threads 1` the steadier.
+"Encode story as one prompt" does; decompositions are in float64. The pack's own form uses the eigenvectors of a small
+Gram matrix. For comparison, one thin SVD per call and one full SVD (as in the published code) run in the same process
+on the same input, so that their ratio is more reliable than the times. The hidden states are as correlated as an
+encoder's: all rows share a direction, and the end-of-text rows have little else. They are in float64, so that rounding
+does not hide the difference between the forms. Times are medians, with the best of all runs: if other work keeps the
+cores busy, prefer the best; `--threads 1` is steadier.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from .common import table
 
 LENGTH = 77
 NORM = 28.0
-"""Length of a token's hidden state in SDXL's encoders."""
+"""Norm of a token's hidden state in SDXL's encoders."""
 
 Encode = Callable[[Tensor, StoryTokens], Tensor]
 
 
 def story_tokens(frames: int, text: int) -> StoryTokens:
-    """A story of `text` tokens, a fifth of them (or what the frames leave) the identity's."""
+    """A story of `text` tokens; a fifth (or what the frames leave) is the identity."""
     identity = max(1, min(text // 5, text - frames))
     own = [(text - identity) // frames + (frame < (text - identity) % frames) for frame in range(frames)]
     starts = list(accumulate(own, initial=1 + identity))
@@ -80,7 +80,7 @@ def encode(hidden: Tensor, tokens: StoryTokens, mode: str) -> Tensor:
 
 
 def timed(run: Callable[[], Tensor], repeats: int) -> tuple[list[float], Tensor]:
-    """The seconds that `run` takes each time, and what it returns."""
+    """Seconds of each of `repeats` runs, and the last result."""
     seconds = []
     for _ in range(repeats):
         began = time.perf_counter()
@@ -90,7 +90,7 @@ def timed(run: Callable[[], Tensor], repeats: int) -> tuple[list[float], Tensor]
 
 
 def measure(tokens: StoryTokens, repeats: int, slow_repeats: int) -> list[list[str]]:
-    """Rows of the table: each mode, each form of the decomposition."""
+    """Rows of the table: each mode with each form of the decomposition."""
     hidden = hidden_states(tokens)
     forms = (
         ("Gram matrix (StoryLoom)", svr.reweight_rows, repeats),
@@ -112,22 +112,22 @@ def measure(tokens: StoryTokens, repeats: int, slow_repeats: int) -> list[list[s
 
 
 def times(seconds: list[float], own: list[float]) -> list[str]:
-    """Median and best in milliseconds, and the best as a multiple of `own`'s."""
+    """Median and best in milliseconds, and the best relative to the best of `own`."""
     return [f"{median(seconds) * 1000:.0f}", f"{min(seconds) * 1000:.0f}", f"{min(seconds) / min(own):.1f}"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, default=10, help="frames of the story (default 10)")
-    parser.add_argument("--tokens", type=int, default=75, help="tokens of its text, 75 at most (default 75)")
-    parser.add_argument("--repeats", type=int, default=7, help="runs of which the median is taken (default 7)")
+    parser.add_argument("--tokens", type=int, default=75, help="tokens of the story's text, at most 75 (default 75)")
+    parser.add_argument("--repeats", type=int, default=7, help="runs per form (default 7)")
     parser.add_argument("--slow-repeats", type=int, default=1, help="runs of the full SVD, 10 s each (default 1)")
-    parser.add_argument("--threads", type=int, help="threads that PyTorch may use (default: as many as cores)")
+    parser.add_argument("--threads", type=int, help="PyTorch threads (default: one per core)")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     if not arguments.frames < arguments.tokens <= LENGTH - 2:
-        parser.error(f"a story has more tokens than frames and at most {LENGTH - 2}")
+        parser.error(f"--tokens must be more than --frames and at most {LENGTH - 2}")
 
     tokens = story_tokens(arguments.frames, arguments.tokens)
     rows = measure(tokens, arguments.repeats, arguments.slow_repeats)

@@ -1,10 +1,10 @@
-"""What settings of threads cost ComfyUI on a CPU, on a quiet machine and beside one process of the lowest priority.
+"""Time of ComfyUI on a CPU by thread settings, on an idle machine and beside one process of the lowest priority.
 
     python -m storyloom.benchmarks.threads [--rounds 2] [--steps 3] [--limit 150]
 
-The template "Demo - Character from a Photo" with so many steps through a real server, a new one for each setting. It
-is drawn once to warm up, then so many times with nothing beside it and as often beside a process that never rests; the
-shortest times are shown. What takes longer than the limit is stopped. Run it where nothing else runs.
+Runs the template "Demo - Character from a Photo" on a real server, a new one for each setting: once to warm up, then
+--rounds times on the idle machine and --rounds times beside a busy process. The table has the shortest times. Runs over
+--limit are stopped. Needs an otherwise idle machine.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..scripts import comfyui
 from .common import table
 
 WORKFLOW = Path(__file__).absolute().parent.parent / "workflows" / "api" / "Demo - Character from a Photo.json"
-OURS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 TWO = {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}
 SETTINGS: dict[str, dict[str, str]] = {
     "2 threads": TWO,
@@ -37,7 +37,7 @@ SETTINGS: dict[str, dict[str, str]] = {
 
 
 def seeded(workflow: Mapping[str, dict], seed: int, steps: int) -> dict[str, dict]:
-    """The workflow with this seed, so that nothing comes from ComfyUI's cache, and so many steps."""
+    """The workflow with this number of steps and this seed, which avoids ComfyUI's cache."""
     chosen = {"seed": seed, "noise_seed": seed, "steps": steps}
     return {
         number: {**node, "inputs": node["inputs"] | {k: v for k, v in chosen.items() if k in node["inputs"]}}
@@ -46,7 +46,7 @@ def seeded(workflow: Mapping[str, dict], seed: int, steps: int) -> dict[str, dic
 
 
 def seconds(server: comfyui.Server, workflow: dict[str, dict], limit: float) -> float:
-    """How long a server draws; infinite where it is stopped at the limit."""
+    """Time to draw a workflow; infinite if it is stopped at the limit."""
     began = time.monotonic()
     prompt = server.submit(workflow)
     try:
@@ -58,8 +58,8 @@ def seconds(server: comfyui.Server, workflow: dict[str, dict], limit: float) -> 
 
 
 @contextmanager
-def restless() -> Iterator[None]:
-    """A process of the lowest priority that never rests."""
+def busy_process() -> Iterator[None]:
+    """A process of the lowest priority that keeps one core busy."""
     process = subprocess.Popen([sys.executable, "-c", "import os\nos.nice(19)\nwhile True: pass"])
     try:
         yield
@@ -69,9 +69,9 @@ def restless() -> Iterator[None]:
 
 
 def measured(setting: Mapping[str, str], rounds: int, steps: int, limit: float) -> tuple[float, float]:
-    """Shortest seconds of a server with these variables: with nothing beside it, and beside a busy process."""
+    """Shortest times on a server with these environment variables: idle machine, and beside a busy process."""
     workflow = json.loads(WORKFLOW.read_text(encoding="utf-8"))
-    others = {name: value for name, value in os.environ.items() if name not in OURS}
+    others = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     seeds = iter(range(1, 2 + 2 * rounds))
 
     def shortest() -> float:
@@ -81,16 +81,18 @@ def measured(setting: Mapping[str, str], rounds: int, steps: int, limit: float) 
         with comfyui.Server(comfyui.find_comfyui(), comfyui.pack_base(base), sys.executable) as server:
             seconds(server, seeded(workflow, next(seeds), steps), limit)
             quiet = shortest()
-            with restless():
+            with busy_process():
                 return quiet, shortest()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=2, help="times that each is drawn (default 2)")
-    parser.add_argument("--steps", type=int, default=3, help="steps of the sampler (default 3)")
-    parser.add_argument("--limit", type=float, default=150, help="seconds after which it is stopped (default 150)")
-    parser.add_argument("--setting", action="append", choices=SETTINGS, help="one of them, again for more (all)")
+    parser.add_argument("--rounds", type=int, default=2, help="measured runs of each kind (default 2)")
+    parser.add_argument("--steps", type=int, default=3, help="sampling steps (default 3)")
+    parser.add_argument("--limit", type=float, default=150, help="time limit of a run in seconds (default 150)")
+    parser.add_argument(
+        "--setting", action="append", choices=SETTINGS, help="a setting to measure; may be repeated (default: all)"
+    )
     options = parser.parse_args()
     rows = []
     for name in options.setting or SETTINGS:

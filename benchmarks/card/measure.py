@@ -1,7 +1,7 @@
-"""Time, memory, waits and operations of a sampling run on a card, or on the CPU where there is none.
+"""Time, memory, waits and operations of a sampling run on a card, or on the CPU.
 
-Steps are told apart by the sampler's callback. The first step of a run, which also makes what is made once in a run, is
-left out; a time is from the callback of one step to that of the next, so it has all that the sampler does in a step.
+The sampler's callback marks the end of each step. The first step, which includes one-time work, is not timed; a time is
+from one callback to the next, so it includes everything that the sampler does in a step.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from torch.utils import flop_counter
 from .rows import Row
 
 WARM = 1
-"""The step after whose callback waits and operations are counted, until that of the next."""
+"""Waits and operations are counted from the callback of this step to the next one."""
 
 WAITS = "called a synchronizing CUDA operation"
-"""What PyTorch warns of when the processor waits for the card."""
+"""PyTorch's warning when the processor waits for the card."""
 
 
 class Clock:
-    """Marks on the device's own time line, which nobody waits for until `steps` is asked."""
+    """Records steps as device events, which are only synchronised in `milliseconds`."""
 
     def __init__(self, device: torch.device):
         self.device = device
         self.passes: list[list[Any]] = []
 
     def mark(self, step: int) -> None:
-        """Called when a step has been evaluated; 0 begins another pass."""
+        """Sampler callback after each evaluated step; step 0 starts a new pass."""
         if step == 0:
             self.passes.append([])
         if self.device.type == "cuda":
@@ -48,7 +48,7 @@ class Clock:
             self.passes[-1].append(time.perf_counter())
 
     def milliseconds(self) -> float:
-        """Of one step: the median over the steps of each pass, summed over the passes."""
+        """Time of one step: the median over the steps of each pass, summed over the passes."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return sum(median(self._between(a, b) for a, b in zip(marks, marks[1:], strict=False)) for marks in self.passes)
@@ -69,8 +69,8 @@ def timed(row: Row, device: torch.device) -> float:
 class Memory:
     """Bytes on the card.
 
-    peak   the most that was allocated in a run
-    left   what is allocated after it beside what was before, when everything that may go is gone
+    peak   most bytes allocated during a run
+    left   bytes allocated after it minus those before, with everything unloaded that can be
     """
 
     peak: int
@@ -78,7 +78,7 @@ class Memory:
 
 
 def settle(model, device: torch.device) -> int:
-    """Let go of everything but the UNet, which stays on the card. Returns the bytes that are allocated there."""
+    """Unload everything except the UNet from the card. Returns the bytes that remain allocated there."""
     import comfy.model_management as management
 
     unet = [entry for entry in management.current_loaded_models if entry.model is not None]
@@ -89,10 +89,10 @@ def settle(model, device: torch.device) -> int:
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
 
 
-def remembered(row: Row, model, device: torch.device) -> tuple[Memory, Tensor]:
-    """What a row takes and leaves on a card, in a run after its first, and the latents on the CPU.
+def measure_memory(row: Row, model, device: torch.device) -> tuple[Memory, Tensor]:
+    """Memory of a row's second run on a card, and its latents on the CPU.
 
-    What the published forms keep for each other's passes counts as left: their programs hold it until the next story.
+    Data that the passes of a published form share counts as left: the programs hold it until the next story.
     """
     if device.type != "cuda":
         latents = row.draw()
@@ -111,24 +111,24 @@ def remembered(row: Row, model, device: torch.device) -> tuple[Memory, Tensor]:
 
 
 @contextmanager
-def _waits(device: torch.device, found: Counter):
-    """Counts, by the line of the program, how often the processor waits for the card."""
+def _waits(device: torch.device, counts: Counter):
+    """Count, by line of code, how often the processor waits for the card."""
     if device.type != "cuda":
         yield
         return
-    with warnings.catch_warnings(record=True) as heard:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
         try:
             yield
         finally:
             torch.cuda.set_sync_debug_mode("default")
-            found.update(_place(told) for told in heard if WAITS in str(told.message))
+            counts.update(_location(warning) for warning in caught if WAITS in str(warning.message))
 
 
-def _place(told: warnings.WarningMessage) -> str:
-    """File and line of a warning, from the last two folders on."""
-    return f"{'/'.join(told.filename.replace(chr(92), '/').split('/')[-3:])}:{told.lineno}"
+def _location(warning: warnings.WarningMessage) -> str:
+    """File, with its last two folders, and line of a warning."""
+    return f"{'/'.join(warning.filename.replace(chr(92), '/').split('/')[-3:])}:{warning.lineno}"
 
 
 def _attention(q, k, v, *args, out_shape=None, **kwargs) -> int:
@@ -140,46 +140,46 @@ KERNELS = {
     for name in ("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_fused_attention_overrideable")
     if hasattr(torch.ops.aten, name)
 }
-"""Kernels of attention whose operations PyTorch's counter does not know."""
+"""Attention kernels whose operations PyTorch's counter does not know."""
 
 
 @contextmanager
-def _operations(found: Counter):
-    """Counts floating-point operations by kernel."""
+def _operations(counts: Counter):
+    """Count floating-point operations by kernel."""
     with flop_counter.FlopCounterMode(display=False, custom_mapping=KERNELS) as counter:
         yield
-    found.update(
+    counts.update(
         {str(kernel).removeprefix("aten."): n for kernel, n in counter.get_flop_counts().get("Global", {}).items()}
     )
 
 
 @dataclass(eq=False)
 class WarmStep:
-    """Opens what `counts` make between the callbacks of step WARM and of the next, in every pass."""
+    """Enters the contexts made by `counters` between the callbacks of step WARM and the next, in every pass."""
 
-    counts: Sequence[Callable[[], Any]]
-    opened: ExitStack = field(default_factory=ExitStack)
+    counters: Sequence[Callable[[], Any]]
+    stack: ExitStack = field(default_factory=ExitStack)
 
     def mark(self, step: int) -> None:
         if step == WARM + 1:
-            self.opened.close()
+            self.stack.close()
         if step == WARM:
-            for count in self.counts:
-                self.opened.enter_context(count())
+            for counter in self.counters:
+                self.stack.enter_context(counter())
 
 
-def counted(row: Row, device: torch.device) -> tuple[Counter, Counter]:
-    """Of one warm step of all passes: waits for the card by place, and floating-point operations by kernel."""
+def count_warm_step(row: Row, device: torch.device) -> tuple[Counter, Counter]:
+    """Waits for the card by line of code, and operations by kernel, of one warm step of all passes."""
     waits, operations = Counter(), Counter()
     step = WarmStep((lambda: _waits(device, waits), lambda: _operations(operations)))
-    with step.opened:
+    with step.stack:
         row.draw(step.mark)
     row.forget()
     return waits, operations
 
 
 def attention_kernels(operations: Counter) -> list[str]:
-    """Short names of the fused kernels of attention that ran: flash, cudnn, efficient."""
+    """Short names of the fused attention kernels that ran: flash, cudnn, efficient."""
     prefix = "_scaled_dot_product_"
     return sorted(
         name.removeprefix(prefix).partition("_attention")[0] for name in operations if name.startswith(prefix)

@@ -1,7 +1,7 @@
-"""What the device benchmark samples with: SDXL and StoryMaker with random weights, and a story that no encoder wrote.
+"""The device benchmark's inputs: SDXL and StoryMaker with random weights, and a story of random hidden states.
 
-No checkpoint is needed. The networks are ComfyUI's and the pack's own, in their published shapes or tiny ones; numbers
-are drawn on the device that they will work on, with a variance that layers keep, so that half precision stays finite.
+No checkpoint is needed. The networks are ComfyUI's and the pack's own, in their published shapes or tiny ones. Weights
+are drawn on the device, with a variance that layers preserve, so that half precision stays finite.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from .. import svr
 from ..cost import SDXL
 
 TEXT = 60
-"""Tokens of the story's text; a fifth of them is the identity's."""
+"""Tokens of the story's text; a fifth of them is the identity."""
 
 POOLED = 1280
 SMALL = 0.05
-"""Size of StoryMaker's random changes of the UNet beside the UNet's own random weights."""
+"""Size of StoryMaker's random LoRA relative to the UNet's random weights."""
 
 
 @dataclass(frozen=True)
 class Scale:
     """Sizes of networks and pictures.
 
-    layout               of the UNet, as ComfyUI's configuration has it
-    side                 of the square latents
+    layout               ComfyUI's config of the UNet
+    side                 width and height of the latents
     face, picture        widths of a face vector and of a picture's features
-    depth, rank          of StoryMaker's resamplers, and of its changes of the UNet
+    depth, rank          layers of StoryMaker's resamplers, rank of its LoRA
     """
 
     layout: dict[str, Any]
@@ -84,7 +84,7 @@ def sdxl(scale: Scale, dtype: torch.dtype, device: torch.device):
 
 
 def _fill(module: torch.nn.Module, generator: torch.Generator) -> None:
-    """Give every parameter, which ComfyUI leaves uninitialised, a value that keeps the variance of its input."""
+    """Initialise every parameter, which ComfyUI leaves empty, so that the variance of the input is preserved."""
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(False)
         if parameter.ndim >= 2:
@@ -94,7 +94,7 @@ def _fill(module: torch.nn.Module, generator: torch.Generator) -> None:
 
 
 def storymaker(model, scale: Scale, dtype: torch.dtype, device: torch.device):
-    """What Load StoryMaker adapter gives, for this model, with random weights that lie on the CPU in `dtype`."""
+    """An adapter for this model as from Load StoryMaker adapter, with random weights on the CPU in `dtype`."""
     from ...nodes.patching import attention_widths
     from ...nodes.storymaker import storymaker_of
 
@@ -122,8 +122,8 @@ def storymaker(model, scale: Scale, dtype: torch.dtype, device: torch.device):
     return storymaker_of(StoryMakerWeights(ppr, lora, image_kv))
 
 
-def someone(scale: Scale, seed: int) -> CharacterReference:
-    """A character of random features."""
+def random_character(scale: Scale, seed: int) -> CharacterReference:
+    """A character with random features."""
     generator = torch.Generator().manual_seed(seed)
     vector = torch.nn.functional.normalize(torch.randn(scale.face, generator=generator), dim=0)
     face, whole = torch.randn(2, 257, scale.picture, generator=generator)
@@ -133,12 +133,12 @@ def someone(scale: Scale, seed: int) -> CharacterReference:
 
 @dataclass(frozen=True, eq=False)
 class Story:
-    """Random hidden states in the place of a story's text.
+    """Random hidden states instead of an encoded story.
 
-    contexts   [frames, 77, 2048], reweighted by SVR as of one prompt; all have the same start and identity
-    identity   [1, 77, 2048], the identity prompt alone: its rows of start and identity are those of `contexts`
+    contexts   [frames, 77, 2048], one prompt reweighted by SVR; all share the rows of start token and identity
+    identity   [1, 77, 2048], the identity prompt alone, with the same rows of start token and identity
     pooled     [1, 1280]
-    tokens     which row is what
+    tokens     positions of identity and frames
     """
 
     contexts: Tensor
@@ -151,7 +151,7 @@ class Story:
         return len(self.contexts)
 
     def tagged(self) -> list:
-        """The CONDITIONING of all frames, with the tag by which the patches know the story."""
+        """The CONDITIONING of all frames, with the story's tag for the patches."""
         rows = tuple(
             StoryRow(frame, ("",), self.tokens, (self.tokens.identity,)) for frame in range(len(self.contexts))
         )
@@ -159,18 +159,18 @@ class Story:
         return [[self.contexts, {"pooled_output": self.pooled.expand(self.frames, -1), TAG: tag}]]
 
     def plain(self, contexts: Tensor) -> list:
-        """The CONDITIONING of these contexts, which nobody knows for a story's."""
+        """The CONDITIONING of these contexts, without a tag."""
         return [[contexts, {"pooled_output": self.pooled.expand(len(contexts), -1)}]]
 
 
-def nothing(positive: list) -> list:
-    """An all-zero negative for this positive, as ConditioningZeroOut gives."""
+def zero_negative(positive: list) -> list:
+    """An all-zero negative for this positive, as from ConditioningZeroOut."""
     ((context, _),) = positive
     return [[torch.zeros_like(context), {"pooled_output": torch.zeros(len(context), POOLED)}]]
 
 
 def random_story(frames: int) -> Story:
-    """A story of random text, the same every time, on the CPU in float32."""
+    """A random story, always the same, on the CPU in float32."""
     tokens = svr.story_tokens(frames, TEXT)
     hidden = svr.hidden_states(tokens)
     contexts = svr.encode(hidden, tokens, "svr").float()

@@ -1,4 +1,4 @@
-"""The rows of the device table: ways to draw one story on the same weights, ours and the published ones."""
+"""The rows of the device table: ways to draw one story with the same weights, ours and the published forms."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from .. import published
-from .model import Scale, Story, nothing, someone
+from .model import Scale, Story, random_character, zero_negative
 
 RATE, SEED, FIRST = 0.5, 0, 1
-"""CSA's sampling_rate and seed, and the step with which it begins."""
+"""CSA's sampling_rate, seed and first step."""
 
 STEPS, CFG, NOISE_SEED = 4, 5.0, 7
 
@@ -22,17 +22,17 @@ MASKED, BANKED, STORED = "published CSA: dense mask", "published CSA: bank of 2"
 
 AtStep = Callable[[int], None]
 Pass = Callable[[AtStep], Tensor]
-"""Samples once, calls back when a step has been evaluated, and returns the latents."""
+"""Samples once, calls back after each evaluated step, and returns the latents."""
 
 
 @dataclass(frozen=True, eq=False)
 class Row:
     """One way to draw the story.
 
-    passes   sampling runs, one after the other
-    frames   of the last passes' latents, all of the story's: how many passes they come from
-    forget   drops what the passes keep for each other
-    like     the row that computes the same in another way
+    passes   sampling runs, in order
+    frames   number of last passes whose latents together are the story's frames
+    forget   clears data that the passes share
+    like     name of the row that computes the same in another way
     """
 
     name: str
@@ -48,7 +48,7 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class Sampling:
-    """ComfyUI's sampling of a story's frames, all with the same settings and each with its own noise."""
+    """Samples frames of a story in ComfyUI with the same settings, each with its own noise."""
 
     story: Story
     noise: Tensor
@@ -62,7 +62,7 @@ class Sampling:
         """A pass over some of the frames."""
         import comfy.sample
 
-        noise, negative = self.noise[images], nothing(positive)
+        noise, negative = self.noise[images], zero_negative(positive)
         latents = torch.zeros_like(noise)
 
         def sample(at_step: AtStep) -> Tensor:
@@ -85,19 +85,19 @@ class Sampling:
 
 
 def node(kind: type, **inputs) -> Any:
-    """The first output of a node of the pack, with its defaults in the other inputs."""
-    defaults = {given.id: getattr(given, "default", None) for given in kind.define_schema().inputs}
+    """The first output of a node of the pack, with defaults for the other inputs."""
+    defaults = {declared.id: getattr(declared, "default", None) for declared in kind.define_schema().inputs}
     return kind.execute(**{name: value for name, value in defaults.items() if value is not None} | inputs).args[0]
 
 
 def rows_of(model, maker, story: Story, scale: Scale) -> list[Row]:
-    """All rows, those with changed weights side by side at the end. maker: StoryMaker's adapter for the model."""
+    """All rows; those with patched weights come last. maker: StoryMaker's adapter for the model."""
     from ...nodes.attention import IPCA as IPCANode
     from ...nodes.attention import ConsistentSelfAttention
     from ...nodes.storymaker import ApplyStoryMaker
 
     sampling, tagged = Sampling.of(story, scale), story.tagged()
-    people = {f"character_{number}": someone(scale, number) for number in (1, 2)}
+    people = {f"character_{number}": random_character(scale, number) for number in (1, 2)}
 
     def ipca(model, weight: float = 2.0):
         return node(IPCANode, model=model, identity_weight=weight)
@@ -126,14 +126,14 @@ def rows_of(model, maker, story: Story, scale: Scale) -> list[Row]:
 
 
 def masked_row(model, sampling: Sampling) -> Row:
-    """CSA over all tokens of all images."""
+    """CSA over all tokens of all images, with a dense mask."""
     patched, steps = published.with_dense_mask(model, RATE, SEED, FIRST)
     drawn = sampling.run(patched, sampling.story.plain(sampling.story.contexts))
     return Row(MASKED, (drawn,), forget=steps.made.clear, like=CSA)
 
 
 def banked_row(model, sampling: Sampling, anchors: int = 2) -> Row:
-    """CSA in which the first frames write a bank and every further frame reads it in a run of its own."""
+    """CSA in which the first frames write a bank, and each further frame reads it in its own run."""
     bank, story = published.Bank(RATE, SEED, FIRST), sampling.story
 
     def drawn(patched, images: slice) -> Pass:
@@ -146,7 +146,7 @@ def banked_row(model, sampling: Sampling, anchors: int = 2) -> Row:
 
 
 def stored_row(model, sampling: Sampling) -> Row:
-    """IPCA with a pass over the identity prompt first, whose keys and values the frames look at."""
+    """IPCA after a pass over the identity prompt, to whose keys and values the frames attend."""
     story = sampling.story
     stored = published.StoredIdentity(range(story.tokens.identity.stop))
     passes = (

@@ -1,4 +1,4 @@
-"""The run of the device benchmark: every row measured once, then all of them timed in turns until the time is over."""
+"""The run of the device benchmark: every row is measured once, then all are timed in turns until the time is up."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from .rows import CFG, PLAIN, STEPS, Row, rows_of
 
 
 def about(device: torch.device, version: str, scale: Scale, frames: int) -> dict[str, Any]:
-    """What the numbers belong to."""
+    """The machine, versions and settings of the numbers."""
     from comfy.ldm.modules import attention
 
-    known = {
+    facts = {
         "device": platform.processor() or platform.machine(),
         "ComfyUI": version,
         "PyTorch": torch.__version__,
@@ -32,10 +32,10 @@ def about(device: torch.device, version: str, scale: Scale, frames: int) -> dict
     }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
-        known["device"] = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
-        known["driver"] = _driver()
-        known["CUDA, cuDNN"] = f"{torch.version.cuda}, {torch.backends.cudnn.version()}"
-    return known
+        facts["device"] = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+        facts["driver"] = _driver()
+        facts["CUDA, cuDNN"] = f"{torch.version.cuda}, {torch.backends.cudnn.version()}"
+    return facts
 
 
 def _driver() -> str:
@@ -48,10 +48,10 @@ def _driver() -> str:
 
 
 class Run:
-    """What is measured, and where it is written after every row."""
+    """Measures rows and writes all results after each of them. facts: as from `about`."""
 
-    def __init__(self, path: Path, known: dict[str, Any], device: torch.device, scale: Scale, frames: int):
-        self.path, self.about, self.device, self.scale, self.frames = path, known, device, scale, frames
+    def __init__(self, path: Path, facts: dict[str, Any], device: torch.device, scale: Scale, frames: int):
+        self.path, self.about, self.device, self.scale, self.frames = path, facts, device, scale, frames
         self.dtypes: dict[str, table.Rows] = {}
         self.began = time.monotonic()
 
@@ -66,10 +66,10 @@ class Run:
         return table.as_markdown(self.about, self.dtypes, True)
 
     def measure(self, dtype: torch.dtype, end: float, rounds: int) -> None:
-        """All rows in one dtype: once each, then in turns until `end` on the monotonic clock, one round at least."""
+        """Measure all rows in one dtype, then time them in rounds, at least one, until `end` on the monotonic clock."""
         self._measure(dtype, end, rounds)
         gc.collect()
-        _let_go()
+        _free_memory()
 
     def _measure(self, dtype: torch.dtype, end: float, rounds: int) -> None:
         measured = self.dtypes[str(dtype).removeprefix("torch.")] = {}
@@ -80,46 +80,46 @@ class Run:
         latents: dict[str, Tensor] = {}
         for row in rows:
             measured[row.name] = table.Measured(like=row.like)
-            self._tried(measured[row.name], partial(self._once, row, model, measured, latents))
-            print(f"{dtype}, {row.name}: looked at after {time.monotonic() - self.began:.0f} s", flush=True)
+            self._try(measured[row.name], partial(self._once, row, model, measured, latents))
+            print(f"{dtype}, {row.name}: measured after {time.monotonic() - self.began:.0f} s", flush=True)
         for turn in range(rounds):
             began = time.monotonic()
             for row in rows if turn % 2 else rows[::-1]:
                 if not measured[row.name].error:
-                    self._tried(measured[row.name], partial(self._time, row, measured))
+                    self._try(measured[row.name], partial(self._time, row, measured))
             print(f"{dtype}, round {turn + 1}: {time.monotonic() - began:.1f} s", flush=True)
             if time.monotonic() + (time.monotonic() - began) > end:
                 return
 
-    def _tried(self, found: table.Measured, work: Callable[[], None]) -> None:
-        """Do something for a row, which takes no further part when that fails, and write what is known."""
+    def _try(self, result: table.Measured, work: Callable[[], None]) -> None:
+        """Do a row's work and write all results; a row that fails takes no further part."""
         try:
             work()
         except (RuntimeError, ValueError, TypeError) as problem:
-            found.error = f"{type(problem).__name__}: {problem}".partition("\n")[0]
+            result.error = f"{type(problem).__name__}: {problem}".partition("\n")[0]
             gc.collect()
         self.write()
 
     def _once(self, row: Row, model, measured: table.Rows, latents: dict[str, Tensor]) -> None:
-        """Memory, waits, operations and latents of a row."""
-        found = measured[row.name]
-        memory, drawn = measure.remembered(row, model, self.device)
+        """Measure memory, waits, operations and latents of a row."""
+        result = measured[row.name]
+        memory, drawn = measure.measure_memory(row, model, self.device)
         latents[row.name] = drawn
-        found.finite = bool(drawn.isfinite().all())
+        result.finite = bool(drawn.isfinite().all())
         if self.device.type == "cuda":
-            found.peak, found.left = memory.peak, memory.left
-        found.change = _distance(drawn, latents[PLAIN])
-        found.difference = _distance(drawn, latents[row.like]) if row.like in latents else None
-        waits, found.operations = measure.counted(row, self.device)
-        found.waits = waits if self.device.type == "cuda" else None
-        found.kernels = measure.attention_kernels(found.operations)
+            result.peak, result.left = memory.peak, memory.left
+        result.change = _distance(drawn, latents[PLAIN])
+        result.difference = _distance(drawn, latents[row.like]) if row.like in latents else None
+        waits, result.operations = measure.count_warm_step(row, self.device)
+        result.waits = waits if self.device.type == "cuda" else None
+        result.kernels = measure.attention_kernels(result.operations)
 
     def _time(self, row: Row, measured: table.Rows) -> None:
         measured[row.name].milliseconds.append(measure.timed(row, self.device))
 
 
-def _let_go() -> None:
-    """Let ComfyUI forget networks that nobody holds, and give their memory back to the card."""
+def _free_memory() -> None:
+    """Make ComfyUI unload networks that are no longer referenced and free their memory on the card."""
     import comfy.model_management
 
     comfy.model_management.cleanup_models()
@@ -127,5 +127,5 @@ def _let_go() -> None:
 
 
 def _distance(latents: Tensor, reference: Tensor) -> float:
-    """Root mean square of the difference, relative to the reference."""
+    """Norm of the difference, relative to the reference."""
     return ((latents - reference).double().norm() / reference.double().norm()).item()

@@ -1,4 +1,4 @@
-"""What the device benchmark has measured so far: as JSON, as a Markdown table, and beside its goals."""
+"""The results of the device benchmark so far, as JSON and as a Markdown page with goals."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ HEADER = (
 
 @dataclass(eq=False)
 class Measured:
-    """One row in one dtype; None and empty where it has not come so far.
+    """One row in one dtype; None or empty until measured.
 
-    milliseconds  of a step, one of each run
-    waits         for the card, in one step by place; None where there is no card
+    milliseconds  of a step, one per run
+    waits         for the card in one step, by line of code; None without a card
     operations    of one step, by kernel
-    change        distance of its latents from the unpatched model's, relative to these
-    difference    the same from those of the row that computes the same in another way, and that row's name
-    finite        whether its latents are
-    error         what stopped it
+    change        relative distance of its latents from the unpatched model's
+    difference    relative distance from the latents of `like`, the row that computes the same in another way
+    finite        whether its latents are finite
+    error         why it failed
     """
 
     milliseconds: list[float] = field(default_factory=list)
@@ -64,9 +64,9 @@ def published(name: str) -> bool:
 
 
 def ratio(rows: Rows, name: str, other: str = PLAIN) -> float | None:
-    """Median ratio of a row's time of a step to another's, over the rounds that both were in; None if there is none.
+    """Median ratio of a row's time per step to another's, over the rounds of both; None without such a round.
 
-    Rows of one round ran one after the other, so what slows the card for a while hits both.
+    The rows of a round run one after the other, so a temporary slowdown of the card affects both.
     """
     if name not in rows or other not in rows:
         return None
@@ -82,7 +82,7 @@ def operations_ratio(rows: Rows, name: str) -> float | None:
 
 
 def goals(rows: Rows) -> list[dict[str, Any]]:
-    """What a card has to show: a sentence, the value measured (None: not measured), and whether it was met."""
+    """The goals on a card: a sentence, the measured value (None: not measured), and whether it is met."""
     counted = operations_ratio(rows, CSA)
     others = [name for name in rows if name != PLAIN and not published(name)]
     left = [rows[name].left for name in others]
@@ -108,7 +108,7 @@ def goals(rows: Rows) -> list[dict[str, Any]]:
 
 
 def as_json(about: dict[str, Any], dtypes: dict[str, Rows], complete: bool) -> dict[str, Any]:
-    """Everything that was measured. complete: whether all rows of all dtypes are there."""
+    """All results. complete: whether all rows of all dtypes are measured."""
     return {
         "about": about,
         "complete": complete,
@@ -142,7 +142,7 @@ def _row_json(rows: Rows, name: str) -> dict[str, Any]:
 
 
 def as_markdown(about: dict[str, Any], dtypes: dict[str, Rows], complete: bool) -> str:
-    """The same as a page: what it was measured on, a table and goals for each dtype."""
+    """All results as a page: machine and settings, then a table and goals for each dtype."""
     lines = ["# One step of SDXL on this machine", ""]
     lines += [f"* {name}: {value}" for name, value in about.items()]
     if not complete:
@@ -158,7 +158,7 @@ def as_markdown(about: dict[str, Any], dtypes: dict[str, Rows], complete: bool) 
 
 
 def _in_order(rows: Rows) -> list[str]:
-    """Unpatched, ours, and then the published forms."""
+    """Names of the rows: unpatched, ours, then the published forms."""
     return sorted(rows, key=lambda name: (name != PLAIN, published(name)))
 
 
@@ -197,7 +197,7 @@ def _markdown_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> lis
 
 
 def write(path: Path, about: dict[str, Any], dtypes: dict[str, Rows], complete: bool) -> None:
-    """Write JSON to `path` and the page beside it, each whole or not at all."""
+    """Write JSON to `path` and the page beside it, each atomically."""
     texts = {
         path: json.dumps(as_json(about, dtypes, complete), indent=1),
         path.with_suffix(".md"): as_markdown(about, dtypes, complete),

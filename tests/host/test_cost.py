@@ -1,4 +1,4 @@
-"""What the patches cost: operations of a full-size SDXL step, memory in a layer and after a run. No times."""
+"""Cost of the patches: operations of a full-size SDXL step, memory in a layer and after a run. No times."""
 
 import gc
 
@@ -15,13 +15,13 @@ def cost(host):
 
 @pytest.fixture(scope="module")
 def unet(cost):
-    """SDXL's, without numbers."""
+    """SDXL's UNet on the meta device."""
     return cost.sdxl_unet()
 
 
 @pytest.fixture(scope="module")
 def count(cost, unet):
-    """Operations of one SDXL step at 1024 x 1024, four frames with negative, in a case of the benchmark."""
+    """A function: case -> operations of one SDXL step at 1024 x 1024, four frames with negative."""
     return lambda case: cost.count_step(unet, case, cost.Size())
 
 
@@ -68,8 +68,8 @@ def test_looking_at_pictures_adds_at_most_a_hundredth_of_a_step(cost, unet, vani
 
 
 def objects(*kinds):
-    """Everything alive of these classes, known to the garbage collector."""
-    return [thing for thing in gc.get_objects() if issubclass(type(thing), kinds)]
+    """All live objects of these classes that the garbage collector tracks."""
+    return [item for item in gc.get_objects() if issubclass(type(item), kinds)]
 
 
 PATCHES = {
@@ -84,7 +84,7 @@ PATCHES = {
 
 @pytest.fixture
 def young():
-    """The garbage collector looks at what is made from now on only, which is much less."""
+    """Makes the garbage collector track new objects only, which are far fewer."""
     gc.collect()
     gc.freeze()
 
@@ -115,7 +115,7 @@ def test_nothing_is_carried_from_one_unet_call_to_the_next(host, graph, maker, y
     counts = {}
 
     class Seen(list):
-        """Keeps nothing of a call but how many tensors and layer attentions were alive when it had ended."""
+        """Keeps only the number of live tensors and layer attentions after each call."""
 
         def append(self, entry):
             entry.clear()

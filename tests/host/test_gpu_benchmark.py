@@ -1,4 +1,4 @@
-"""The device benchmark on the CPU: it runs from its command line, and its published forms compute what ours do."""
+"""The device benchmark on the CPU: its command runs, and its published forms compute the same as ours."""
 
 import json
 import os
@@ -33,9 +33,9 @@ def test_the_command_measures_every_row_and_writes_a_table(tmp_path):
         assert row["attention"] == ["flash"], name
         assert row["change_from_unpatched"] > 1e-5 or name == "unpatched"
     assert rows["unpatched"]["ratio"] == rows["unpatched"]["operations_ratio"] == 1
-    found = {name: row["operations_ratio"] for name, row in rows.items()}
-    assert 1 < found["CSA 0.5, 2 anchors"] < found["CSA 0.5"] < found["published CSA: dense mask"]
-    assert found["published IPCA: stored K and V"] > 1.2 > 1.01 > found["IPCA 2 + SVR"] > 1
+    ratios = {name: row["operations_ratio"] for name, row in rows.items()}
+    assert 1 < ratios["CSA 0.5, 2 anchors"] < ratios["CSA 0.5"] < ratios["published CSA: dense mask"]
+    assert ratios["published IPCA: stored K and V"] > 1.2 > 1.01 > ratios["IPCA 2 + SVR"] > 1
     met = {goal["met"] for goal in results["dtypes"]["float32"]["goals"]}
     assert len(results["dtypes"]["float32"]["goals"]) == 5 and None in met
 
@@ -47,7 +47,7 @@ def parts(host):
 
 @pytest.fixture(scope="module")
 def networks(parts):
-    """In double precision, which the sampler keeps as well: see `drawn`."""
+    """The networks in double precision, which the sampler keeps too: see `drawn`."""
     model, cpu = parts["model"], torch.device("cpu")
     unet = model.sdxl(model.TINY, torch.float64, cpu)
     return unet, model.storymaker(unet, model.TINY, torch.float64, cpu)
@@ -65,7 +65,7 @@ def apart(drawn, reference):
 
 @pytest.fixture(scope="module")
 def drawn(host, rows):
-    """A function that gives a row's latents by its name, drawn once, with the kernels of graphics cards."""
+    """A function that returns a row's latents by its name, drawn once, with the kernels of graphics cards."""
     known = {}
 
     def latents(name):
@@ -108,7 +108,9 @@ def test_a_row_that_fails_is_named_and_the_others_go_on(parts, tmp_path, monkeyp
             at_step(step)
         return torch.ones(4, 4, 8, 8)
 
-    made = [parts["rows"].Row(name, (how,)) for name, how in (("unpatched", fine), ("bad", broken), ("good", fine))]
+    made = [
+        parts["rows"].Row(name, (sample,)) for name, sample in (("unpatched", fine), ("bad", broken), ("good", fine))
+    ]
     monkeypatch.setattr(run, "rows_of", lambda *arguments: made)
     for network in ("sdxl", "storymaker"):
         monkeypatch.setattr(run, network, lambda *arguments: parts["table"].Measured())

@@ -63,9 +63,9 @@ def test_off_is_bit_identical(host, card, networks, plain):
     node, (model, maker) = card.rows.node, networks
     off = node(attention.IPCA, model=model, identity_weight=1.0)
     off = node(attention.ConsistentSelfAttention, model=off, sampling_rate=0.0)
-    someone = card.models.someone(card.models.TINY, 1)
+    character = card.models.random_character(card.models.TINY, 1)
     strengths = {"token_strength": 0.0, "lora_strength": 0.0}
-    off = node(storymaker.ApplyStoryMaker, model=off, storymaker=maker, character_1=someone, **strengths)
+    off = node(storymaker.ApplyStoryMaker, model=off, storymaker=maker, character_1=character, **strengths)
     sampling = card.rows.Sampling.of(card.story, card.models.TINY)
     assert torch.equal(sampling.run(off, card.story.tagged())(lambda step: None), plain)
 
@@ -101,7 +101,7 @@ def test_a_warm_unet_call_never_waits_for_the_card(on_a_card, networks, rows, na
 
 @pytest.mark.parametrize("name", PATCHES)
 def test_memory_is_back_to_where_it_was(on_a_card, card, networks, rows, plain, name):
-    found, _ = card.measure.remembered(rows[name], networks[0], card.device)
+    found, _ = card.measure.measure_memory(rows[name], networks[0], card.device)
     assert found.left == 0
     assert found.peak > 0
 

@@ -5,8 +5,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from storyloom.benchmarks.effect import FIRST_SEED, FIRST_STORY
-from storyloom.benchmarks.effect import drawn as pictures
+from storyloom.benchmarks.effect import FIRST_SEED, FIRST_STORY, pictures_of
 from storyloom.standalone import StoryPipeline
 from storyloom.standalone.demo import demo_model
 from storyloom.world.measures import StoryPictures, effect
@@ -31,7 +30,7 @@ def drawn(pipeline):
         stories, errors = [], []
         for number in range(STORIES):
             story, seed = random_story(FIRST_STORY + number), FIRST_SEED + number
-            readings = reader.read_all(pictures(pipeline, story, method=method, steps=STEPS, seed=seed))
+            readings = reader.read_all(pictures_of(pipeline, story, method=method, steps=STEPS, seed=seed))
             stories.append(StoryPictures(story, tuple(reading.scene for reading in readings)))
             errors += [reading.error for reading in readings]
         return stories, float(np.mean(errors))
