@@ -93,7 +93,7 @@ def test_nothing_that_is_said_prefers_nothing():
     assert look_probabilities("shirt", [], FOX) == pytest.approx(1 / len(LOOKS["shirt"]))
 
 
-def test_probabilities_add_up_to_one():
+def test_chances_add_up_to_one():
     random = np.random.default_rng(0)
     for look in LOOKS:
         probabilities = look_probabilities(look, [any_frame(random)], any_figure(random))
