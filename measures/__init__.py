@@ -1,1 +1,1 @@
-"""How alike the frames of a story are, and how well they match its text."""
+"""How similar the frames of a story are, and how well they match its text."""

@@ -1,4 +1,4 @@
-"""Pictures of what was measured: who is like whom, and which frame shows its text. Drawn with Matplotlib."""
+"""Plots of the results, drawn with Matplotlib: a heat map of pairs of frames, and bars per frame."""
 
 from __future__ import annotations
 
@@ -14,44 +14,45 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NUMBERED = 12
-"""Most frames of a matrix whose numbers are written into its squares."""
+"""Most frames of a matrix with values written into its cells."""
 DPI = 100
 INK, BAR, MEAN, MISSING = "#262428", "#5b8db8", "#c8553d", "#d9d7d2"
 
 
-def matrix_picture(found: Consistency) -> np.ndarray:
-    """The pairwise measures side by side, each a heat map of its own scale: float32 [H, W, 3] in 0..1.
+def matrix_picture(results: Consistency) -> np.ndarray:
+    """The pairwise measures side by side, each a heat map with its own scale: float32 [H, W, 3] in 0..1.
 
-    Up to NUMBERED frames have their numbers written in; what was not measured is grey and hatched, and the diagonal is
-    left grey. Raises ValueError when nothing was measured in pairs.
+    Values are written in for up to NUMBERED frames; missing values are grey and hatched, the diagonal is grey. Raises
+    ValueError without a pairwise measure.
     """
-    matrices = found.matrices
+    matrices = results.matrices
     if not matrices:
         raise ValueError("No pairwise measure was taken, so there is no matrix to draw.")
     figure = _figure(1.2 + 5.4 * len(matrices), 5.2)
     for place, (name, matrix) in enumerate(matrices.items(), start=1):
         axes = figure.add_subplot(1, len(matrices), place)
         _heat_map(figure, axes, matrix.double().numpy(), lower_is_alike=name == "dreamsim")
-        mean = found.means()[name]
-        axes.set_title(f"{_wrapped(found.label(name))}\n{_mean_words(mean, 'mean of the pairs')}", fontsize=11)
-        axes.set_xlabel(_wrapped(found.encoders.get(name, "")), fontsize=8)
+        mean = results.means()[name]
+        axes.set_title(f"{_wrapped(results.label(name))}\n{_mean_words(mean, 'mean of the pairs')}", fontsize=11)
+        axes.set_xlabel(_wrapped(results.encoders.get(name, "")), fontsize=8)
     return _pixels(figure)
 
 
-def alignment_picture(found: Consistency) -> np.ndarray:
-    """Bars for each frame: how well it fits its text, and how like the other frames it is: float32 [H, W, 3] in 0..1.
+def alignment_picture(results: Consistency) -> np.ndarray:
+    """A bar per frame for its match with its text and with the other frames: float32 [H, W, 3] in 0..1.
 
-    A panel for each convention of CLIP-T and for each pairwise measure, with a line at the mean. A frame without a
-    value has a hatched place.
+    One panel per convention of CLIP-T and per pairwise measure, with a line at the mean. A frame without a value is
+    hatched.
     """
     rows = [
-        (found.label(f"clip_t_{name}"), found.encoders.get("clip_t", ""), row) for name, row in found.clip_t.items()
+        (results.label(f"clip_t_{name}"), results.encoders.get("clip_t", ""), row)
+        for name, row in results.clip_t.items()
     ]
     rows += [
-        (f"{found.label(name)} with the other frames", found.encoders.get(name, ""), others(matrix))
-        for name, matrix in found.matrices.items()
+        (f"{results.label(name)} with the other frames", results.encoders.get(name, ""), others(matrix))
+        for name, matrix in results.matrices.items()
     ]
-    figure = _figure(min(16.0, max(6.0, 2.0 + 0.45 * found.frames)), 0.4 + 2.2 * max(1, len(rows)))
+    figure = _figure(min(16.0, max(6.0, 2.0 + 0.45 * results.frames)), 0.4 + 2.2 * max(1, len(rows)))
     for place, (title, encoder, values) in enumerate(rows, start=1):
         axes = figure.add_subplot(len(rows), 1, place)
         _bars(axes, values.double().numpy())
@@ -63,7 +64,7 @@ def alignment_picture(found: Consistency) -> np.ndarray:
 
 
 def _figure(width: float, height: float) -> Figure:
-    """An empty figure of so many inches."""
+    """An empty figure. width, height: in inches."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -118,7 +119,7 @@ def _square(column: int, row: int) -> Any:
 
 
 def _hatched(axes: Axes, left: float, bottom: float, width: float, height: float, transform: Any = None) -> None:
-    """Grey with stripes: no value here. In parts of the axes, or of another transform."""
+    """A grey hatched rectangle for a missing value, in coordinates of the axes or of another transform."""
     from matplotlib.patches import Rectangle
 
     axes.add_patch(
@@ -161,7 +162,7 @@ def _bars(axes: Axes, values: np.ndarray) -> None:
 
 
 def _ticks(put: Any, count: int, first: int = 0) -> None:
-    """Frame numbers from 1, at most 20 of them. first: where frame 1 lies."""
+    """Frame numbers from 1, at most 20 of them. first: the position of frame 1."""
     step = -(-count // 20)
     at = [number for number in range(1, count + 1) if number == 1 or number % step == 0]
     put([number - 1 + first for number in at], [f"{number}" for number in at])

@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
-from ..measures.consistency import BACKGROUNDS, Consistency, measure
-from ..measures.encoders import DREAMSIM_FILES
+from ..measures.backgrounds import BACKGROUNDS
+from ..measures.consistency import Consistency
+from ..measures.dreamsim import DREAMSIM_FILES
+from ..measures.measuring import measure
 from ..measures.plots import alignment_picture, matrix_picture
 from ..models.files import write_whole
 from ..prompts.script import Story

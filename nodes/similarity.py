@@ -15,7 +15,8 @@ import folder_paths
 from comfy_api.latest import io
 from torch import Tensor, nn
 
-from ..measures.encoders import DreamSim, OpenClip, load_dreamsim, load_open_clip
+from ..measures.clip import OpenClip, load_open_clip
+from ..measures.dreamsim import DreamSim, load_dreamsim
 from .folders import files_in, register
 from .types import Similarity
 

@@ -150,7 +150,7 @@ def draw_standalone(prompt: dict) -> Drawn:
     import numpy as np
     import torch
 
-    from storyloom.measures.consistency import measure
+    from storyloom.measures.measuring import measure
     from storyloom.models.demo.model import DemoFileError
     from storyloom.models.demo.similarity import DemoReader
     from storyloom.models.files import write_whole

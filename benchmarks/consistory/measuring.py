@@ -49,7 +49,9 @@ class Measurer:
             reader = DemoReader()
             self.encoders = {"clip_i": reader, "clip_t": reader}
         else:
-            from ...measures.encoders import SimilarityError, load_dreamsim, load_open_clip
+            from ...measures.clip import load_open_clip
+            from ...measures.dreamsim import load_dreamsim
+            from ...measures.encoders import SimilarityError
 
             settings = {"device": options.device, "download": options.download}
             loaders = {
@@ -73,7 +75,7 @@ class Measurer:
         import torch
         from PIL import Image
 
-        from ...measures.consistency import measure
+        from ...measures.measuring import measure
 
         images = np.stack(
             [np.asarray(Image.open(io.BytesIO(file)).convert("RGB"), np.float32) / 255 for file in pictures]

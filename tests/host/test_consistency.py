@@ -130,10 +130,10 @@ def test_open_clip_measures_as_the_library_does(host, graph, clip_file, drawn):
     lines = "one fox\ntwo foxes\nthree foxes\n"
     measured(graph, given(graph, host, images), clip=clip, prompts=lines)
     result = host.run(graph)
-    reference = host.pack("measures.encoders").load_open_clip(CLIP, clip_file)
+    reference = host.pack("measures.clip").load_open_clip(CLIP, clip_file)
 
     def figures(pictures):
-        found = host.pack("measures.consistency").measure(pictures, lines.split("\n")[:3], reference, reference)
+        found = host.pack("measures.measuring").measure(pictures, lines.split("\n")[:3], reference, reference)
         return found.clip_i, *found.clip_t.values()
 
     ours = result.measures
@@ -208,7 +208,7 @@ def test_one_image_has_no_pairs_and_says_so(host, graph, drawn):
 @can_be_killed
 def test_numbers_that_are_written_while_the_server_is_killed_are_whole(host, drawn):
     module, reader = host.pack("nodes.consistency"), host.pack("models.demo.similarity").DemoReader()
-    found = host.pack("measures.consistency").measure(drawn[0].repeat(8, 1, 1, 1), None, reader)
+    found = host.pack("measures.measuring").measure(drawn[0].repeat(8, 1, 1, 1), None, reader)
     folder = Path(host.base, "output", "killed")
     killed = sum(1 for _ in killed_at_every_point(lambda _: module.saved(found, "killed/numbers"), folder))
     files = list(folder.glob("*.json"))
@@ -287,7 +287,7 @@ def test_weights_that_are_none_stop_with_one_sentence(host, graph, clip_file):
 
 
 def compared(graph, host, drawn, measures=True, **inputs):
-    reader, measure = host.pack("models.demo.similarity").DemoReader(), host.pack("measures.consistency").measure
+    reader, measure = host.pack("models.demo.similarity").DemoReader(), host.pack("measures.measuring").measure
     links = {"story": graph.add("StoryLoom_Script", **STORY | TOLD)()}
     prompts = [f"{TOLD['identity']} {frame}" for frame in TOLD["frames"].split("\n")]
     for side, images in zip("ab", drawn, strict=True):

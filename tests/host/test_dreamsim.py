@@ -41,7 +41,7 @@ def read(host, monkeypatch):
     module.dreamsim = dreamsim
     monkeypatch.setitem(sys.modules, "dreamsim", module)
     kinds = {kind: () for kind in ("ensemble", "dino_vitb16")}
-    monkeypatch.setattr(host.pack("measures.encoders"), "DREAMSIM_FILES", kinds)
+    monkeypatch.setattr(host.pack("measures.dreamsim"), "DREAMSIM_FILES", kinds)
     monkeypatch.setattr(host.pack("nodes.similarity"), "_kept", weakref.WeakValueDictionary())
     return found
 

@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 import torch
 
+from storyloom.measures.backgrounds import replace_background
 from storyloom.measures.consistency import (
     CONVENTIONS,
     Consistency,
     alignment,
     mean_pairwise,
-    measure,
     others,
     pairwise,
-    replace_background,
     text_of,
 )
+from storyloom.measures.measuring import measure
 
 NAN = float("nan")
 FEATURES = torch.tensor([[3.0, 4.0], [6.0, 8.0], [4.0, -3.0]])

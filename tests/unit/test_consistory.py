@@ -792,7 +792,7 @@ class TestMeasuring:
     def test_clip_measures_pairs_and_prompts(self, drawn, monkeypatch):
         import torch
 
-        from storyloom.measures import encoders as similarity
+        from storyloom.measures import clip as similarity
 
         class Clip:
             """Features: mean colours of pictures, lengths of texts."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from storyloom.measures.consistency import measure
+from storyloom.measures.measuring import measure
 from storyloom.models.demo.similarity import DemoReader, parsed
 from storyloom.world.draw import draw
 from storyloom.world.scene import Figure, Scene

@@ -5,7 +5,7 @@ import pytest
 import torch
 from no_float64 import DEVICE, There, a_device_without_float64, there
 
-from storyloom.measures.encoders import DreamSim
+from storyloom.measures.dreamsim import DreamSim
 from storyloom.prompts.svr import SVRSettings, express_frame, reweight_rows
 from storyloom.prompts.tokens import StoryTokens
 

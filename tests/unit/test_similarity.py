@@ -13,8 +13,9 @@ from PIL import Image
 from rounding import rounding
 from safetensors.torch import save_file
 
-from storyloom.measures import encoders as similarity
-from storyloom.measures.encoders import SimilarityError, load_dreamsim, load_open_clip
+from storyloom.measures.clip import load_open_clip
+from storyloom.measures.dreamsim import DREAMSIM_FILES, load_dreamsim
+from storyloom.measures.encoders import BATCH, SimilarityError
 
 try:
     import open_clip
@@ -79,7 +80,7 @@ def test_a_hundred_pictures_go_in_batches(encoder, monkeypatch):
     images = pictures(100, 32, 32)
     found = encoder.images(images)
     sizes = [len(batch) for batch in batches]
-    assert max(sizes) <= similarity.BATCH and sum(sizes) == 100 and found.shape == (100, 8)
+    assert max(sizes) <= BATCH and sum(sizes) == 100 and found.shape == (100, 8)
     bound = rounding(encode, batches[-1])
     torch.testing.assert_close(found[[99]], encoder.images(images[[99]]), rtol=0, atol=bound)
     assert found.dtype == torch.float32 and found.device.type == "cpu" and not found.requires_grad
@@ -286,8 +287,8 @@ def test_without_the_packages_the_error_says_what_to_install():
     code = (
         "import sys\n"
         "sys.modules['open_clip'] = sys.modules['dreamsim'] = None\n"
-        "from storyloom.measures import encoders\n"
-        "for load in (encoders.load_open_clip, encoders.load_dreamsim):\n"
+        "from storyloom.measures import clip, dreamsim, encoders\n"
+        "for load in (clip.load_open_clip, dreamsim.load_dreamsim):\n"
         "    try:\n"
         "        load('ensemble', '.')\n"
         "    except encoders.SimilarityError as error:\n"
@@ -329,7 +330,7 @@ def package(monkeypatch):
 
 
 def weights_in(folder, kind):
-    for name in similarity.DREAMSIM_FILES[kind]:
+    for name in DREAMSIM_FILES[kind]:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
 
@@ -350,10 +351,10 @@ def test_dreamsim_is_a_cosine_distance_of_what_the_package_embeds(package, tmp_p
     assert dreamsim.distance(torch.rand(40, 4, 4, 3)).shape == (40, 40)
 
 
-@pytest.mark.parametrize("kind", similarity.DREAMSIM_FILES)
+@pytest.mark.parametrize("kind", DREAMSIM_FILES)
 def test_a_missing_file_is_named_and_the_package_is_never_asked(package, tmp_path, kind):
     weights_in(tmp_path, kind)
-    *_, gone = similarity.DREAMSIM_FILES[kind]
+    *_, gone = DREAMSIM_FILES[kind]
     (tmp_path / gone).unlink()
     with pytest.raises(SimilarityError, match=f"missing: {gone}.*python -c") as error:
         load_dreamsim(kind, tmp_path)
