@@ -1,4 +1,4 @@
-"""Characters that are there already: blends of two, and files."""
+"""Existing characters: blending two, saving and loading."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .types import Character as CharacterType
 
 FOLDER, SUFFIXES = "storyloom_characters", (characters.SUFFIX,)
 
-# Saved to the output folder, which is also one of those that are loaded from: as ComfyUI does with models it saves.
+# Characters are saved to the output folder, which is also searched when loading, as for the models that ComfyUI saves.
 register(FOLDER, SUFFIXES, FOLDER, os.path.join(folder_paths.get_output_directory(), FOLDER))
 
 
@@ -135,8 +135,8 @@ class LoadCharacter(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, file):
-        found = os.stat(folder_paths.get_full_path_or_raise(FOLDER, file))
-        return found.st_mtime_ns, found.st_size, found.st_ino
+        status = os.stat(folder_paths.get_full_path_or_raise(FOLDER, file))
+        return status.st_mtime_ns, status.st_size, status.st_ino
 
     @classmethod
     def execute(cls, file) -> io.NodeOutput:

@@ -1,4 +1,4 @@
-"""From a photograph to a character: what StoryMaker is told of someone."""
+"""Characters from images: face analysis, and the features that StoryMaker needs."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class LoadFaceAnalysis(io.ComfyNode):
 
 
 class Character(io.ComfyNode):
-    """Features of a photograph as StoryMaker (arXiv 2409.12576) takes them."""
+    """Image features for StoryMaker (arXiv 2409.12576)."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -174,37 +174,37 @@ class Character(io.ComfyNode):
     ) -> io.NodeOutput:
         picture = one_picture(image, "image")
         area = None if mask is None else one_mask(mask, picture)
-        face, appearance, seen, report = None, None, [], []
+        face, appearance, shown, report = None, None, [], []
         if mode == APPEARANCE:
             report.append("Face: left to the prompt.")
         else:
-            found, source = face_of(picture, area, face_analysis, face_crop, face_embedding)
-            if found is None and mode == FACE:
+            face_part, source = face_of(picture, area, face_analysis, face_crop, face_embedding)
+            if face_part is None and mode == FACE:
                 raise ValueError(
                     f'"{FACE}" needs a face, but {source}: use an image with a clearer face, connect face_crop, or '
                     "choose another mode."
                 )
-            if found is None and face_analysis is not None:
+            if face_part is None and face_analysis is not None:
                 log.warning("Character from image: %s; the character is matched by appearance only.", source)
-            if found is not None:
-                face = (found.id_embed, encoded(clip_vision, found.crop))
-                seen.append(found.crop)
-            report.append(f"Face: {source}." if found else f"No face: {source}. Appearance only.")
+            if face_part is not None:
+                face = (face_part.id_embed, encoded(clip_vision, face_part.crop))
+                shown.append(face_part.crop)
+            report.append(f"Face: {source}." if face_part else f"No face: {source}. Appearance only.")
         if mode == FACE:
             report.append("Appearance: left to the prompt.")
         else:
             crop, source = appearance_of(picture, area, clothing)
             appearance = encoded(clip_vision, crop)
-            seen.append(crop)
+            shown.append(crop)
             report.append(f"Appearance: {source}.")
-        preview = crops.to_image(np.concatenate(seen, 1))
+        preview = crops.to_image(np.concatenate(shown, 1))
         features = characters.features_of(face, appearance)
         character = characters.CharacterReference(name.strip(), ((features, 1.0),), preview)
         return io.NodeOutput(character, preview[None].clone(), "\n".join(report))
 
 
 def face_of(picture, area, face_analysis, face_crop, face_embedding) -> tuple[faces.FacePart | None, str]:
-    """As `models.storymaker.faces.read_face`, from the node's inputs."""
+    """`models.storymaker.faces.read_face` applied to the node's inputs. Raises ValueError for a lone face_embedding."""
     if face_embedding is not None and face_analysis is None and face_crop is None:
         raise ValueError("face_embedding also needs an image of the face: connect face_crop or face_analysis.")
     crop = None if face_crop is None else one_picture(face_crop, "face_crop")
@@ -213,7 +213,7 @@ def face_of(picture, area, face_analysis, face_crop, face_embedding) -> tuple[fa
 
 
 def appearance_of(picture, area, clothing) -> tuple[np.ndarray, str]:
-    """What stands for the character's appearance, [224, 224, 3] in 8 bits, and a clause that says where it is from."""
+    """The 8-bit image [224, 224, 3] of the character's appearance, and a phrase for its source."""
     if clothing is not None:
         return crops.stretched(one_picture(clothing, "clothing")), "clothing, instead of the character"
     if area is None:

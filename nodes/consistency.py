@@ -1,4 +1,4 @@
-"""Story consistency: did it work? Pictures in, numbers out."""
+"""Story consistency: measures how similar the frames of a story are and how well they match its text."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class StoryConsistency(io.ComfyNode):
     """The measures of One-Prompt-One-Story (arXiv 2501.13554)."""
 
     def __init__(self):
-        """ComfyUI keeps one for each node of a workflow, and with it DreamSim, until it empties its caches."""
+        """ComfyUI keeps one instance per node of a workflow, and with it DreamSim, until it clears its caches."""
         super().__init__()
         self.kept = kept()
 
@@ -167,7 +167,7 @@ class StoryConsistency(io.ComfyNode):
             )
         texts = texts_of(len(images), story, prompts)
         bar = comfy.utils.ProgressBar(1)
-        found = measure(
+        results = measure(
             images,
             texts,
             image_encoder,
@@ -178,14 +178,14 @@ class StoryConsistency(io.ComfyNode):
             background,
             progress=bar.update_absolute,
         )
-        report = f"{found.table()}\n\nSaved: {saved(found, prefix)}"
-        pictures = [torch.from_numpy(np.array(draw(found)))[None] for draw in (matrix_picture, alignment_picture)]
+        report = f"{results.table()}\n\nSaved: {saved(results, prefix)}"
+        pictures = [torch.from_numpy(np.array(draw(results)))[None] for draw in (matrix_picture, alignment_picture)]
         shown = [result for picture in pictures for result in ui.PreviewImage(picture, cls=cls).as_dict()["images"]]
-        return io.NodeOutput(report, *pictures, found, ui={"images": shown, "text": (report,)})
+        return io.NodeOutput(report, *pictures, results, ui={"images": shown, "text": (report,)})
 
 
 def texts_of(images: int, story: Story | None, prompts: str) -> list[str] | None:
-    """The text of each image, None when there is none. Raises ValueError when they are not as many as the images."""
+    """The text of each image, or None without texts. Raises ValueError unless there is one text per image."""
     lines = [line.strip() for line in prompts.splitlines() if line.strip()]
     if story is not None and lines:
         raise ValueError("story and prompts both provide the images' texts: disconnect story, or empty prompts.")
@@ -199,11 +199,11 @@ def texts_of(images: int, story: Story | None, prompts: str) -> list[str] | None
     return list(story.prompts) if story is not None else lines or None
 
 
-def saved(found: Consistency, prefix: str) -> str:
-    """Write the numbers into the output folder under the next free number; returns the file's name there."""
+def saved(results: Consistency, prefix: str) -> str:
+    """Write the results to the output folder under the next free number; returns the file name relative to it."""
     output = folder_paths.get_output_directory()
     folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, output)
-    content = json.dumps(found.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    content = json.dumps(results.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     path, _ = free_file(folder, name, counter, "json")
     write_whole(path, content.encode())
     return os.path.join(subfolder, path.name)

@@ -1,4 +1,4 @@
-"""Demo model: a tiny SDXL that ships with the pack, built in process from ComfyUI's own classes; and its StoryMaker."""
+"""The demo model, a tiny SDXL that ships with the pack, built from ComfyUI's own classes; and its StoryMaker."""
 
 from __future__ import annotations
 
@@ -102,8 +102,8 @@ class DemoStoryMaker(io.ComfyNode):
 
 
 def build_clip_vision() -> comfy.clip_vision.ClipVisionModel:
-    """An encoder with CLIP ViT-H's features and the stand-in's numbers."""
-    with TemporaryDirectory() as folder:  # ComfyUI 0.19 takes the configuration as a file only
+    """An image encoder with CLIP ViT-H's feature shape and the stand-in's random weights."""
+    with TemporaryDirectory() as folder:  # ComfyUI 0.19 accepts the configuration only as a file
         config = Path(folder, "config.json")
         config.write_text(json.dumps(demo_storymaker.VISION), encoding="utf-8")
         vision = comfy.clip_vision.ClipVisionModel(str(config))
@@ -114,7 +114,7 @@ def build_clip_vision() -> comfy.clip_vision.ClipVisionModel:
 
 
 def build_model(disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
-    """The demo UNet as a comfy.model_base.SDXL in float32; `disable_dynamic` keeps it out of dynamic VRAM."""
+    """The demo UNet as a comfy.model_base.SDXL in float32; `disable_dynamic` excludes it from dynamic VRAM."""
     config = _DemoSDXL(demo.UNET)
     config.unet_config["num_head_channels"] = demo.HEAD_CHANNELS
     config.set_inference_dtype(torch.float32, None)
@@ -127,7 +127,7 @@ def build_model(disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatch
 
 
 class _DemoSDXL(comfy.supported_models.SDXL):
-    """SDXL as a checkpoint with the keys `v_pred` and `ztsnr` makes it."""
+    """SDXL as configured for a checkpoint with the keys `v_pred` and `ztsnr`."""
 
     def model_type(self, state_dict, prefix=""):
         self.sampling_settings = {**self.sampling_settings, "zsnr": True}
@@ -156,7 +156,7 @@ def build_clip(disable_dynamic: bool = False) -> comfy.sd.CLIP:
 
 
 class _DemoEncoders(SDXLClipModel):
-    """SDXL's two encoders, which say in the log what words they do not know."""
+    """SDXL's two text encoders, which log the words that are not in the demo's vocabulary."""
 
     spelling: dict[int, str]
     vocabulary: frozenset[int]
@@ -170,7 +170,7 @@ class _DemoEncoders(SDXLClipModel):
 
 
 def build_vae() -> comfy.sd.VAE:
-    """A VAE that averages and draws squares of 8x8 pixels, in the shape of a TAESD."""
+    """A VAE in the form of a TAESD that averages squares of 8x8 pixels and draws such squares."""
     vae = comfy.sd.VAE(sd=TAESD(latent_channels=4).state_dict(), dtype=torch.float32)
     tiny = vae.first_stage_model
     tiny.taesd_encoder, tiny.taesd_decoder = demo.autoencoder()

@@ -1,4 +1,4 @@
-"""Pictures and masks as nodes take them, checked, as 8-bit pixels; and what a CLIP_VISION says of them."""
+"""Checks IMAGE and MASK inputs, converts them to 8-bit pixels, and encodes them with a CLIP_VISION."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from ..models.storymaker import characters, crops
 
 MIN_IMAGE, MIN_MASK = 32, 8
-"""Smallest height and width in pixels of a picture, and of what a mask shows of it."""
+"""Smallest height and width in pixels of an image, and of its masked area."""
 ENCODER = (
     "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors in models/clip_vision (models/image_encoder/model.safetensors from "
     "https://huggingface.co/h94/IP-Adapter, renamed)"
@@ -16,7 +16,7 @@ ENCODER = (
 
 
 def one_picture(image: torch.Tensor, what: str) -> np.ndarray:
-    """The only picture of a batch [1, H, W, 3 or 4] as 8-bit RGB. what: the input's name."""
+    """The only image of a batch [1, H, W, 3 or 4] as 8-bit RGB. what: the input's name. Raises ValueError."""
     if image.ndim != 4 or image.shape[3] not in (3, 4):
         raise ValueError(f"{what} has shape {list(image.shape)} instead of [1, height, width, 3]: connect an IMAGE.")
     if not image.is_floating_point():
@@ -39,7 +39,7 @@ def one_picture(image: torch.Tensor, what: str) -> np.ndarray:
 
 
 def one_mask(mask: torch.Tensor, picture: np.ndarray) -> np.ndarray:
-    """The only mask of a batch [1, h, w] (or [h, w]) as 8-bit [H, W] of the picture's size."""
+    """The only mask of a batch [1, h, w] (or [h, w]) as 8-bit [H, W] of the picture's size. Raises ValueError."""
     mask = mask[None] if mask.ndim == 2 else mask
     if mask.ndim != 3 or len(mask) != 1 or not mask.numel():
         raise ValueError(
@@ -64,7 +64,7 @@ def one_mask(mask: torch.Tensor, picture: np.ndarray) -> np.ndarray:
 
 
 def encoded(clip_vision, crop: np.ndarray) -> torch.Tensor:
-    """Penultimate features [257, 1280] of a picture [224, 224, 3], float32 on the CPU."""
+    """Penultimate features [257, 1280] of an 8-bit image [224, 224, 3], float32 on the CPU. Raises ValueError."""
     if clip_vision is None:
         raise ValueError(f"clip_vision received no image encoder: load {ENCODER}.")
     output = clip_vision.encode_image(crops.to_image(crop)[None], crop=False)

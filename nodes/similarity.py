@@ -1,4 +1,4 @@
-"""Encoders that measure stories: CLIP through open_clip, the demo model's reader, and DreamSim."""
+"""Encoders for measuring stories: CLIP through open_clip, the demo model's reader, and DreamSim."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ARCHITECTURES = (
     *("ViT-B-32-quickgelu", "ViT-B-16-quickgelu", "ViT-L-14-quickgelu", "ViT-L-14-336-quickgelu"),
     *("ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-H-14", "ViT-g-14", "ViT-bigG-14", "ViT-H-14-quickgelu"),
 )
-"""The first is OpenAI's of the published CLIP-T, the second that of CLIP-I."""
+"""The first is that of the published CLIP-T, the second that of CLIP-I."""
 CACHED = "cached: "
 TAGS = (
     *("openai", "laion2b_s34b_b79k", "laion2b_s34b_b88k", "laion2b_s32b_b82k", "laion2b_s32b_b79k"),
@@ -38,7 +38,7 @@ register(DREAMSIM, (), DREAMSIM)
 
 @dataclass(frozen=True, eq=False)
 class Managed:
-    """An Encoder whose network ComfyUI puts on the device when it works, and takes away when memory is short."""
+    """An Encoder whose network ComfyUI loads onto the device for use, and unloads when memory is short."""
 
     encoder: OpenClip
     patcher: comfy.model_patcher.ModelPatcher
@@ -58,7 +58,7 @@ class Managed:
 
 @dataclass(frozen=True, eq=False)
 class ManagedDreamSim:
-    """DreamSim whose networks are where ComfyUI wants them, as those of a Managed are."""
+    """DreamSim whose networks ComfyUI loads and unloads, as for Managed."""
 
     dreamsim: DreamSim
     patcher: comfy.model_patcher.ModelPatcher
@@ -73,7 +73,7 @@ class ManagedDreamSim:
 
 
 def patcher_of(network: nn.Module) -> comfy.model_patcher.ModelPatcher:
-    """A network of whatever kind under ComfyUI's memory management."""
+    """Any network under ComfyUI's memory management."""
     return comfy.model_patcher.ModelPatcher(
         network,
         load_device=comfy.model_management.get_torch_device(),
@@ -82,13 +82,13 @@ def patcher_of(network: nn.Module) -> comfy.model_patcher.ModelPatcher:
 
 
 def load(patcher: comfy.model_patcher.ModelPatcher) -> None:
-    """Put a network onto the device, all of it: its layers do not cast weights that lie elsewhere."""
+    """Load a whole network onto the device: its layers do not cast weights from other devices."""
     comfy.model_management.load_models_gpu([patcher], force_full_load=True)
 
 
 @dataclass(frozen=True, eq=False)
 class ClipVision:
-    """A stock CLIP_VISION as an Encoder of pictures, cut to a square in the middle as CLIP's own preparation does."""
+    """A stock CLIP_VISION as an Encoder of images, centre-cropped to a square as in CLIP's own preparation."""
 
     clip_vision: object
     name: str = "CLIP_VISION"
@@ -106,14 +106,14 @@ class ClipVision:
 
 
 class Kept(dict):
-    """The DreamSim that was used last, by kind and folder."""
+    """The last DreamSim, by kind and folder."""
 
 
 _kept: weakref.WeakValueDictionary[str, Kept] = weakref.WeakValueDictionary()
 
 
 def kept() -> Kept:
-    """What is kept from one execution to the next, for as long as somebody holds it."""
+    """The cache that is kept between executions, for as long as a node references it."""
     held = _kept.get(DREAMSIM)
     if held is None:
         held = _kept[DREAMSIM] = Kept()
@@ -121,14 +121,16 @@ def kept() -> Kept:
 
 
 def dreamsim_of(kind: str) -> ManagedDreamSim:
-    """DreamSim from models/dreamsim, the one that was used last if it is the same."""
+    """DreamSim from models/dreamsim; reuses the last one if it is the same."""
     folders = folder_paths.get_folder_paths(DREAMSIM)
     folder = next((folder for folder in folders if os.path.isdir(folder)), folders[0])
     held = kept()
     if (kind, folder) not in held:
         held.clear()
         dreamsim = load_dreamsim(kind, folder)
-        networks = nn.ModuleList([dreamsim.network])  # ComfyUI writes to it, and the package's own may not allow that
+        networks = nn.ModuleList(
+            [dreamsim.network]
+        )  # ComfyUI sets attributes on it, which the package's own network may not allow
         held[kind, folder] = ManagedDreamSim(dreamsim, patcher_of(networks))
     return held[kind, folder]
 

@@ -1,4 +1,4 @@
-"""StoryMaker: its file, and characters from pictures on a model."""
+"""StoryMaker: loading its file, and applying characters from reference images to a model."""
 
 from __future__ import annotations
 
@@ -42,20 +42,20 @@ KIND = "storymaker"
 SUFFIXES = (".bin", ".safetensors", ".pt", ".pth")
 SOURCE = "https://huggingface.co/RED-AIGC/StoryMaker"
 UP = "_lora.up.weight"
-"""End of the names of the changes' first halves."""
+"""Suffix of the LoRA up matrices."""
 
 EVERYTHING = 1e30
-"""Bytes to make free on a device, more than any has."""
+"""Bytes to free on a device: more than any device has."""
 
 register(KIND, SUFFIXES, "storymaker", "photomaker", "ipadapter")
 
 
 @dataclass(frozen=True, eq=False)
 class StoryMaker:
-    """What STORYMAKER links carry: the networks under ComfyUI's memory management, and the changes of the UNet."""
+    """The value of STORYMAKER links: the networks under ComfyUI's memory management, and the LoRA for the UNet."""
 
     patcher: comfy.model_patcher.ModelPatcher
-    lora: dict[str, Tensor] = field(repr=False)  # ComfyUI writes all inputs of a node that fails
+    lora: dict[str, Tensor] = field(repr=False)  # ComfyUI logs all inputs of a node that fails
 
     @property
     def adapter(self) -> StoryMakerAdapter:
@@ -63,7 +63,7 @@ class StoryMaker:
 
     @contextmanager
     def resident(self) -> Iterator[torch.device]:
-        """The networks on the device that is given, as far as it has room for them; away from it in the end."""
+        """Load the networks onto the device, as far as it has room, and unload them at the end. Yields the device."""
         try:
             comfy.model_management.load_models_gpu([self.patcher])
             yield self.patcher.load_device
@@ -72,7 +72,7 @@ class StoryMaker:
 
 
 def unload(patcher: comfy.model_patcher.ModelPatcher) -> None:
-    """Take a model off its device, and off ComfyUI's list, and leave the others where they are."""
+    """Remove a model from its device and from ComfyUI's list of loaded models, and leave the others there."""
     management = comfy.model_management
     others = [
         each for each in management.current_loaded_models if each.model is None or not patcher.is_clone(each.model)
@@ -279,7 +279,7 @@ class ApplyStoryMaker(io.ComfyNode):
 
 
 def check_fit(model, adapter: StoryMakerAdapter) -> None:
-    """Raise ValueError when the adapter was not made for a model like this."""
+    """Raise ValueError if the adapter does not fit this model."""
     widths, context = attention_widths(model)
     family = type(model.model.model_config).__name__
     if context != adapter.context:
@@ -295,7 +295,7 @@ def check_fit(model, adapter: StoryMakerAdapter) -> None:
 
 
 def check_region(mask: Tensor | None, number: int, character: object) -> None:
-    """Raise ValueError for a region of nobody, and for one that is not masks [..., H, W] of numbers."""
+    """Raise ValueError for a region without its character, and for one that is not finite masks [..., H, W]."""
     if mask is None:
         return
     if character is None:
@@ -312,7 +312,7 @@ def check_region(mask: Tensor | None, number: int, character: object) -> None:
 
 
 def add_lora(model, lora: dict[str, Tensor], strength: float) -> None:
-    """Add the adapter's changes of the UNet to a model's patches. Raises ValueError when not all of them land."""
+    """Add the adapter's LoRA to a model's patches. Raises ValueError if a part of it matches no layer."""
     names = comfy.lora.model_lora_keys_unet(model.model, {})
     patches = comfy.lora.load_lora(dict(lora), names)
     landed = model.add_patches(patches, strength)
