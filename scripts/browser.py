@@ -1,4 +1,4 @@
-"""Finds what the browser tests need: Chromium, Playwright, ComfyUI's browser interface. Standard library only."""
+"""Locates what the browser tests need: Chromium, Playwright, ComfyUI's browser interface. Standard library only."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from pathlib import Path
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
 READY = "ready"
-HOW_TO_PROVIDE = "run 'make browser-test', which installs what is missing, or name a Chromium with $CHROMIUM"
+HOW_TO_PROVIDE = "run 'make browser-test', which installs what is missing, or set $CHROMIUM to the path of a Chromium"
 
 
 def system_browser() -> str | None:
-    """The Chromium or Chrome that $CHROMIUM names or that is on the path."""
+    """The Chromium or Chrome named by $CHROMIUM, else the first one on the path."""
     named = os.environ.get("CHROMIUM")
     return shutil.which(named) if named else next(filter(None, map(shutil.which, NAMES)), None)
 
 
 def front_end() -> Path:
-    """The folder of ComfyUI's browser interface, in the environment that runs this."""
+    """The folder of ComfyUI's browser interface in the running environment."""
     return Path(importlib.util.find_spec("comfyui_frontend_package").origin).parent / "static"
 
 
 def find_browser() -> str | None:
-    """The system's browser, else the one that Playwright has installed in the environment that runs this."""
-    found = system_browser()
-    if found or not importlib.util.find_spec("playwright"):
-        return found
+    """The system's browser, else the one that Playwright has installed in the running environment."""
+    system = system_browser()
+    if system or not importlib.util.find_spec("playwright"):
+        return system
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -37,7 +37,7 @@ def find_browser() -> str | None:
 
 
 def missing() -> str:
-    """Why there can be no browser tests in the environment that runs this, "" when there can be."""
+    """Why the browser tests cannot run in the running environment; "" if they can."""
     for module, what in (("playwright", "Playwright"), ("comfyui_frontend_package", "ComfyUI's browser interface")):
         if not importlib.util.find_spec(module):
             return f"{what} is not installed"

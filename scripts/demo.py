@@ -1,7 +1,7 @@
-"""Draws the demo story without and with StoryLoom, measures both rows and prints where the page lies: `make demo`.
+"""Draws the demo story without and with StoryLoom, measures both and prints the path of the page: `make demo`.
 
-A real ComfyUI runs the workflow on the CPU. Where there is none and none can be cloned, the pack's own host on
-diffusers draws the same story.
+A real ComfyUI runs the workflow on the CPU. If there is none and none can be cloned, the standalone host, based on
+diffusers, draws the same story.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ ROOT = Path(__file__).absolute().parent.parent
 OUT = ROOT / "out"
 WORKFLOW = ROOT / "workflows" / "api" / "Demo - With and Without.json"
 METHODS = {"StoryLoom/without": "frames", "StoryLoom/with": "svr+ipca"}
-"""How the host without ComfyUI draws what the workflow saves under these names."""
-MEANING = """Alignment: frames that show place, action, prop and looks as told. Same looks: how often frames agree on a
-look that the text leaves open. Both are read from the pixels of this one story; docs/effect.md has many stories."""
+"""The names under which the workflow saves its pictures -> the standalone host's method for them."""
+MEANING = """Alignment: frames that show the place, action, prop and looks in the text. Same looks: how often frames
+agree on a look that the text leaves open. Both are read from the pixels of this one story; docs/effect.md has many
+stories."""
 
 
 class DemoError(Exception):
@@ -36,12 +37,12 @@ class DemoError(Exception):
 
 
 class NotMeasured(Exception):
-    """The pictures cannot be measured; the message says why."""
+    """The pictures cannot be measured; the message is the reason."""
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """Files in `out/`. rows: name -> one picture per frame, floats 0..1 [H, W, 3]; pages: what else was saved."""
+    """Saved files. rows: title -> one picture per frame, floats 0..1 [H, W, 3]; pages: all other files in `out/`."""
 
     pages: list[Path]
     rows: Mapping[str, Sequence]
@@ -51,13 +52,13 @@ class Drawn:
 
 
 def read_workflow(path: Path) -> dict:
-    """An API-format workflow. Raises DemoError when the file is missing or is something else."""
+    """Read an API-format workflow. Raises DemoError if the file is missing or has another format."""
     if not path.is_file():
         raise DemoError(f"The workflow {path} does not exist.")
     try:
         prompt = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise DemoError(f"The workflow {path} is no JSON: {error}") from None
+        raise DemoError(f"The workflow {path} is not valid JSON: {error}") from None
     if not isinstance(prompt, dict) or not all(
         isinstance(node, dict) and "class_type" in node for node in prompt.values()
     ):
@@ -72,12 +73,12 @@ def source_of(prompt: dict, node: dict, name: str) -> str | None:
 
 
 def nodes_of(prompt: dict, kind: str) -> dict[str, dict]:
-    """Nodes whose class begins so, by id."""
+    """Nodes whose class name starts with `kind`, by id."""
     return {number: node for number, node in prompt.items() if node["class_type"].startswith(kind)}
 
 
 def rows_of(prompt: dict) -> dict[str, str]:
-    """Node id -> title of the nodes that save or show the frames as VAE Decode gives them, one node per batch."""
+    """Node id -> title of the nodes that save or preview frames straight from VAE Decode, one node per batch."""
     rows = {}
     for number, node in prompt.items():
         source = source_of(prompt, node, "images")
@@ -87,7 +88,7 @@ def rows_of(prompt: dict) -> dict[str, str]:
 
 
 def texts_of(prompt: dict) -> tuple[str, list[str]]:
-    """Identity and frames that the encode nodes read. Raises NotMeasured when that is not one typed story."""
+    """Identity and frames of the encode nodes. Raises NotMeasured if they do not come from one Story script's texts."""
     sources = {source_of(prompt, node, "story") for node in nodes_of(prompt, "StoryLoom_Encode").values()}
     if len(sources) != 1 or not sources <= set(nodes_of(prompt, "StoryLoom_Script")):
         raise NotMeasured("the workflow does not draw the story of one Story script.")
@@ -102,9 +103,9 @@ def texts_of(prompt: dict) -> tuple[str, list[str]]:
 
 
 def choose_host(options: argparse.Namespace) -> tuple[Path | None, str]:
-    """The ComfyUI to draw with, None for the host without it, and the line that says so. Raises ComfyUIError."""
+    """The ComfyUI to use, or None for the standalone host, and a line about the choice. Raises ComfyUIError."""
     if options.host == "standalone":
-        return None, "Host: StoryLoom's own on diffusers, as asked"
+        return None, "Host: StoryLoom's own on diffusers (--host standalone)"
     try:
         host = comfyui.require_comfyui(options.comfyui, "--comfyui") if options.comfyui else comfyui.find_comfyui()
     except comfyui.NoComfyUIError as error:
@@ -115,11 +116,12 @@ def choose_host(options: argparse.Namespace) -> tuple[Path | None, str]:
 
 
 def is_another(workflow: Path) -> bool:
+    """Whether this is not the demo's own workflow."""
     return workflow.resolve() != WORKFLOW.resolve()
 
 
 def draw(host: Path, prompt: dict, base: Path) -> Drawn:
-    """Run the workflow on a fresh server and copy what it saves to `out/`."""
+    """Run the workflow on a new server and copy the files that it saves to `out/`."""
     comfyui.pack_base(base, ROOT)
     environment.say("Starting ComfyUI on the CPU (5 to 30 seconds)")
     with comfyui.Server(host, base, sys.executable) as server:
@@ -133,7 +135,7 @@ def draw(host: Path, prompt: dict, base: Path) -> Drawn:
         saved = server.outputs(history)
     if not saved:
         raise DemoError(
-            "The workflow finished and saved no image: its last node has to be Save Image or Save story page."
+            "The workflow finished but saved no image: its last node must be Save Image or Save story page."
         )
     OUT.mkdir(exist_ok=True)
     copies = {path: Path(shutil.copy(path, OUT / path.name)) for path in saved}
@@ -146,7 +148,7 @@ def draw(host: Path, prompt: dict, base: Path) -> Drawn:
 
 
 def draw_standalone(prompt: dict) -> Drawn:
-    """Draw the story of the demo's own workflow, with its settings, where there is no ComfyUI."""
+    """Draw the story of the demo's own workflow, with its settings, without ComfyUI."""
     import numpy as np
     import torch
 
@@ -179,12 +181,12 @@ def draw_standalone(prompt: dict) -> Drawn:
             write_whole(OUT / f"{Path(name).name}_{number:05}_.png", encoded([picture], "png"))
         rows[title] = [np.asarray(picture, np.float32) / 255 for picture in drawn.frames]
     story, reader = parse_story(identity, "\n".join(frames)), DemoReader()
-    found = [measure(torch.from_numpy(np.stack(row)), story.prompts, reader, reader) for row in rows.values()]
+    results = [measure(torch.from_numpy(np.stack(row)), story.prompts, reader, reader) for row in rows.values()]
     page = comparison_page(
         *rows.values(),
         [frame.caption for frame in story.frames],
         (compare["inputs"]["label_a"], compare["inputs"]["label_b"]),
-        differences(*found),
+        differences(*results),
         style=PageStyle(caption_size=compare["inputs"]["caption_size"]),
     )
     write_whole(OUT / "page_00001_.png", encoded([page], "png"))
@@ -192,7 +194,7 @@ def draw_standalone(prompt: dict) -> Drawn:
 
 
 def pixels(path: Path):
-    """A picture as floats 0..1 [H, W, 3]."""
+    """An image file as floats 0..1 [H, W, 3]."""
     import numpy as np
     from PIL import Image
 
@@ -201,25 +203,25 @@ def pixels(path: Path):
 
 
 def keep_log(base: Path) -> None:
-    """Keep the server's log of a failed run in `out/`, and say so."""
+    """Copy the server's log of a failed run to `out/`, and print its path."""
     log = base / "server.log"
     if log.is_file():
         OUT.mkdir(exist_ok=True)
-        print(f"\nThe server's whole log: {shutil.copy(log, OUT / 'demo-server.log')}", file=sys.stderr)
+        print(f"\nThe server's complete log: {shutil.copy(log, OUT / 'demo-server.log')}", file=sys.stderr)
 
 
 # ---- measuring -------------------------------------------------------------------------------------------------------
 
 
 def measured(prompt: dict, rows: Mapping[str, Sequence]) -> list[str]:
-    """The table of what each row's pictures show, and what it means; or one line that says why there is none."""
+    """The table of measurements with an explanation, or one line with the reason why there is none."""
     try:
-        return ["", *table(heard(prompt), rows), MEANING, ""]
+        return ["", *table(world_story(prompt), rows), MEANING, ""]
     except NotMeasured as reason:
         return [f"Not measured: {reason}"]
 
 
-def heard(prompt: dict):
+def world_story(prompt: dict):
     """The workflow's story as a WorldStory. Raises NotMeasured."""
     from storyloom.prompts.script import StoryScriptError
     from storyloom.world.parsing import parse_error, parse_world_story
@@ -237,7 +239,7 @@ def heard(prompt: dict):
 
 
 def table(story, rows: Mapping[str, Sequence]) -> list[str]:
-    """A line per row. Raises NotMeasured for pictures that cannot be read."""
+    """One line per row. Raises NotMeasured for pictures that cannot be read."""
     import math
 
     from storyloom.world.measures import StoryPictures, per_story
@@ -253,24 +255,24 @@ def table(story, rows: Mapping[str, Sequence]) -> list[str]:
             values = per_story([StoryPictures(story, scenes)])
         except ValueError as error:
             raise NotMeasured(str(error)) from None
-        told, alike = round(float(values["alignment"][0]) * frames), float(values["consistency"][0])
+        aligned, alike = round(float(values["alignment"][0]) * frames), float(values["consistency"][0])
         looks = "no look left open in two frames" if math.isnan(alike) else f"same looks {alike:4.0%}"
-        lines.append(f"  {title + ':':<{width}}  alignment {told}/{frames} frames, {looks}")
+        lines.append(f"  {title + ':':<{width}}  alignment {aligned}/{frames} frames, {looks}")
     return lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--host", choices=("comfyui", "standalone"), help="host to draw with (default: ComfyUI if any)")
-    parser.add_argument("--comfyui", type=Path, help="ComfyUI folder to use instead of the one that is found")
-    parser.add_argument("--workflow", type=Path, default=WORKFLOW, help="workflow in API format to run")
+    parser.add_argument("--host", choices=("comfyui", "standalone"), help="host (default: ComfyUI if there is one)")
+    parser.add_argument("--comfyui", type=Path, help="ComfyUI folder to use (default: found automatically)")
+    parser.add_argument("--workflow", type=Path, default=WORKFLOW, help="workflow to run, in API format")
     options = parser.parse_args()
     if options.host == "standalone" and (options.comfyui or is_another(options.workflow)):
-        parser.error("--comfyui and --workflow need ComfyUI, --host standalone draws the demo story without it")
+        parser.error("--comfyui and --workflow need ComfyUI, but --host standalone draws without it")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     prompt = read_workflow(options.workflow)
     if options.host != "standalone" and not options.comfyui:
-        comfyui.present_comfyuis()  # a wrong COMFYUI_PATH is told before anything is installed
+        comfyui.present_comfyuis()  # reports a wrong COMFYUI_PATH before anything is installed
     os.environ.update(thread_settings(os.environ))  # before anything imports PyTorch
     environment.enter()
     host, line = choose_host(options)

@@ -1,7 +1,7 @@
-"""Makes the development environment `.venv` in the checkout: what both hosts need, test tools and the pack itself.
+"""Creates the development environment `.venv`: the requirements of both hosts, test tools and the pack itself.
 
-Runs with any Python from 3.10 and needs nothing installed. `ensure()` is instant when nothing changed since the last
-complete run, and continues or repairs a run that was interrupted.
+Runs with any Python from 3.10 and needs no other package. `ensure()` returns at once if nothing has changed since the
+last complete run, and continues or repairs an interrupted one.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ INPUTS = (
 MINIMUM = (3, 10)
 DISK_NEEDED = 4 * 1024**3
 EXTRAS = ("dev", "standalone")
-"""Extras of pyproject.toml that the environment holds."""
+"""Extras of pyproject.toml that are always installed."""
 OPTIONAL = ("faces", "browser")
-"""Extras that it holds where they can be installed; tests that need one are left out where it cannot.
+"""Extras that are installed where possible; tests that need a missing one are skipped.
 
-"browser" only where a browser is found, or when someone asks for it.
+"browser" is installed only if there is a browser, or by `make browser-test`.
 """
 CHECKED_IMPORTS = (
     "torch, torchvision, torchaudio, transformers, aiohttp, av, diffusers, open_clip, tqdm, "
@@ -46,11 +46,11 @@ CHECKED_IMPORTS = (
 
 
 class SetupError(Exception):
-    """The environment or the host cannot be made ready; the message is one sentence for the user."""
+    """The environment cannot be set up; the message is one sentence for the user."""
 
 
 def ensure() -> Path:
-    """Bring `.venv` up to date and return its Python. Raises SetupError with a sentence that says what to do."""
+    """Bring `.venv` up to date and return its Python. Raises SetupError with a sentence on what to do."""
     require_python(sys.version_info)
     if STAMP.exists() and PYTHON.exists() and STAMP.read_text() == fingerprint():
         return PYTHON
@@ -74,7 +74,7 @@ def ensure() -> Path:
 
 
 def enter() -> None:
-    """Continue the running script inside `.venv`; returns at once when it is already there."""
+    """Restart the running script inside `.venv`; returns at once if it already runs there."""
     python = ensure()
     if Path(sys.prefix).resolve() == VENV.resolve():
         return
@@ -86,17 +86,17 @@ def enter() -> None:
 
 
 def require_python(version) -> None:
-    """Raise SetupError unless the version (a sequence major, minor, ...) is new enough."""
+    """Raise SetupError if the version (major, minor, ...) is too old."""
     if tuple(version[:2]) < MINIMUM:
-        found, needed = (".".join(map(str, parts)) for parts in (version[:3], MINIMUM))
+        present, needed = (".".join(map(str, parts)) for parts in (version[:3], MINIMUM))
         raise SetupError(
-            f"StoryLoom needs Python {needed} or newer, and {sys.executable} is {found}: "
+            f"StoryLoom needs Python {needed} or newer, and {sys.executable} is {present}: "
             "install a newer one or name it with 'make PYTHON=/path/to/python3'."
         )
 
 
 def fingerprint() -> str:
-    """Hash of everything that decides what the environment holds, and of where it lies."""
+    """Hash of everything that determines the contents of the environment, and of its path."""
     digest = hashlib.sha256(str(ROOT).encode())
     for name in INPUTS:
         digest.update((ROOT / name).read_bytes())
@@ -105,11 +105,12 @@ def fingerprint() -> str:
 
 
 def optional_extras() -> list[str]:
+    """The optional extras to install on this machine."""
     return [extra for extra in OPTIONAL if extra != "browser" or browser.system_browser()]
 
 
 def add_browser() -> None:
-    """Install what browser tests need and the environment lacks. Raises SetupError with the reason."""
+    """Install whatever the browser tests need and the environment lacks. Raises SetupError with the reason."""
     if import_problem("playwright, comfyui_frontend_package"):
         say(f"Installing {', '.join(requirements('browser'))} (60 MB, up to a minute)")
         pip("-c", str(SCRIPTS / "constraints.txt"), *requirements("browser"))
@@ -126,17 +127,18 @@ def add_browser() -> None:
         run([apt, "install", "--yes", "--no-install-recommends", "chromium"])
     if lacks_chromium():
         raise SetupError(
-            "No Chromium was found, and Playwright could not download one: install your system's package of it "
-            "(on Debian 'apt-get install chromium') or name one with $CHROMIUM, and try again."
+            "No Chromium was found, and Playwright could not download one: install your system's Chromium package "
+            "(on Debian 'apt-get install chromium') or set $CHROMIUM to its path, and try again."
         )
 
 
 def lacks_chromium() -> bool:
+    """Whether the environment's Python finds no Chromium."""
     return last_line(run([PYTHON, SCRIPTS / "browser.py"]).stdout).startswith("no Chromium")
 
 
 def create_venv() -> None:
-    """Make `.venv`, unless a working one with a new enough Python is there."""
+    """Create `.venv`, unless there is a working one with a new enough Python."""
     if VENV.exists() and venv_version() is not None:
         require_venv_python()
         return
@@ -144,10 +146,10 @@ def create_venv() -> None:
     if free < DISK_NEEDED:
         raise SetupError(
             f"The environment needs about 2.5 GB, and up to {DISK_NEEDED / 1e9:.0f} GB while it installs, but only "
-            f"{free / 1e9:.1f} GB are free at {ROOT}: make room and try again."
+            f"{free / 1e9:.1f} GB are free at {ROOT}: free some space and try again."
         )
     if VENV.exists() and not (VENV / "pyvenv.cfg").exists() and any(VENV.iterdir()):
-        raise SetupError(f"{VENV} is in the way and is not a Python environment: move it and try again.")
+        raise SetupError(f"{VENV} exists but is not a Python environment: move it and try again.")
     say("Creating the environment .venv (a few seconds)")
     shutil.rmtree(VENV, ignore_errors=True)
     done = run([sys.executable, "-m", "venv", str(VENV)])
@@ -159,7 +161,7 @@ def create_venv() -> None:
 
 
 def venv_version() -> list[int] | None:
-    """The version of `.venv`'s Python, or None when it does not run or has no pip."""
+    """The version of `.venv`'s Python, or None if it does not run or has no pip."""
     if not PYTHON.exists():
         return None
     done = run([PYTHON, "-c", "import sys, pip; print(*sys.version_info[:3])"])
@@ -167,13 +169,14 @@ def venv_version() -> list[int] | None:
 
 
 def require_venv_python() -> None:
+    """Raise SetupError if `.venv` has a Python that is too old."""
     version = venv_version()
     if version is None or tuple(version[:2]) < MINIMUM:
         raise SetupError(f"{VENV} holds a Python older than 3.10: remove it with 'make clean' and try again.")
 
 
 def install() -> None:
-    """Run pip, install the shim where torchvision needs it, and check the imports."""
+    """Run pip, install the shim if torchvision needs it, and check the imports."""
     fresh = not any((VENV / path).exists() for path in site_paths("torch"))
     say(
         "Installing torch, diffusers, InsightFace, ComfyUI's requirements and the test tools (2.5 GB, 1 to 5 minutes)"
@@ -199,15 +202,15 @@ def install() -> None:
 
 
 def requirements(extra: str) -> list[str]:
-    """What an extra in pyproject.toml requires (read by hand: Python 3.10 has no TOML reader)."""
+    """The requirements of an extra in pyproject.toml (parsed here, because Python 3.10 has no TOML parser)."""
     for line in (ROOT / "pyproject.toml").read_text(encoding="utf-8").splitlines():
         if line.startswith(f"{extra} = ["):
             return [item.strip().strip("\"'") for item in line.split("[", 1)[1].rstrip("] ").split(",")]
-    raise SetupError(f"pyproject.toml has no line '{extra} = [...]' with what that extra requires.")
+    raise SetupError(f"pyproject.toml has no line '{extra} = [...]' with the requirements of that extra.")
 
 
 def pip(*arguments: str) -> None:
-    """Run `pip install` quietly. Raises SetupError with the reason, after showing the tail of pip's output."""
+    """Run `pip install` quietly. On failure, prints the tail of pip's output and raises SetupError with the reason."""
     command = [PYTHON, "-m", "pip", "install", "--no-input", "--disable-pip-version-check", "--no-warn-script-location"]
     done = run([*command, *arguments])
     if done.returncode:
@@ -216,18 +219,18 @@ def pip(*arguments: str) -> None:
 
 
 def pip_failure(output: str) -> str:
-    """One sentence for the user from pip's output."""
+    """Summarise pip's output in one sentence for the user."""
     if "No space left on device" in output:
-        return "pip failed because the disk is full: make room (about 4 GB) and try again."
+        return "pip failed because the disk is full: free about 4 GB and try again."
     if any(sign in output for sign in ("NewConnectionError", "Temporary failure in name resolution", "timed out")):
         return "pip could not reach the package index: check the network (or pip's configuration) and try again."
     if "No matching distribution found" in output:
-        return f"pip found no fitting package: {last_line(output)}"
+        return f"pip found no matching package: {last_line(output)}"
     return f"pip failed: {last_line(output)}"
 
 
 def install_shim_if_needed() -> None:
-    """Put torchvision_shim.py into site-packages when torchvision does not import without it."""
+    """Copy torchvision_shim.py into site-packages if torchvision cannot be imported without it."""
     site = VENV / site_paths("")[0]
     module, hook = site / "storyloom_torchvision_shim.py", site / "storyloom_torchvision_shim.pth"
     source = SCRIPTS / "torchvision_shim.py"
@@ -241,9 +244,9 @@ def install_shim_if_needed() -> None:
 
 
 def set_audio_library_aside_if_needed() -> None:
-    """Where torchaudio's compiled part needs CUDA libraries, rename it: torchaudio then imports without it.
+    """Rename torchaudio's compiled part if it needs CUDA libraries; torchaudio can then be imported without it.
 
-    ComfyUI imports torchaudio at start. Only the pure Python part is used by the nodes that this project runs.
+    ComfyUI imports torchaudio at startup. The nodes that this project runs use only its pure Python part.
     """
     if "Could not load this library" not in (import_problem("torchaudio") or ""):
         return
@@ -252,19 +255,19 @@ def set_audio_library_aside_if_needed() -> None:
 
 
 def site_paths(name: str) -> list[Path]:
-    """Where a module may lie in site-packages, relative to `.venv`."""
+    """Possible paths of a module in site-packages, relative to `.venv`."""
     folders = [Path("Lib")] if WINDOWS else sorted(path.relative_to(VENV) for path in VENV.glob("lib/python3.*"))
     return [folder / "site-packages" / name for folder in folders]
 
 
 def import_problem(names: str) -> str | None:
-    """The last line of the error when `.venv` imports these modules, from a folder outside the checkout, or None."""
+    """Import modules in `.venv`, outside the checkout. Returns the last line of the error, or None on success."""
     done = run([PYTHON, "-c", f"import {names}"], cwd=VENV)
     return last_line(done.stdout) if done.returncode else None
 
 
 def run(command, cwd=ROOT) -> subprocess.CompletedProcess:
-    """Run a command and return it with both output streams in stdout."""
+    """Run a command without input; stdout of the result holds both output streams."""
     return subprocess.run(
         [str(part) for part in command],
         cwd=cwd,
@@ -277,16 +280,18 @@ def run(command, cwd=ROOT) -> subprocess.CompletedProcess:
 
 
 def last_line(text: str) -> str:
+    """The last line of a program's output, without pip's notices."""
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("[notice]")]
     return lines[-1] if lines else "no output"
 
 
 def say(text: str) -> None:
+    """Print a line at once."""
     print(text, flush=True)
 
 
 def exit_with(error: BaseException) -> None:
-    """Print one sentence and leave with an exit code that says failure (130 for Ctrl-C)."""
+    """Print the error and exit with code 1 (130 for Ctrl-C)."""
     if isinstance(error, KeyboardInterrupt):
         print("\nStopped.", file=sys.stderr)
         sys.exit(130)

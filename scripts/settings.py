@@ -1,6 +1,6 @@
-"""Settings of the processor in which the tests have to pass: `make test SETTING=name`. Alone it prints their names.
+"""Processor settings in which the tests must pass: `make test SETTING=name`. Run as a script, it prints their names.
 
-Sums come out in another order with other instructions and other numbers of threads, and a busy machine answers late.
+Instruction sets and thread counts change the order of sums, and a busy machine responds late.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from pathlib import Path
 
 CPU_FLAGS = Path("/proc/cpuinfo")
 CHOICES = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")
-"""Variables with which PyTorch and oneDNN are kept from instructions that the processor has."""
+"""Variables that restrict the instruction sets that PyTorch and oneDNN use."""
 
 RESTLESS = "import os, sys\nwhile os.getppid() == int(sys.argv[1]): pass"
-"""A program that never rests while the process lives that started it, whose number is its argument."""
+"""A busy loop that ends with its parent process, whose id is its argument."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """environment: variables of every pass; busy: processes beside them that never rest."""
+    """environment: variables for every pass; busy: number of busy processes that run at the same time."""
 
     about: str
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -42,11 +42,11 @@ SETTINGS = {
 
 
 class UnknownSettingError(Exception):
-    """There is no setting of this name; the message says which there are."""
+    """There is no setting with this name; the message lists the settings."""
 
 
 def chosen(name: str) -> tuple[Setting | None, str]:
-    """The setting of a name and the sentence about it; none for an empty name, or where the processor cannot do it.
+    """The setting with a name and a message about it; None for an empty name or if the processor does not support it.
 
     Raises UnknownSettingError.
     """
@@ -57,13 +57,13 @@ def chosen(name: str) -> tuple[Setting | None, str]:
     if name == "avx2" and not has_avx2():
         return (
             None,
-            "SETTING=avx2 IS LEFT OUT: this processor has no AVX2, or does not say so. The tests run without it.",
+            "SETTING=avx2 IS LEFT OUT: no AVX2 was detected on this processor. The tests run without the setting.",
         )
     return SETTINGS[name], f"SETTING={name}: {SETTINGS[name].about}."
 
 
 def has_avx2() -> bool:
-    """Whether this is an x86 processor that is known to have AVX2."""
+    """Whether this is an x86 processor that reports AVX2."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return False
     with contextlib.suppress(OSError):
@@ -72,7 +72,7 @@ def has_avx2() -> bool:
 
 
 def environment_in(setting: Setting | None, environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables of what runs in a setting: its own go before, and what it does not choose is as without it."""
+    """The environment variables in a setting: its own replace those in `environment`, and CHOICES are cleared."""
     if setting is None:
         return dict(environment)
     return {name: value for name, value in environment.items() if name not in CHOICES} | dict(setting.environment)
@@ -80,7 +80,7 @@ def environment_in(setting: Setting | None, environment: Mapping[str, str]) -> d
 
 @contextlib.contextmanager
 def busy(processes: int) -> Iterator[list[subprocess.Popen]]:
-    """So many processes that never rest, until the end."""
+    """Keep this many processes busy while the context is active."""
     started = []
     try:
         for _ in range(processes):

@@ -1,8 +1,8 @@
-"""Runs every test, those that need ComfyUI once on each version found: `make test`. Extra arguments go to pytest.
+"""Runs all tests, those that need ComfyUI once on each version found: `make test`. Extra arguments go to pytest.
 
-`tests/standalone` runs on the pack's own host, which the environment always holds; `tests/browser` on the newest
-ComfyUI, where there is a browser. `browser` as the first argument runs these alone and installs what they need.
-$SETTING runs everything in one of the settings of the processor in settings.py.
+`tests/standalone` runs on the pack's own host, which the environment always contains; `tests/browser` runs on the
+newest ComfyUI if there is a browser. With `browser` as the first argument, only these run, and what they need is
+installed. $SETTING selects one of the processor settings in settings.py.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ ROOT = Path(__file__).absolute().parent.parent
 TESTS = ROOT / "tests"
 HOST_TESTS = TESTS / "host"
 MATRIX = HOST_TESTS / "test_matrix.py"
-"""A pass of its own on the newest ComfyUI, so that the passes take about equally long."""
+"""A separate pass on the newest ComfyUI, so that the passes take about equally long."""
 COMPARED = tuple(HOST_TESTS / f"test_{name}.py" for name in ("consistory", "standalone_fidelity", "gpu_benchmark"))
-"""What the pack does outside of ComfyUI and beside it: the newest is enough."""
+"""Comparisons of the pack's other hosts with ComfyUI: they run on the newest version only."""
 STANDALONE_TESTS = TESTS / "standalone"
 BROWSER_TESTS = TESTS / "browser"
 APART = (HOST_TESTS, STANDALONE_TESTS, BROWSER_TESTS)
-"""Folders of tests that have passes of their own."""
+"""Test folders with separate passes."""
 NOTHING_COLLECTED = 5
-# The tests' models are tiny and several passes run at once: more threads gain nothing, and wait for each other.
+# The tests' models are tiny and several passes run at once: more threads only wait for each other.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
@@ -47,17 +47,17 @@ class Pass:
     name: str
     arguments: tuple[str, ...]
     seconds: int = 0
-    """Roughly, with a core of its own: those that take longest go first."""
+    """Approximate duration on one free core; the longest passes start first."""
     comfyui: Path | None = None
     patient: bool = False
-    """Whether others go first on a busy machine: those that take longest have no time to lose."""
+    """Whether the pass runs at a lower priority, so that the longest passes are not delayed."""
     newer_too: bool = False
-    """Whether the same tests run on a newer ComfyUI as well, which draws the whole matrix."""
+    """Whether the same tests also run on a newer ComfyUI, which runs the whole matrix."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a pass counted; `failed` includes errors, `problem` says why a pass counts as failed as a whole."""
+    """The counts of a pass. `failed` includes errors; `problem` is the reason why the pass failed as a whole."""
 
     name: str
     passed: int = 0
@@ -74,7 +74,7 @@ class Result:
 def read_counts(name: str, report: Path) -> Result:
     """Count the test cases of a JUnit report. A test that fails and errors counts as one failure.
 
-    Raises OSError or ElementTree.ParseError when pytest left no report or half of one.
+    Raises OSError or ElementTree.ParseError if the report is missing or incomplete.
     """
     outcomes: dict[tuple[str, str], str] = {}
     rank = ("passed", "skipped", "failed")
@@ -88,7 +88,7 @@ def read_counts(name: str, report: Path) -> Result:
 
 
 def judge(result: Result, code: int, selected: bool) -> Result:
-    """Add what makes a pass fail as a whole; `selected` says that the user chose tests, so that none may be left."""
+    """Add the reason if a pass failed as a whole. selected: the user selected tests, so a pass may have none to run."""
     if result.ran == 0 and code in (0, NOTHING_COLLECTED) and not selected:
         return replace(result, problem="no test ran")
     if code not in (0, NOTHING_COLLECTED) and result.failed == 0:
@@ -99,7 +99,7 @@ def judge(result: Result, code: int, selected: bool) -> Result:
 def run_pass(
     one: Pass, folder: Path, extra: Sequence[str], capture: bool, setting: settings.Setting | None = None
 ) -> tuple[Result, str]:
-    """Run pytest for a pass, in a setting; returns its result and, with `capture`, its output."""
+    """Run pytest for a pass in a setting. Returns its result and, with `capture`, its output."""
     slug = one.name.replace(" ", "-")
     report = folder / f"{slug}.xml"
     command = [str(environment.PYTHON), str(environment.PYTHON.with_name("pytest")), *one.arguments]
@@ -125,15 +125,15 @@ def run_pass(
 def run_passes(
     passes: Sequence[Pass], folder: Path, extra: Sequence[str], setting: settings.Setting | None = None
 ) -> list[Result]:
-    """Run the passes, some at once, and show each one's output when it is done.
+    """Run the passes, several at once, and print the output of each when it is done.
 
-    On several cores two more than there are cores, for some passes wait for servers and a browser now and then.
+    With more than one core, two more passes than cores run at once, because some wait for servers and a browser.
     """
     at_once = min(len(passes), (os.cpu_count() or 1) + 2)
     if len(passes) < 2 or os.cpu_count() == 1:
         return [_run_and_show(one, folder, extra, False, setting) for one in passes]
     names = ", ".join(one.name for one in passes)
-    environment.say(f"\nTests run, {at_once} passes at a time, each with its output when it is done: {names}.")
+    environment.say(f"\nRunning {at_once} passes at a time; each prints its output when it is done: {names}.")
     with ThreadPoolExecutor(at_once) as pool:
         return list(pool.map(lambda one: _run_and_show(one, folder, extra, True, setting), passes))
 
@@ -151,7 +151,7 @@ def _run_and_show(
 
 
 def plain_passes() -> list[Pass]:
-    """The passes over everything that needs no ComfyUI. The host without it has its own, which cannot be empty."""
+    """The passes that need no ComfyUI. The standalone host has a separate pass, which must not be empty."""
     if not TESTS.is_dir():
         return []
     return [
@@ -161,7 +161,7 @@ def plain_passes() -> list[Pass]:
 
 
 def host_passes(hosts: Sequence[Path]) -> list[Pass]:
-    """The passes over the host tests for each ComfyUI."""
+    """The passes of the host tests, for each ComfyUI."""
     if not HOST_TESTS.is_dir():
         return []
     versions = [comfyui.version_text(host) for host in hosts]
@@ -180,18 +180,18 @@ def host_passes(hosts: Sequence[Path]) -> list[Pass]:
 
 
 def browser_pass(hosts: Sequence[Path]) -> tuple[list[Pass], str]:
-    """The pass over the browser tests, on the newest ComfyUI, or the sentence about why there is none."""
+    """The pass of the browser tests on the newest ComfyUI, or the reason why they cannot run."""
     reason = environment.last_line(environment.run([environment.PYTHON, environment.SCRIPTS / "browser.py"]).stdout)
     if not hosts:
         reason = "no ComfyUI was found"
     if reason != browser.READY:
-        return [], f"NO BROWSER TESTS: all of them are left out ({reason}; {browser.HOW_TO_PROVIDE})"
+        return [], f"NO BROWSER TESTS: all of them are skipped ({reason}; {browser.HOW_TO_PROVIDE})"
     newest = max(hosts, key=comfyui.read_version)
     return [Pass("browser", (str(BROWSER_TESTS),), 240, newest, patient=True)], ""
 
 
 def summary(plain: Sequence[Result], host: Sequence[Result]) -> list[str]:
-    """The table, the number of host tests run and the totals as the last line."""
+    """The table, the number of host tests run, and the totals as the last line."""
     results = [*plain, *host]
     width = max([len(result.name) for result in results] + [4])
     lines = [f"{'pass':<{width}}  passed  failed  skipped  seconds"]
@@ -204,7 +204,7 @@ def summary(plain: Sequence[Result], host: Sequence[Result]) -> list[str]:
 
 
 def available_hosts() -> tuple[list[Path], str]:
-    """Every ComfyUI, and the sentence about it when there is none."""
+    """Every ComfyUI, and a message if there is none."""
     try:
         return comfyui.find_all_comfyui(), ""
     except comfyui.NoComfyUIError as error:
@@ -213,7 +213,7 @@ def available_hosts() -> tuple[list[Path], str]:
 
 
 def main(extra: Sequence[str], name: str = "") -> int:
-    """Run everything, or only the browser tests, in the setting of this name, and return the exit code."""
+    """Run all tests, or only the browser tests, in the named setting. Returns the exit code."""
     setting, about = settings.chosen(name)
     environment.ensure()
     alone = extra[:1] == ["browser"]
@@ -238,7 +238,7 @@ def main(extra: Sequence[str], name: str = "") -> int:
 if __name__ == "__main__":
     try:
         environment.require_python(sys.version_info)
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what runs beside the tests ends with them
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the child processes too
         sys.exit(main(sys.argv[1:], os.environ.get("SETTING", "")))
     except (environment.SetupError, comfyui.ComfyUIError, settings.UnknownSettingError, KeyboardInterrupt) as reason:
         environment.exit_with(reason)

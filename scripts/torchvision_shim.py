@@ -1,9 +1,9 @@
-"""Lets torchvision import when its compiled operators do not match the installed torch.
+"""Makes torchvision importable when its compiled operators do not match the installed torch.
 
-The torchvision wheel on the package index is a CUDA build. Beside a CPU build of torch its operators do not load, and
-its import then fails on two operators whose schemas nobody declared. ComfyUI imports torchvision at start, and what
-this project runs never calls those operators, so declaring the schemas is enough. A `.pth` line imports this module
-when the interpreter starts; nothing happens before someone imports torchvision.
+The torchvision wheel on the package index is a CUDA build. With a CPU build of torch its operators do not load, and
+importing it fails because the schemas of two operators are missing. ComfyUI imports torchvision at startup, and this
+project never calls those operators, so declaring the schemas is enough. A `.pth` line imports this module when the
+interpreter starts; it does nothing until torchvision is imported.
 """
 
 import sys
@@ -13,7 +13,7 @@ OPERATORS = ("nms", "qnms")
 
 
 class DeclareOperators:
-    """Import hook that declares torchvision's operators just before torchvision is imported, then leaves."""
+    """Import hook that declares torchvision's operators just before its import, then removes itself."""
 
     library = None  # torch forgets the schemas once the library object is collected
 

@@ -626,7 +626,7 @@ class TestDemo:
         assert "alignment 4/4" in "".join(demo.measured(prompt, {title: painted([FOX] * 4)}))
 
     def test_two_characters_are_heard(self, demo):
-        story = demo.heard(demo.read_workflow(WORKFLOWS / "Demo - Two Characters.json"))
+        story = demo.world_story(demo.read_workflow(WORKFLOWS / "Demo - Two Characters.json"))
         assert [who.species for who in story.identities] == ["fox", "bear"]
         assert story.shown == ((0,), (1,), (0, 1), (0, 1))
 
