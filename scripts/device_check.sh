@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Everything that is to be seen on a machine with a graphics card, in less than twelve minutes and without a network:
-# the tests that make sense there, then the device benchmark.
+# Checks the pack on a machine with a graphics card, in less than twelve minutes and without a network: runs the tests
+# for the card, then the device benchmark.
 #
 #   scripts/device_check.sh --comfyui DIR_OR_ARCHIVE --out DIR [--wheels DIR] [--minutes N] [--tiny]
 #
 # --comfyui  a ComfyUI folder, or a .tar, .tar.gz or .tar.xz of one
-# --out      where logs, the table (gpu.md) and the numbers (gpu.json) go
+# --out      folder for the logs, the table (gpu.md) and the numbers (gpu.json)
 # --wheels   folder with the wheels of scripts/requirements-device.txt, for a machine that lacks them
-# --minutes  of the benchmark (default 7.5); it leaves out rounds and no rows
-# --tiny     try all of this on the CPU, with tiny networks
+# --minutes  time for the benchmark (default 7.5); a shorter time reduces the rounds, not the rows
+# --tiny     run everything on the CPU, with tiny networks
 #
-# $PYTHON names the Python that has PyTorch (default python3). Wheels go into a folder of their own, without what they
-# depend on: a new environment would not see the packages of a Python that lies in an environment itself, and nothing
-# may replace that machine's PyTorch. Exit code 0: all was well; 1: a stage failed, and the others ran all the same.
+# $PYTHON is the Python that has PyTorch (default python3). The wheels are installed into a separate folder, without
+# their dependencies: a new environment would not see the packages of a Python that is itself in an environment, and
+# the machine's PyTorch must not be replaced. Exit code 0: all stages passed; 1: a stage failed, the others still ran.
 set -u
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -42,7 +42,7 @@ mkdir -p "$out" "$work/site"
 out=$(cd "$out" && pwd)
 failed=0
 
-# stage NAME SECONDS COMMAND...: runs it for so long at most, its output to the screen and to NAME.log.
+# stage NAME SECONDS COMMAND...: runs the command with a time limit; its output goes to the screen and to NAME.log.
 stage() {
     local name=$1 seconds=$2 began=$SECONDS code
     shift 2
@@ -60,10 +60,10 @@ unpack() {
 
 : > "$out/summary.txt"
 if [ -f "$comfyui" ]; then
-    unpack || { echo "$comfyui is no archive of a ComfyUI" | tee -a "$out/summary.txt"; exit 1; }
+    unpack || { echo "$comfyui is not an archive of a ComfyUI" | tee -a "$out/summary.txt"; exit 1; }
     comfyui=$work/comfyui
 fi
-comfyui=$(cd "$comfyui" 2>/dev/null && pwd) || { echo "there is no ComfyUI folder" | tee -a "$out/summary.txt"; exit 1; }
+comfyui=$(cd "$comfyui" 2>/dev/null && pwd) || { echo "--comfyui is not an existing folder" | tee -a "$out/summary.txt"; exit 1; }
 
 ln -s "$root" "$work/site/storyloom"
 export PYTHONPATH="$work/site${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
