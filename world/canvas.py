@@ -7,7 +7,7 @@ import numpy as np
 OUTLINE = (26, 20, 30)
 WHITE = (250, 250, 250)
 EMPTY = -1
-"""Value of all three channels of a pixel that nothing is drawn on."""
+"""Value of all three channels of an empty pixel."""
 
 
 def fill_box(image: np.ndarray, x0: int, y0: int, x1: int, y1: int, colour) -> None:

@@ -18,7 +18,7 @@ from .words import ADJECTIVES, NAMES
 
 BIASED_BY = {"place": PLACES, "action": ACTIONS[1:], "prop": PROPS[1:], "adjective": ADJECTIVES, "name": NAMES}
 UNNAMED = ("standing", "none")
-"""Values that frames have without naming them; they bias nothing, or long texts would drift towards their looks."""
+"""Values that frames have without naming them; they have no bias, or long texts would drift towards their looks."""
 STRENGTH = 1.7
 """Standard deviation, in logits, of the bias from all words of the frames, and of that from the identity."""
 
