@@ -321,7 +321,7 @@ def test_the_page_tells_what_changed_with_the_reader_s_own_names(host, graph, dr
             {"images_a": slice(2), "measures_a": None, "measures_b": None, "story": None},
             "A has 2 pictures, but B has 3",
         ),
-        ({"images_a": slice(2), "measures_a": None, "measures_b": None}, "The story has 3 frames and images_a 2"),
+        ({"images_a": slice(2), "measures_a": None, "measures_b": None}, "The story has 3 frames, but images_a has 2"),
     ],
 )
 def test_what_does_not_belong_together_is_not_compared(host, graph, drawn, change, message):

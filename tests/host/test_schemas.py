@@ -204,7 +204,7 @@ def test_no_english_text_has_a_sign_that_the_front_end_would_interpret(host):
     assert sorted(texts) == CATALOGUE
     assert not re.search(r"[{}@|]", "".join(strings(texts)))
     assert "tooltip" not in texts["StoryLoom_Script"]["inputs"]["style"], "it has {prompt}: the schema's own is shown"
-    assert texts["StoryLoom_IPCA"]["inputs"]["identity_weight"]["tooltip"].startswith("How many times")
+    assert texts["StoryLoom_IPCA"]["inputs"]["identity_weight"]["tooltip"].startswith("Weight of")
 
 
 def strings(texts):
