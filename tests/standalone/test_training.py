@@ -1,4 +1,4 @@
-"""The demo model's training: its lessons, its stops and what it writes. A few small steps, no quality."""
+"""The demo model's training: its data, interrupted runs and exported file. A few small steps, not their quality."""
 
 from contextlib import contextmanager
 
@@ -24,7 +24,7 @@ STEPS = 3
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """The same computation gives the same numbers: several threads would add up gradients in any order."""
+    """Makes the numbers reproducible: several threads would sum gradients in any order."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -44,7 +44,7 @@ def begin(drawing=STEPS):
 
 @pytest.fixture(scope="module")
 def trained():
-    """A whole, tiny training."""
+    """A complete, tiny training run."""
     training, errors = begin(), []
     training.read(errors.append)
     while training.step < training.steps.drawing:
@@ -123,7 +123,7 @@ def test_a_repeated_block_adds_as_much_as_one_that_is_not():
 
 
 def round_otherwise(net):
-    """Move every weight by half a unit in the last place of float16, up or down: as far as the file's rounding may."""
+    """Move every weight by half a unit in the last place of float16, up or down: the largest rounding in the file."""
     generator, half = torch.Generator().manual_seed(0), torch.finfo(torch.float16).eps / 2
     for parameter in net.parameters():
         up = torch.rand(parameter.shape, generator=generator) < 0.5
@@ -145,9 +145,9 @@ def blocks_alone(unet):
 
 
 def test_the_file_says_what_the_network_has_learnt(trained, tmp_path):
-    """In float16: the bound is twice what rounding its weights may do, measured on the network itself.
+    """The bound is twice the effect of rounding the weights to float16, measured on the network itself.
 
-    The blocks of each transformer are compared by themselves, for early in a training they hardly show in the output.
+    The blocks of each transformer are compared separately: early in training, they hardly change the output.
     """
     save_file(exported_weights(trained), tmp_path / "demo.safetensors")
     model, net = demo_model(tmp_path / "demo.safetensors"), trained.averaged()

@@ -1,4 +1,4 @@
-"""The parts of scripts/ that need neither network nor ComfyUI, and the packaging."""
+"""The parts of scripts/ that need neither a network nor ComfyUI, and the packaging."""
 
 import importlib.util
 import json
@@ -30,7 +30,7 @@ IMPORTED = ("browser", "environment", "progress", "settings", "comfyui")
 
 
 def load(name):
-    """A script as a module, under its own name as far as the scripts import each other."""
+    """Load a script as a module, under its own name if other scripts import it."""
     alias = name if name in IMPORTED else f"storyloom_script_{name}"
     package = SCRIPTS / name / "__init__.py"
     spec = importlib.util.spec_from_file_location(alias, package if package.exists() else SCRIPTS / f"{name}.py")
@@ -71,7 +71,7 @@ def runner(scripts):
 
 @pytest.fixture
 def home(comfyui, tmp_path, monkeypatch):
-    """An empty home folder, no COMFYUI_PATH, and a checkout that lies in no ComfyUI."""
+    """An empty home folder, no COMFYUI_PATH, and a checkout outside any ComfyUI."""
     monkeypatch.setattr(comfyui.find, "ROOT", tmp_path / "checkout")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
@@ -328,8 +328,8 @@ class TestSettings:
 
     def test_each_has_its_variables_and_no_other_s(self, settings):
         environment = {"PATH": "x", "ATEN_CPU_CAPABILITY": "avx512", "ONEDNN_MAX_CPU_ISA": "AVX2"}
-        found = {name: settings.environment_in(one, environment) for name, one in settings.SETTINGS.items()}
-        assert found == {
+        variables = {name: settings.environment_in(one, environment) for name, one in settings.SETTINGS.items()}
+        assert variables == {
             "plain": {"PATH": "x"},
             "default-isa": {"PATH": "x", "ATEN_CPU_CAPABILITY": "default"},
             "avx2": {"PATH": "x", "ATEN_CPU_CAPABILITY": "avx2"},
@@ -410,8 +410,8 @@ class TestSettings:
         base = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": sys.executable}
 
         def made(**variables):
-            asked = [str(ROOT / ".ci" / "run")]
-            return subprocess.run(["/bin/bash", *asked], env=base | variables, capture_output=True, text=True).stdout
+            command = ["/bin/bash", str(ROOT / ".ci" / "run")]
+            return subprocess.run(command, env=base | variables, capture_output=True, text=True).stdout
 
         names = list(settings.SETTINGS)
         for day in ("006", "007", "008", "009", "010", "011", "366"):
@@ -445,9 +445,9 @@ class TestThreads:
     def test_threads_are_as_many_as_pytorch_takes_or_half_of_the_free_cores(
         self, chosen, cores, load, processes, threads
     ):
-        found = chosen({}, cores, load, processes)
-        assert found.pop("GOMP_SPINCOUNT") == "4000"
-        assert found == ({} if threads is None else dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads)))
+        added = chosen({}, cores, load, processes)
+        assert added.pop("GOMP_SPINCOUNT") == "4000"
+        assert added == ({} if threads is None else dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads)))
 
     @pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"])
     def test_what_a_user_has_set_wins(self, chosen, name):
@@ -499,10 +499,10 @@ class TestEnvironment:
         browser = environment.browser
         monkeypatch.setenv("CHROMIUM", sys.executable)
         assert browser.system_browser() == sys.executable and environment.optional_extras() == ["faces", "browser"]
-        found = environment.fingerprint()
+        before = environment.fingerprint()
         monkeypatch.setenv("CHROMIUM", "no-such-program-here")
         assert browser.system_browser() is None and environment.optional_extras() == ["faces"]
-        assert environment.fingerprint() != found
+        assert environment.fingerprint() != before
 
     @pytest.mark.parametrize(
         "works, root, tried",
@@ -537,11 +537,11 @@ FOXES = [
     Figure("fox", "grey", "blue", "yellow", "crown"),
     Figure("fox", "white", "blue", "white", "top hat"),
 ]
-"""Alike in nothing but the coat."""
+"""They share only the coat."""
 
 
 def painted(figures, places=("snow", "train", "city", "beach")):
-    """The demo story as a model that draws without a fault would draw it, in floats [192, 192, 3]."""
+    """The demo story as a perfect model would draw it, in floats [192, 192, 3]."""
     random = np.random.default_rng(0)
     doing = (("sleeping", "none"), ("standing", "book"), ("standing", "umbrella"), ("jumping", "none"))
     scenes = [Scene(place, *what, (who,)) for place, what, who in zip(places, doing, figures, strict=True)]
@@ -649,13 +649,13 @@ class TestDemo:
     def test_pictures_that_cannot_be_read_say_why(self, demo, prompt):
         real = demo.read_workflow(WORKFLOWS / "One Prompt One Story.json")
         pictures = painted([FOX] * 4)
-        for told, rows, reason in (
+        for workflow, rows, reason in (
             (real, {"row": pictures}, "only the demo model's pictures"),
             (prompt, {}, "no frames straight from VAE Decode"),
             (prompt, {"row": pictures[:3]}, "4 frames and 3 pictures"),
             (prompt, {"row": [picture[:100, :100] for picture in pictures]}, "multiple of 24"),
         ):
-            (line,) = demo.measured(told, rows)
+            (line,) = demo.measured(workflow, rows)
             assert reason in line
 
     def test_comfyui_s_frames_become_rows_and_everything_saved_lies_in_out(
@@ -693,10 +693,10 @@ class TestDemo:
         assert "".join(demo.measured(prompt, drawn.rows)).count("alignment 4/4 frames, same looks 100%") == 2
 
     def test_the_own_host_draws_the_workflow_s_story_with_its_settings(self, demo, prompt, monkeypatch):
-        asked = []
+        calls = []
 
         def pipeline(identity, frames, **settings):
-            asked.append((identity, len(frames), settings))
+            calls.append((identity, len(frames), settings))
             pictures = [Image.fromarray((picture * 255).round().astype(np.uint8)) for picture in painted([FOX] * 4)]
             return SimpleNamespace(frames=pictures)
 
@@ -708,7 +708,7 @@ class TestDemo:
         assert sorted(whole) == sorted(demo.OUT.iterdir()), "nothing is written in place"
         settings = {"seed": 7, "steps": 16, "cfg": 5.0}
         expected = [("a fox in a blue coat", 4, {"method": method, **settings}) for method in ("frames", "svr+ipca")]
-        assert asked == expected
+        assert calls == expected
         assert list(drawn.rows) == list(demo.rows_of(prompt).values())
         assert len(list(demo.OUT.glob("without_*.png"))) == len(list(demo.OUT.glob("with_*.png"))) == 4
         with Image.open(*drawn.pages) as page:
@@ -810,7 +810,7 @@ class TestPackaging:
         assert f"\n## {project['project']['version']}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
     def test_the_archive_has_what_users_need_and_no_more(self):
-        """.comfyignore is written as .gitignore is, and so git reads it here."""
+        """.comfyignore has the syntax of .gitignore, so git evaluates it here."""
         rules = f"core.excludesFile={ROOT / '.comfyignore'}"
         command = ["git", "-c", rules, "check-ignore", "--no-index", "-z", "--stdin"]
         files = [
@@ -818,10 +818,10 @@ class TestPackaging:
             for path in ROOT.rglob("*")
             if path.is_file() and path.relative_to(ROOT).parts[0] not in (".git", ".venv", "out")
         ]
-        asked = subprocess.run(command, cwd=ROOT, input="\0".join(files), capture_output=True, text=True)
-        if asked.returncode > 1:
+        ignored = subprocess.run(command, cwd=ROOT, input="\0".join(files), capture_output=True, text=True)
+        if ignored.returncode > 1:
             pytest.skip("no git, or no checkout")
-        kept = {file for file in files if "__pycache__" not in file} - set(asked.stdout.split("\0"))
+        kept = {file for file in files if "__pycache__" not in file} - set(ignored.stdout.split("\0"))
         folders = {file.split("/")[0] for file in kept if "/" in file}
         assert not {"tests", "benchmarks", "docs", "training", ".github"} & folders
         assert {"nodes", "web", "workflows", "subgraphs", "locales", "models"} <= folders
@@ -830,4 +830,4 @@ class TestPackaging:
         assert {file for file in kept if file.startswith("scripts/")} == {"scripts/convert_storymaker.py"}
         pages = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "web" / "docs").glob("*.md"))
         named = re.findall(r"\b(\w+/\w+\.py)\b", pages)
-        assert set(named) <= kept, "scripts that the help pages tell artists to run"
+        assert set(named) <= kept, "scripts that the help pages name"
