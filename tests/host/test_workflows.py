@@ -350,7 +350,7 @@ def test_the_demo_of_the_photo_has_the_same_way_from_character_to_page():
     photo = {"CLIPTextEncode", "EmptyLatentImage", "ConditioningZeroOut"}
     assert set(played) == kept | photo
     note = next(node for node in read(demo(PHOTO))["nodes"] if node["type"] == "MarkdownNote")
-    assert "**The adapter and the image encoder have random weights**" in note["widgets_values"][0]
+    assert "**The adapter and the image encoder are not trained**" in note["widgets_values"][0]
 
 
 def test_every_node_of_the_pack_has_a_place_in_a_workflow(classes):
