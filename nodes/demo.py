@@ -21,7 +21,7 @@ from comfy_api.latest import io
 
 from ..models.demo import model as demo
 from ..models.demo import storymaker as demo_storymaker
-from .storymaker import storymaker_of
+from .storymaker_patcher import storymaker_of
 from .types import StoryMaker as StoryMakerType
 
 

@@ -20,4 +20,4 @@ Character = io.Custom("STORYLOOM_CHARACTER")
 """A `models.storymaker.characters.CharacterReference`."""
 
 StoryMaker = io.Custom("STORYLOOM_STORYMAKER")
-"""A `nodes.storymaker.StoryMaker`."""
+"""A `nodes.storymaker_patcher.StoryMaker`."""

@@ -96,7 +96,7 @@ def _fill(module: torch.nn.Module, generator: torch.Generator) -> None:
 def storymaker(model, scale: Scale, dtype: torch.dtype, device: torch.device):
     """An adapter for this model as from Load StoryMaker adapter, with random weights on the CPU in `dtype`."""
     from ...nodes.patching import attention_widths
-    from ...nodes.storymaker import storymaker_of
+    from ...nodes.storymaker_patcher import storymaker_of
 
     generator = torch.Generator(device).manual_seed(1)
 

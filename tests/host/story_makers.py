@@ -82,7 +82,7 @@ def remembered(network):
 
 def maker_of(host, weights):
     """What Load StoryMaker adapter gives for weights that never change, so that its network remembers."""
-    made = host.pack("nodes.storymaker").storymaker_of(weights)
+    made = host.pack("nodes.storymaker_patcher").storymaker_of(weights)
     remembered(made.adapter.ppr)
     return made
 

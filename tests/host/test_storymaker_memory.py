@@ -132,7 +132,7 @@ def test_a_guider_without_a_negative_has_nothing_made_for_one(host, graph, maker
 
 
 def test_nodes_in_a_row_share_one_load_and_other_adapters_come_after_each_other(host, graph, maker, weights, loads):
-    other = host.pack("nodes.storymaker").storymaker_of(weights)
+    other = host.pack("nodes.storymaker_patcher").storymaker_of(weights)
     parts, calls = build(graph, size=(64, 64)), []
     fox, owl = someone(host, 1), someone(host, 2)
     model = apply(graph, host, parts["model"], maker, fox, end_percent=0.9)

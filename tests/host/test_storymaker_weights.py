@@ -62,7 +62,7 @@ def test_without_tokens_the_adapter_is_neither_loaded_nor_asked(host, graph, mak
 
 
 def test_partly_loaded_it_gives_the_same(host, weights):
-    maker, cpu = host.pack("nodes.storymaker").storymaker_of(weights), torch.device("cpu")
+    maker, cpu = host.pack("nodes.storymaker_patcher").storymaker_of(weights), torch.device("cpu")
     adapter, patcher = maker.adapter, maker.patcher
     people = [someone(host, 1), someone(host, 2)]
 
@@ -87,7 +87,7 @@ def test_partly_loaded_it_gives_the_same(host, weights):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_weights_are_computed_with_in_the_models_precision(host, graph, dtype):
     weights = weights_of(host, dtype)
-    maker, reference = host.pack("nodes.storymaker").storymaker_of(weights), Reference(host, weights)
+    maker, reference = host.pack("nodes.storymaker_patcher").storymaker_of(weights), Reference(host, weights)
     assert {value.dtype for value in maker.adapter.state_dict().values()} == {dtype}
     parts, fox = build(graph, size=(64, 64)), someone(host, 1)
     sample(graph, parts, "ours", **ONCE, model=apply(graph, host, parts["model"], maker, fox))
@@ -131,7 +131,7 @@ def test_changes_of_the_model_are_the_edited_weights(host, maker, weights, model
 
 
 def test_changes_that_find_no_layer_are_refused_and_named(host, graph, weights, caplog):
-    storymaker = host.pack("nodes.storymaker")
+    storymaker = host.pack("nodes.storymaker_patcher")
     name, nowhere = next(iter(weights.lora)).partition(".processor")[0], "down_blocks.0.attentions.0"
     lost = {key.replace(name, nowhere): value for key, value in weights.lora.items()}
     maker = storymaker.StoryMaker(storymaker.storymaker_of(weights).patcher, lost)
