@@ -5,7 +5,7 @@
 Runs the template "Demo - Long Story" with a story that fits one batch, then with --frames different frames. Memory is
 that of the server's process: the largest at any step of a batch, and the peak of the whole story, which includes the
 texts and pictures of all frames. Anchors are compared pixel by pixel in all batches. The order of the frames is read
-from the pictures: each must show the place of its own line, and everything in that line ("as told"), which is unique.
+from the pictures: each must show the place of its own line, and everything in that line ("aligned"), which is unique.
 """
 
 from __future__ import annotations
@@ -124,8 +124,8 @@ def main() -> None:
         "last",
         "peak",
         "batches with the same anchors",
-        "frames at their place",
-        "as told",
+        "frames with the right place",
+        "aligned frames",
     ]
     with comfyui.scratch("long") as base, comfyui.Server(host, comfyui.pack_base(base), sys.executable) as server:
         measured(server, 3, options.steps)  # loads the model

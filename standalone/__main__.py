@@ -55,11 +55,11 @@ def _parser() -> argparse.ArgumentParser:
         "--checkpoint", type=Path, help="SDXL .safetensors file or diffusers folder (default: the demo)"
     )
     parser.add_argument("--style", default="", help='text around every prompt: "watercolor of {prompt}"')
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=30, help="sampling steps (default: 30)")
     parser.add_argument("--cfg", type=float, default=5.0, help="guidance scale; 1 ignores the negative (default: 5)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
     parser.add_argument("--width", type=int, help="width of a frame in pixels (default: the model's own)")
-    parser.add_argument("--height", type=int)
+    parser.add_argument("--height", type=int, help="height of a frame in pixels (default: the model's own)")
     parser.add_argument(
         "--identity-weight", type=float, default=2.0, help="weight of the identity in IPCA (default: 2)"
     )

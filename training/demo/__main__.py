@@ -33,12 +33,16 @@ WEIGHTS, LOG, SHEET = "demo.safetensors", "log.csv", "contact-sheet.png"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=1, help="seed of the training (default 1)")
     parser.add_argument("--reading", type=int, default=Steps.reading, help="steps that train the text encoders alone")
     parser.add_argument("--drawing", type=int, default=Steps.drawing, help="steps that train the whole model")
     parser.add_argument("--control", action="store_true", help="train on a world without stereotypes")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: cuda if there is one"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=os.cpu_count() or 1, help="PyTorch threads (default: one per core)"
+    )
     parser.add_argument("--out", type=Path, default=None, help=f"output folder (default {OUT}/seed-N)")
     parser.add_argument(
         "--pause-after", type=int, default=None, help="stop after this step; the same command continues later"
