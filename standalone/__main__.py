@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         "--sampling-rate",
         type=float,
         default=0.5,
-        help="share of a frame's image tokens that the others see in CSA (default: 0.5)",
+        help="share of a frame's tokens that the others see in CSA (default: 0.5)",
     )
     parser.add_argument(
         "--anchors",

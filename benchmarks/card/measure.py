@@ -140,7 +140,7 @@ KERNELS = {
     for name in ("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_fused_attention_overrideable")
     if hasattr(torch.ops.aten, name)
 }
-"""Attention kernels whose operations PyTorch's counter does not know."""
+"""Attention kernels whose operations PyTorch's counter does not count."""
 
 
 @contextmanager

@@ -32,7 +32,11 @@ WEIGHTS, LOG, SHEET = "demo.safetensors", "log.csv", "contact-sheet.png"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m storyloom.training.demo",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--seed", type=int, default=1, help="seed of the training (default 1)")
     parser.add_argument("--reading", type=int, default=Steps.reading, help="steps that train the text encoders alone")
     parser.add_argument("--drawing", type=int, default=Steps.drawing, help="steps that train the whole model")
