@@ -48,7 +48,7 @@ class Consistency:
     clip_t    convention -> [N] alignment with the prompts, nan for a prompt that the encoder does not understand; empty
               without text
     faces     [N, N] cosines of face identities, nan in the rows of images without a face; None if not measured
-    dreamsim  [N, N] distances, lower is more similar; None if not measured
+    dreamsim  [N, N] distances, lower means more similar; None if not measured
     encoders  measure ("clip_i", "clip_t", "face", "dreamsim") -> name of its encoder
     prompts   one per image, or none
     labels    measure -> its name in tables and plots

@@ -26,7 +26,7 @@ DREAMSIM_FILES = {
 
 
 class DreamSim:
-    """DreamSim (arXiv 2306.09344), a perceptual distance: 0 for equal images, lower is more similar.
+    """DreamSim (arXiv 2306.09344), a perceptual distance: 0 for equal images, lower means more similar.
 
     network: on any device; its `embed` maps images [N, 3, 224, 224] to features [N, D], whose cosine distance is
     DreamSim; prepare: a Pillow image -> [1, 3, 224, 224].

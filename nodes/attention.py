@@ -188,7 +188,7 @@ class ConsistentSelfAttention(io.ComfyNode):
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=False,
                     tooltip=(
-                        "Selects which tokens are shared, anew at every step. The same seed gives the same picture on "
+                        "Selects which tokens are shared, anew at every step. The same seed gives the same images on "
                         "every device; it has little effect on the result."
                     ),
                 ),
@@ -248,7 +248,7 @@ class StoryFreeU(io.ComfyNode):
             description=(
                 "Strengthens the backbone of the UNet and damps the lowest frequencies of its skip connections "
                 "(FreeU), in the blocks and with the settings of the published story programs. It needs no extra UNet "
-                "call. It makes pictures cleaner, not more consistent: combine it with the other nodes, anywhere "
+                "call. It makes images cleaner, not more consistent: combine it with the other nodes, anywhere "
                 "between the checkpoint and KSampler."
             ),
             search_aliases=["FreeU", "FreeU by block", "FreeU SDXL", "StoryDiffusion", "backbone", "skip connections"],
@@ -258,13 +258,13 @@ class StoryFreeU(io.ComfyNode):
                     "b1",
                     1.1,
                     "Strength of the backbone in output blocks 0 to 2, the lowest resolution. 1 is off. "
-                    "Published: 1.1. Higher values make the picture simpler and smoother.",
+                    "Published: 1.1. Higher values make the image simpler and smoother.",
                 ),
                 factor_input(
                     "b2",
                     1.2,
                     "Strength of the backbone in output blocks 3 to 5, the next resolution. 1 is off. "
-                    "Published: 1.2. Higher values make the picture simpler and smoother.",
+                    "Published: 1.2. Higher values make the image simpler and smoother.",
                 ),
                 factor_input(
                     "s1",

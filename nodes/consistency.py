@@ -100,7 +100,7 @@ class StoryConsistency(io.ComfyNode):
                     options=[OFF, *DREAMSIM_FILES],
                     default=OFF,
                     optional=True,
-                    tooltip="off, or the DreamSim model that measures perceptual distance; lower is more similar. "
+                    tooltip="off, or the DreamSim model that measures perceptual distance; lower means more similar. "
                     "Published: ensemble. Needs the package dreamsim and its weights in models/dreamsim; nothing is "
                     "downloaded.",
                 ),

@@ -24,7 +24,7 @@ def dated(prefix: str, now: datetime) -> str:
         if kind + colon != "date:":
             return placeholder[0]
         if ":" in form or not PART.search(form):
-            fault = 'contains ":", which file names cannot contain' if ":" in form else "has no part of a date"
+            fault = 'contains ":", which file names cannot contain' if ":" in form else "contains no date code"
             raise ValueError(f'"{short(placeholder[0])}" in filename_prefix {fault}: {EXAMPLE}')
         return PART.sub(lambda part: _number(part[0], now), form)
 

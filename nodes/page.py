@@ -65,7 +65,9 @@ class Page(io.ComfyNode):
                     tooltip="Panels per row in the grid layout. 0: a near-square grid, such as 2 x 2 for 4 images or "
                     "3 x 2 for 6. 1 stacks all panels.",
                 ),
-                io.Boolean.Input("captions", default=True, tooltip="Print the story's captions. Off: pictures only."),
+                io.Boolean.Input(
+                    "captions", default=True, tooltip="On: prints the story's captions. Off: images only."
+                ),
                 io.Int.Input(
                     "gap",
                     default=12,
@@ -97,7 +99,7 @@ class Page(io.ComfyNode):
                     options=list(CAPTION_PLACES),
                     default="below",
                     optional=True,
-                    tooltip="below: on the page, under the panel. over: at the bottom of the picture, in a translucent "
+                    tooltip="below: on the page, under the panel. over: at the bottom of the image, in a translucent "
                     "box.",
                 ),
                 io.String.Input(
@@ -121,7 +123,7 @@ class Page(io.ComfyNode):
                     min=0,
                     max=16384,
                     optional=True,
-                    tooltip="Width of the page in pixels; panels are scaled to fit. 0: automatic, so that no picture "
+                    tooltip="Width of the page in pixels; panels are scaled to fit. 0: automatic, so that no image "
                     "is enlarged.",
                 ),
                 io.Combo.Input(

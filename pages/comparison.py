@@ -39,7 +39,7 @@ def comparison_page(
     style = style or PageStyle()
     if len(a) != len(b):
         raise ValueError(
-            f"A has {len(a)} pictures, but B has {len(b)}: compare the same frames, once without and once with "
+            f"A has {len(a)} images, but B has {len(b)}: compare the same frames, once without and once with "
             "the method."
         )
     columns = style.columns or (min(len(a), MAX_COLUMNS) if arrangement == "rows" else 0)
@@ -97,6 +97,6 @@ def differences(a: Consistency, b: Consistency) -> list[str]:
         elif before[name] != before[name] or after[name] != after[name]:
             lines.append(f"{label} could not be measured for both sides")
         else:
-            lower = ", lower is more similar" if name == "dreamsim" else ""
+            lower = ", lower means more similar" if name == "dreamsim" else ""
             lines.append(f"{label} {before[name]:.3f} -> {after[name]:.3f} ({after[name] - before[name]:+.3f}{lower})")
     return lines

@@ -168,7 +168,7 @@ def frame_lines(text: str, characters: tuple[Character, ...] | None) -> Iterator
             "frames", None, 'there is no frame. Write one per line, for example "asleep in the snow".'
         )
     if len(lines) > MAX_FRAMES:
-        message = f"there are {len(lines)} frames, at most {MAX_FRAMES} are possible. Split it into several stories."
+        message = f"there are {len(lines)} frames, but at most {MAX_FRAMES} are possible. Split the story."
         yield StoryScriptError("frames", None, message)
         return
     known = None if characters is None else {_key(c.name): c for c in characters}
@@ -198,7 +198,7 @@ def parse_style(text: str) -> str:
         _fail(
             "style",
             None,
-            f'"{short(style)}" {fault}. Put {{prompt}} once where the story goes: "ink drawing of {{prompt}}".',
+            f'"{short(style)}" {fault}. Put {{prompt}} once where the frame goes: "ink drawing of {{prompt}}".',
         )
     return style
 
@@ -299,7 +299,7 @@ def _refuse_stray_bracket(box: str, line: int, text: str) -> None:
         _fail(
             box,
             line,
-            f'a bracket in "{short(text)}" has no partner. Add it, or write \\[ or \\] for a literal bracket.',
+            f'a bracket in "{short(text)}" is unmatched. Add the other one, or write \\[ or \\] for a literal bracket.',
         )
 
 
@@ -314,7 +314,7 @@ def _default_caption(prompt: str) -> str:
 
 def _lines(box: str, text: str) -> list[tuple[int, str]]:
     if len(text) > MAX_TEXT:
-        _fail(box, None, f"it has {len(text)} characters, at most {MAX_TEXT} are possible. Shorten it.")
+        _fail(box, None, f"it is {len(text)} characters long, but at most {MAX_TEXT} are possible. Shorten it.")
     lines = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n").split("\n")
     numbered = list(enumerate(lines, start=1))
     for number, line in numbered if _HALF.search(text) else ():

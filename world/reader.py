@@ -254,7 +254,7 @@ def _small(picture: np.ndarray) -> np.ndarray:
     picture = np.asarray(picture)
     shape = picture.shape
     if len(shape) != 3 or shape[0] != shape[1] or shape[0] == 0 or shape[0] % SIZE or shape[2] != 3:
-        raise ValueError(f"The reader needs a square picture [S, S, 3] with S a multiple of {SIZE}, got {list(shape)}.")
+        raise ValueError(f"The reader needs a square image [S, S, 3] with S a multiple of {SIZE}, got {list(shape)}.")
     if not np.issubdtype(picture.dtype, np.floating):
         raise ValueError(f"The reader needs colours as floats from 0 to 1, got {picture.dtype}; divide by 255.")
     block = shape[0] // SIZE

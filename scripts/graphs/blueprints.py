@@ -48,7 +48,7 @@ def blueprints() -> list[Blueprint]:
         Blueprint(
             from_a_photo(loader),
             "The person from a photo in every frame of a story, as a comic page (StoryMaker). Paint over the person in "
-            f"the mask editor, or leave mask unconnected to use the whole picture. {ANY_MODEL}",
+            f"the mask editor, or leave mask unconnected to use the whole image. {ANY_MODEL}",
             ("StoryLoom", "StoryMaker", "photo of a person", "face", "character from image", "comic"),
             {**LOADED, "image": ("photo", 0), "mask": ("photo", 1), "face_analysis": ("faces", 0)},
             {

@@ -88,10 +88,10 @@ def test_faults_stand_at_their_lines(desk, renderer, script, area):
     told = [rows(desk).nth(place).get_attribute("aria-label") for place in range(4)]
     assert told[0] == "Frame 1: 7 of 75 tokens" and told[3] == "Frame 4: 7 of 75 tokens"
     assert "too long for one prompt (86 of 75)" in told[2] and told[2].startswith("Frame 3: 86 of 75 tokens")
-    assert "the story does not run: see frame 2" in desk.page.locator(f"{PANEL} .sum").inner_text()
+    assert "the story cannot run: see frame 2" in desk.page.locator(f"{PANEL} .sum").inner_text()
     desk.look(f"Editor with faults, {renderer} nodes")
     write(desk, "asleep\n[Fox runs")
-    rows(desk).nth(1).get_by_text("has no partner").wait_for()
+    rows(desk).nth(1).get_by_text("is unmatched").wait_for()
     write(desk, "asleep")
     wait_for_rows(desk, 1)
     assert not desk.page.locator(f"{PANEL} b").count()
@@ -173,7 +173,7 @@ def test_without_an_answer_the_box_goes_on(desk, script, area):
 def test_a_linked_box_is_not_measured(desk, script):
     text = desk.add("PrimitiveStringMultiline", value="a bear")
     desk.connect(text, 0, script, "identity")
-    desk.page.locator(PANEL).get_by_text("Known when it runs: identity (linked)").wait_for()
+    desk.page.locator(PANEL).get_by_text("Checked during the run: identity (linked)").wait_for()
     assert rows(desk).nth(0).get_attribute("aria-label") == "Frame 1: 4 own tokens"
 
 

@@ -319,7 +319,7 @@ def test_the_page_tells_what_changed_with_the_reader_s_own_names(host, graph, dr
         ({"images_a": slice(2)}, "measures_a covers 3 frames, but images_a has 2"),
         (
             {"images_a": slice(2), "measures_a": None, "measures_b": None, "story": None},
-            "A has 2 pictures, but B has 3",
+            "A has 2 images, but B has 3",
         ),
         ({"images_a": slice(2), "measures_a": None, "measures_b": None}, "The story has 3 frames, but images_a has 2"),
     ],

@@ -68,7 +68,7 @@ def test_pictures_of_another_size_are_scaled_to_the_same_width():
     picture = np.asarray(comparison_page([RED] * 2, [large] * 2, labels=("", ""), style=PageStyle(gap=4)))
     (_, red), (_, blue) = places(picture, 0), places(picture, 2)
     assert abs(np.ptp(red) - np.ptp(blue)) < 6
-    with pytest.raises(ValueError, match="A has 2 pictures, but B has 3"):
+    with pytest.raises(ValueError, match="A has 2 images, but B has 3"):
         comparison_page([RED] * 2, [BLUE] * 3)
 
 
@@ -86,7 +86,7 @@ def test_differences_are_told_with_sign_and_name():
     assert differences(a, b) == ["CLIP-I 0.812 -> 0.874 (+0.062)", "CLIP-T (clip_score) 0.900 -> 0.850 (-0.050)"]
     distances = torch.tensor([[0.0, 0.4], [0.4, 0.0]])
     a, b = measured(0.5, dreamsim=distances), measured(0.5, dreamsim=distances / 2)
-    assert differences(a, b)[1] == "DreamSim distance 0.400 -> 0.200 (-0.200, lower is more similar)"
+    assert differences(a, b)[1] == "DreamSim distance 0.400 -> 0.200 (-0.200, lower means more similar)"
 
 
 def test_what_cannot_be_compared_is_said():

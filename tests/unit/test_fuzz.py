@@ -110,11 +110,12 @@ def test_a_million_characters_are_parsed_or_refused_in_a_moment(piece):
 
 def test_more_than_any_story_is_refused_with_what_is_possible():
     for box in ("identity", "frames", "style"):
-        with pytest.raises(StoryScriptError, match=f"{box}: it has 1000001 characters, at most 1000000") as fault:
+        message = f"{box}: it is 1000001 characters long, but at most 1000000"
+        with pytest.raises(StoryScriptError, match=message) as fault:
             parse_story(**{"identity": "a", "frames": "b"} | {box: "a" * (MAX_TEXT + 1)})
         assert fault.value.box == box
     assert len(parse_story("a fox", "a\n" * MAX_FRAMES).frames) == MAX_FRAMES
-    with pytest.raises(StoryScriptError, match="there are 10001 frames, at most 10000 are possible"):
+    with pytest.raises(StoryScriptError, match="there are 10001 frames, but at most 10000 are possible"):
         parse_story("a fox", "a\n" * (MAX_FRAMES + 1))
 
 

@@ -160,7 +160,7 @@ FAULTS = [
     (("[nc] a fox", "asleep"), "identity", 1, ["[NC] is reserved", "another name"]),
     (("[Fox] a fox\n\n[fox] a vixen", "asleep"), "identity", 3, ["[fox] is described twice", "its own name"]),
     (("[Fox]  # later\n", "asleep"), "identity", 1, ["[Fox] has no description", "after the name"]),
-    (("[Fox] a fox [old", "asleep"), "identity", 1, ["has no partner", "\\["]),
+    (("[Fox] a fox [old", "asleep"), "identity", 1, ["is unmatched", "\\["]),
     ((TWO, "\n[Wolf] howls"), "frames", 2, ["[Wolf] is not known", "[Fox], [Owl]", "[NC]", "Correct it or add it"]),
     (
         (FOX, "[Wolf] howls"),
@@ -170,8 +170,8 @@ FAULTS = [
     ),
     ((TWO, "[NC] [Fox] asleep"), "frames", 1, ["[NC] means no character", "[Fox] is named", "Remove one"]),
     ((FOX, "[NC] # nothing"), "frames", 1, ["the frame is empty", "after [NC]"]),
-    ((FOX, "asleep\nat [night"), "frames", 2, ['"at [night" has no partner', "\\["]),
-    ((FOX, "at night]"), "frames", 1, ["has no partner"]),
+    ((FOX, "asleep\nat [night"), "frames", 2, ['"at [night" is unmatched', "\\["]),
+    ((FOX, "at night]"), "frames", 1, ["is unmatched"]),
     ((FOX, "asleep", "ink"), "style", None, ['"ink" has no {prompt}', "Put {prompt} once"]),
     ((FOX, "asleep", "{prompt} {prompt}"), "style", None, ["has {prompt} 2 times"]),
 ]

@@ -168,10 +168,10 @@ function sumRows(answer, linked) {
     ...answer.faults.map(({ box, line, message }) =>
       problemText(FAULT, `${box}${line ? `, line ${line}` : ""}: ${message}`),
     ),
-    ...(faulty.length ? [problemText(FAULT, `the story does not run: see ${list(faulty)}`)] : []),
+    ...(faulty.length ? [problemText(FAULT, `the story cannot run: see ${list(faulty)}`)] : []),
     ...(doubtful.length ? [problemText(WARNING, `see ${list(doubtful)}`)] : []),
     ...answer.totals.map((total) => element("div", "", totalText(total, answer.room, answer.totals.length === 1))),
-    ...(linked.length ? [element("div", "", `Known when it runs: ${linked.join(", ")} (linked)`)] : []),
+    ...(linked.length ? [element("div", "", `Checked during the run: ${linked.join(", ")} (linked)`)] : []),
   ];
 }
 
