@@ -88,7 +88,7 @@ class Character(io.ComfyNode):
             display_name="Character from image",
             category="StoryLoom/character",
             description=(
-                "Takes a character from an image for StoryMaker: face, hair, clothes and build. Works without face "
+                "Extracts a character from an image for StoryMaker: face, hair, clothes and build. Works without face "
                 "analysis too; the character is then matched by appearance only."
             ),
             search_aliases=[

@@ -16,7 +16,7 @@ EXAMPLE = "write one such as %date:yyyy-MM-dd% or %date:yyyy-MM-dd_hh-mm-ss%."
 def dated(prefix: str, now: datetime) -> str:
     """The prefix with every %date:FORMAT% filled in like in ComfyUI's interface; other placeholders are kept.
 
-    Raises ValueError for a format without any part of a date, with ":", or without a closing %.
+    Raises ValueError for a format without a date code, with ":", or without a closing %.
     """
 
     def filled(placeholder: re.Match) -> str:

@@ -52,7 +52,7 @@ class LoadStoryMaker(io.ComfyNode):
             category="StoryLoom/character",
             description=(
                 "Loads the StoryMaker adapter, which lets an SDXL model draw characters from reference images: face, "
-                f"hair and clothes. The file is mask.bin ({SOURCE}), or a safetensors copy of it, in "
+                f"hair, clothes and build. The file is mask.bin ({SOURCE}), or a safetensors copy of it, in "
                 "models/storymaker. Nothing is downloaded, and nothing in the file is executed."
             ),
             search_aliases=["StoryMaker", "mask.bin", "PPR", "IP-Adapter", "character adapter", "face adapter"],
