@@ -82,7 +82,9 @@ async def body_of(request) -> bytearray:
         async for chunk in request.content.iter_chunked(1 << 14):
             body += chunk
             if len(body) > BODY:
-                too_long = f"The script is longer than {BODY // 1000} kB. It can be run, but not measured."
+                too_long = (
+                    f"The script is longer than {BODY // 1000} kB. It can be run, but its tokens are not counted."
+                )
                 raise RequestError(413, too_long)
     except (ConnectionError, web.RequestPayloadError):
         raise RequestError(400, "The body is incomplete: send it again.") from None

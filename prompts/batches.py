@@ -118,7 +118,9 @@ def split_latent(latent: Mapping[str, Any], frames: Sequence[int]) -> dict[str, 
     count = samples.shape[0]
     numbers = latent.get("batch_index") or range(count)
     if len(numbers) != count:
-        raise ValueError(f"has {count} images, but {len(numbers)} entries in batch_index. Create the latent again.")
+        raise ValueError(
+            f"has {count} images, but {len(numbers)} entries in batch_index. Create it again with Empty story latent."
+        )
     cut = {**latent, "samples": samples[list(frames)], "batch_index": [numbers[frame] for frame in frames]}
     if "noise_mask" in latent:
         cut["noise_mask"] = split_rows(_masks(latent), frames, count, "noise masks")

@@ -191,7 +191,7 @@ def read_face(
     if chosen is None and crop is not None:
         return FacePart(unknown, stretched(crop)), f"face_crop, in which no face was found, so {whose}"
     if chosen is None:
-        return None, f"none of the {len(faces)} found is in the mask" if faces else "no face was found"
+        return None, f"none of the {len(faces)} faces found is in the mask" if faces else "no face was found"
     face = faces[chosen]
     width, height = (round(float(length)) for length in face.box[2:] - face.box[:2])
     place = "in face_crop" if crop is not None else "inside the mask" if mask is not None else "in the image"

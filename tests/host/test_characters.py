@@ -157,7 +157,7 @@ def test_without_face_analysis_it_goes_by_appearance(host, graph, vit_h, caplog)
     assert "Character from image" not in caplog.text
 
 
-@pytest.mark.parametrize("boxes, why", [((), "no face was found"), (FACES, "none of the 2 found is in the mask")])
+@pytest.mark.parametrize("boxes, why", [((), "no face was found"), (FACES, "none of the 2 faces found is in the mask")])
 def test_without_a_face_it_goes_by_appearance_and_says_so(host, graph, vit_h, caplog, boxes, why):
     out = run(graph, host, vit_h, mask=mask_of(0, 70, 64, 96), face_analysis=OneFace(host, *boxes))
     assert not out.part.has_face and out.part.has_character

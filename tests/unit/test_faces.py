@@ -266,7 +266,7 @@ def test_the_largest_face_is_taken_and_the_mask_chooses_among_them(analysis):
 @needs_insightface
 def test_faces_outside_the_mask_do_not_count(analysis):
     part, said = read_face(photograph(*TWO), area(0, 400, 100, 640), analysis, None, None)
-    assert part is None and said == "none of the 2 found is in the mask"
+    assert part is None and said == "none of the 2 faces found is in the mask"
 
 
 @needs_insightface
