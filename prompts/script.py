@@ -181,8 +181,11 @@ def frame_lines(text: str, characters: tuple[Character, ...] | None) -> Iterator
             continue
         length += sum(len(part.text) for part in frame.parts)
         if length > MAX_EXPANDED:
-            message = f"with its characters' descriptions inserted, the story is longer than {MAX_EXPANDED} characters of text."
-            yield StoryScriptError("frames", number, f"{message} Shorten the descriptions, or split the story.")
+            message = (
+                f"with its descriptions inserted, the story is longer than {MAX_EXPANDED} characters of text. Shorten "
+                "the descriptions, or split the story."
+            )
+            yield StoryScriptError("frames", number, message)
             return
         yield frame
 

@@ -334,7 +334,7 @@ class TestSettings:
             "default-isa": {"PATH": "x", "ATEN_CPU_CAPABILITY": "default"},
             "avx2": {"PATH": "x", "ATEN_CPU_CAPABILITY": "avx2"},
             "lowest-onednn": {"PATH": "x", "ONEDNN_MAX_CPU_ISA": "SSE41"},
-            "two-threads": {"PATH": "x", "OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"},
+            "two-threads": {"PATH": "x", "OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2", "GOMP_SPINCOUNT": "100"},
             "busy": {"PATH": "x"},
         }
         assert settings.environment_in(None, environment) == environment
