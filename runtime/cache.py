@@ -1,7 +1,7 @@
 """Values that a sampling run computes once, also when several threads need them at the same time.
 
 With several cards ComfyUI evaluates the conditionings of a step in one thread per card, and all of them share a run's
-cache. A tensor that lies on a card has the card in its key.
+cache. The key of a tensor on a card contains the card.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What stands below a patch at one attention layer: other patches, another node's replacement, the host's attention."""
+"""The attention below a patch at one layer: other patches, another node's replacement, the host's own attention."""
 
 from __future__ import annotations
 

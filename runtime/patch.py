@@ -49,7 +49,7 @@ class AttentionPatch(Patch, Protocol):
         """These settings and another node's as one, on one layer at one time; None when both act by themselves."""
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, heads: int, call: UNetCall, inner: Chain) -> Tensor:
-        """Attention of one layer; `inner` calls what stands below this patch."""
+        """Attention of one layer; `inner` calls the attention below this patch."""
 
 
 class OutputPatch(Patch, Protocol):
