@@ -7,6 +7,7 @@ frames     one frame per line: `[Name]` inserts that character, `[NC]` marks a f
 style      optional text around `{prompt}`
 
 The syntax is StoryDiffusion's (arXiv 2405.01434), so its scripts can be pasted in. `\\#` and `\\[` are literal.
+Grammar, result and errors share this one file, because it is all that a host without torch needs to import.
 """
 
 from __future__ import annotations
