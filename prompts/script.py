@@ -7,13 +7,14 @@ frames     one frame per line: `[Name]` inserts that character, `[NC]` marks a f
 style      optional text around `{prompt}`
 
 The syntax is StoryDiffusion's (arXiv 2405.01434), so its scripts can be pasted in. `\\#` and `\\[` are literal.
+The full-width signs \u3010 \u3011 \uff3b \uff3d \uff03 and \uff1a work like [ ] # and : do.
 Grammar, result and errors share this one file, because it is all that a host without torch needs to import.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NoReturn, TypeVar
 
@@ -28,11 +29,15 @@ MAX_EXPANDED = 10_000_000
 LISTED_NAMES = 8
 """Maximum number of names that an error lists."""
 
-_NAME = re.compile(r"(?<!\\)\[([^\[\]]*)\]:?")
-_CAPTION = re.compile(r"(?<!\\)#")
-_ESCAPED = re.compile(r"\\([#\[\]])")
+_OPEN, _CLOSE = r"\[\u3010\uff3b", r"\]\u3011\uff3d"
+"""Brackets as Latin and as Chinese, Japanese and Korean keyboards type them."""
+_NAME = re.compile(rf"(?<!\\)[{_OPEN}]([^{_OPEN}{_CLOSE}]*)[{_CLOSE}]([:\uff1a]?)")
+_CAPTION = re.compile(r"(?<!\\)[#\uff03]")
+_ESCAPED = re.compile(rf"\\([#\uff03{_OPEN}{_CLOSE}])")
+_SCHEDULED = re.compile(r"[^:]*:[^:]*:?\s*[\d.]+")
+"""Prompt scheduling of other packs, between brackets: `a:b:0.5`, `a:10`."""
 _HALF = re.compile("[\ud800-\udfff]")
-_STRAY = re.compile(r"(?<!\\)[\[\]]")
+_STRAY = re.compile(rf"(?<!\\)[{_OPEN}{_CLOSE}]")
 
 
 Parsed = TypeVar("Parsed")
@@ -266,7 +271,7 @@ def _frame(number: int, line: str, known: dict[str, Character] | None) -> Frame:
         text=" ".join(p.text for p in cleaned if p.character is None),
         characters=tuple(dict.fromkeys(cast)),
         parts=tuple(cleaned),
-        caption=_unescape(_plain(caption[0])) if caption else _default_caption(prompt),
+        caption=_unescape(_plain(_unbracketed(caption[0], known) if caption else _unbracketed(prompt))),
         line=number,
     )
 
@@ -278,7 +283,15 @@ def _named(name: str, known: dict[str, Character] | None, line: int) -> Characte
         return Character(name, name)
     if _key(name) in known:
         return known[_key(name)]
+    scheduled = _SCHEDULED.fullmatch(name)
     name = short(name)
+    if scheduled:
+        _fail(
+            "frames",
+            line,
+            f"[{name}] looks like prompt scheduling, which a script does not support. Write one frame for each prompt, "
+            "or \\[ and \\] for literal brackets.",
+        )
     named = [f"[{short(c.name)}]" for c in known.values() if c.name]
     if not named:
         _fail(
@@ -305,13 +318,16 @@ def _refuse_stray_bracket(box: str, line: int, text: str) -> None:
         )
 
 
-def _default_caption(prompt: str) -> str:
-    """A frame line as a caption: without [NC] and without the brackets of names."""
+def _unbracketed(text: str, known: Container[str] | None = None) -> str:
+    """Text without [NC] and without the brackets of names. known: `_key` of the names; None: all."""
 
     def without_brackets(match: re.Match) -> str:
-        return " " if _key(match[1]) == _key(NO_CHARACTER) else match[1] + match[0].partition("]")[2]
+        key = _key(match[1])
+        if key == _key(NO_CHARACTER):
+            return " "
+        return match[1] + match[2] if known is None or key in known else match[0]
 
-    return _unescape(_plain(_NAME.sub(without_brackets, prompt)))
+    return _NAME.sub(without_brackets, text)
 
 
 def _lines(box: str, text: str) -> list[tuple[int, str]]:

@@ -121,7 +121,7 @@ def test_more_than_any_story_is_refused_with_what_is_possible():
 
 def test_names_that_stand_for_long_descriptions_are_bounded_as_written_out():
     """A text of 200 kB would otherwise be prompts of 5 GB."""
-    with pytest.raises(StoryScriptError, match="with the descriptions of its characters the story is longer") as fault:
+    with pytest.raises(StoryScriptError, match="with its descriptions inserted, the story is longer") as fault:
         parse_story("[A] " + "x" * 100_000, "[A]" * 50 + "\n" + "[A]" * 50_000)
     assert fault.value.line == 2
 

@@ -247,3 +247,41 @@ def test_prompts_are_what_each_frame_says_alone_with_its_style():
         "ink of a red fox in a blue coat and a grey owl arguing, flat",
     )
     assert parse_story(FOX, "asleep").prompts == (f"{FOX} asleep",)
+
+
+@pytest.mark.parametrize("opening, closing", ["【】", "［］"])
+@pytest.mark.parametrize("colon", ["", "：", ":"])
+def test_full_width_brackets_and_colons_name_characters(opening, closing, colon):
+    identity = f"{opening}狐狸{closing}{colon} 穿蓝色外套的红狐狸\n{opening}猫头鹰{closing}{colon}一只灰色的猫头鹰"
+    story = parse_story(identity, f"{opening}狐狸{closing}{colon}在雪中睡觉\n{opening}NC{closing} 空荡荡的海滩")
+    assert [(c.name, c.description) for c in story.characters] == [
+        ("狐狸", "穿蓝色外套的红狐狸"),
+        ("猫头鹰", "一只灰色的猫头鹰"),
+    ]
+    assert [frame.characters for frame in story.frames] == [("狐狸",), ()]
+    assert [part.text for part in story.frames[0].parts] == ["穿蓝色外套的红狐狸", "在雪中睡觉"]
+    assert [frame.caption for frame in story.frames] == [f"狐狸{colon}在雪中睡觉", "空荡荡的海滩"]
+
+
+def test_a_full_width_number_sign_starts_the_caption_and_escapes_are_literal():
+    one = frame("在雪中睡觉 ＃ 冬天来得早。")
+    assert (one.text, one.caption) == ("在雪中睡觉", "冬天来得早。")
+    assert frame(r"房间 \＃7 和 \【门\】").text == "房间 ＃7 和 【门】"
+
+
+@pytest.mark.parametrize("line", ["【Fox asleep", "Fox】 asleep", "［Fox asleep"])
+def test_an_unmatched_full_width_bracket_is_refused(line):
+    with pytest.raises(StoryScriptError, match="frames, line 1: a bracket in .* is unmatched"):
+        frame(line, TWO)
+
+
+def test_names_in_a_caption_lose_their_brackets_and_other_brackets_stay():
+    one = frame("[Fox] and [Owl] at a table # [Fox] invited 【Owl】: [laughs]", TWO)
+    assert one.caption == "Fox invited Owl: [laughs]"
+
+
+@pytest.mark.parametrize("schedule", ["cat:dog:0.5", "snow:10", "a:b: 3"])
+def test_prompt_scheduling_is_refused_by_its_name(schedule):
+    for identity in (FOX, TWO):
+        with pytest.raises(StoryScriptError, match=r"looks like prompt scheduling, which a script does not support\."):
+            frame(f"a [{schedule}] in the garden", identity)

@@ -774,7 +774,7 @@ class TestPackaging:
 
     def test_the_registry_gets_what_it_asks_for(self, project):
         comfy, about = project["tool"]["comfy"], project["project"]
-        assert comfy["PublisherId"] and comfy["DisplayName"] and comfy["requires-comfyui"] == ">=0.19"
+        assert comfy["PublisherId"] and comfy["DisplayName"] and comfy["requires-comfyui"] == ">=0.19.0"
         assert about["name"] == "storyloom" and re.fullmatch(r"\d+\.\d+\.\d+", about["version"])
         assert (ROOT / about["license"]["file"]).read_text().lstrip().startswith("Apache License")
         repository = about["urls"]["Repository"].removeprefix("https://github.com/")
