@@ -6,6 +6,7 @@ Only the progress display (`Server.wait` with `on_progress`) needs more than the
 from .client import Client
 from .errors import FAILURES, ComfyUIError, PromptFailed, PromptRefused
 from .find import (
+    PINNED,
     NoComfyUIError,
     cached_comfyuis,
     find_all_comfyui,
@@ -21,6 +22,7 @@ from .server import Server, pack_base
 
 __all__ = [
     "FAILURES",
+    "PINNED",
     "Client",
     "ComfyUIError",
     "NoComfyUIError",
