@@ -121,6 +121,8 @@ def _in_a_child(work: Callable[[], str | None]) -> tuple[int, str]:
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(1)  # the parent's other threads do not exist here: OpenMP would wait
         try:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             for stream in (1, 2):  # what is printed is no file that the limit of its size can hit
