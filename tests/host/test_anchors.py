@@ -49,7 +49,7 @@ def test_of_two_numbers_that_differ_the_story_s_counts_and_one_warning_names_bot
     host.run(graph)
     (message,) = conflicts(caplog)
     assert (
-        f"anchors is {own} in Consistent self-attention, but {split} in Split a long story: {split} counts" in message
+        f"anchors is {own} in Consistent self-attention, but {split} in Split a long story. {split} is used" in message
     )
     caplog.clear()
     agreed = drawn(graph, host, parts, "agreed", split=split, own=0)
