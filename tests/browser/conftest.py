@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from desk import NAMES, Desk, saved
+from front_end import NAMES, FrontEnd, saved
 from PIL import Image
 
 from storyloom.scripts import browser as browser_script
@@ -30,10 +30,10 @@ def pytest_collection_modifyitems(items):
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item):
     report = yield
-    if report.when == "call" and report.failed and "desk" in getattr(item, "funcargs", ()):
+    if report.when == "call" and report.failed and "front_end" in getattr(item, "funcargs", ()):
         FAILURES.mkdir(parents=True, exist_ok=True)
         picture = FAILURES / f"{''.join(sign if sign.isalnum() else '_' for sign in item.name)}.png"
-        item.funcargs["desk"].page.screenshot(path=picture)
+        item.funcargs["front_end"].page.screenshot(path=picture)
         report.sections.append(("screenshot", str(picture)))
     return report
 
@@ -77,36 +77,36 @@ def browser():
 
 
 @pytest.fixture(scope="session")
-def new_desk(server, browser):
+def new_front_end(server, browser):
     """Opens ComfyUI's page. newcomer: as for someone without any setting; blocked: addresses that get no answer."""
 
-    def new_desk(newcomer=False, blocked=()):
+    def new_front_end(newcomer=False, blocked=()):
         page = browser.new_page(viewport={"width": 1600, "height": 900})
         for pattern in blocked:
             page.route(pattern, lambda route: route.abort())
         if newcomer:
             page.route("**/api/settings", lambda asked: asked.fulfill(json={}))
-        return Desk(page, server)
+        return FrontEnd(page, server)
 
-    return new_desk
+    return new_front_end
 
 
 @pytest.fixture(scope="session")
-def only_desk(new_desk):
-    return new_desk()
+def shared_front_end(new_front_end):
+    return new_front_end()
 
 
 @pytest.fixture
-def desk(only_desk):
+def front_end(shared_front_end):
     """The page, with the classic nodes. No test leaves an error of JavaScript in it."""
-    only_desk.renderer("classic")
-    only_desk.faults.clear()
-    yield only_desk
-    assert not only_desk.faults
+    shared_front_end.renderer("classic")
+    shared_front_end.faults.clear()
+    yield shared_front_end
+    assert not shared_front_end.faults
 
 
 @pytest.fixture(params=["classic", "new"])
-def renderer(request, desk):
+def renderer(request, front_end):
     """The page with each of the two kinds of nodes."""
-    desk.renderer(request.param)
+    front_end.renderer(request.param)
     return request.param

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from desk import saved
+from front_end import saved
 
 ONE = "Demo - One Prompt One Story"
 PHOTO = "Demo - Character from a Photo"
@@ -27,7 +27,7 @@ SD15 = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def files(server, only_desk):
+def files(server, shared_front_end):
     """A checkpoint of SD 1.5 and, if possible, a face pack."""
     import torch
     from safetensors.torch import save_file
@@ -45,18 +45,18 @@ def files(server, only_desk):
 
 
 @pytest.fixture(autouse=True)
-def closed(desk):
+def closed(front_end):
     """The panel with the details is closed again."""
     yield
-    desk.page.evaluate("() => app.extensionManager.setting.set('Comfy.RightSidePanel.IsOpen', false)")
+    front_end.page.evaluate("() => app.extensionManager.setting.set('Comfy.RightSidePanel.IsOpen', false)")
 
 
-def refused(desk):
+def refused(front_end):
     """Press Run. Returns the kinds of the nodes that are marked."""
-    event = desk.run()
+    event = front_end.run()
     assert event is None or event["kind"] == "execution_error", event
-    desk.page.get_by_test_id("error-overlay").wait_for()
-    return desk.page.evaluate(
+    front_end.page.get_by_test_id("error-overlay").wait_for()
+    return front_end.page.evaluate(
         "(event) => app.graph.nodes"
         ".filter((node) => event ? String(node.id) === String(event.node_id) : node.has_errors)"
         ".map((node) => node.type)",
@@ -64,71 +64,71 @@ def refused(desk):
     )
 
 
-def told(desk, text):
+def told(front_end, text):
     """Wait until the page shows this sentence, at once or in the details."""
-    sentence = desk.page.get_by_text(text).filter(visible=True).first
+    sentence = front_end.page.get_by_text(text).filter(visible=True).first
     if not sentence.is_visible():
-        desk.page.get_by_test_id("error-overlay-see-errors").click()
+        front_end.page.get_by_test_id("error-overlay-see-errors").click()
     sentence.wait_for()
 
 
-def test_a_missing_model_file(desk):
+def test_a_missing_model_file(front_end):
     """ComfyUI's own words: it names the file, where it belongs, and where to get it."""
     template = json.dumps(saved("One Prompt One Story")).replace("sd_xl_base_1.0", "gone")
-    desk.load(json.loads(template))
-    assert refused(desk) == ["CheckpointLoaderSimple"]
-    told(desk, "gone.safetensors")
-    desk.look("Error, missing model file")
+    front_end.load(json.loads(template))
+    assert refused(front_end) == ["CheckpointLoaderSimple"]
+    told(front_end, "gone.safetensors")
+    front_end.look("Error, missing model file")
 
 
-def test_a_missing_adapter_file(desk):
-    desk.load(saved(PHOTO))
-    loader = desk.add("StoryLoom_LoadStoryMaker", file="gone.bin")
-    desk.connect(loader, 0, desk.node("StoryLoom_ApplyStoryMaker"), "storymaker")
-    assert refused(desk) == ["StoryLoom_LoadStoryMaker"]
-    told(desk, "Load StoryMaker adapter - file")
+def test_a_missing_adapter_file(front_end):
+    front_end.load(saved(PHOTO))
+    loader = front_end.add("StoryLoom_LoadStoryMaker", file="gone.bin")
+    front_end.connect(loader, 0, front_end.node("StoryLoom_ApplyStoryMaker"), "storymaker")
+    assert refused(front_end) == ["StoryLoom_LoadStoryMaker"]
+    told(front_end, "Load StoryMaker adapter - file")
 
 
-def test_a_checkpoint_of_another_family(desk):
-    desk.load(saved("One Prompt One Story"))
-    desk.set(desk.node("CheckpointLoaderSimple"), ckpt_name="sd15.safetensors")
-    assert refused(desk) == ["StoryLoom_EncodeOnePrompt"]
-    told(desk, "Connect the CLIP of an SDXL checkpoint.")
-    desk.look("Error, another family")
+def test_a_checkpoint_of_another_family(front_end):
+    front_end.load(saved("One Prompt One Story"))
+    front_end.set(front_end.node("CheckpointLoaderSimple"), ckpt_name="sd15.safetensors")
+    assert refused(front_end) == ["StoryLoom_EncodeOnePrompt"]
+    told(front_end, "Connect the CLIP of an SDXL checkpoint.")
+    front_end.look("Error, another family")
 
 
-def test_a_story_that_is_too_long(desk):
-    desk.load(saved(ONE))
-    desk.set(desk.node("StoryLoom_Script"), frames="very " * 90)
-    assert refused(desk) == ["StoryLoom_EncodeOnePrompt"]
-    told(desk, "storyloom.StoryTooLongError: The identity (6 tokens) and frame 1 (90 tokens)")
-    desk.look("Error, too long")
+def test_a_story_that_is_too_long(front_end):
+    front_end.load(saved(ONE))
+    front_end.set(front_end.node("StoryLoom_Script"), frames="very " * 90)
+    assert refused(front_end) == ["StoryLoom_EncodeOnePrompt"]
+    told(front_end, "storyloom.StoryTooLongError: The identity (6 tokens) and frame 1 (90 tokens)")
+    front_end.look("Error, too long")
 
 
-def test_a_faulty_line(desk):
-    desk.load(saved(ONE))
-    desk.set(desk.node("StoryLoom_Script"), frames="asleep\n[Wolf] runs")
-    assert refused(desk) == ["StoryLoom_Script"]
-    told(desk, "Story script, frames, line 2: [Wolf] is not known")
-    desk.look("Error, faulty line")
+def test_a_faulty_line(front_end):
+    front_end.load(saved(ONE))
+    front_end.set(front_end.node("StoryLoom_Script"), frames="asleep\n[Wolf] runs")
+    assert refused(front_end) == ["StoryLoom_Script"]
+    told(front_end, "Story script, frames, line 2: [Wolf] is not known")
+    front_end.look("Error, faulty line")
 
 
-def test_a_batch_that_does_not_match_the_story(desk):
-    desk.load(saved(ONE))
-    latent = desk.add("EmptyLatentImage", width=64, height=64, batch_size=3)
-    desk.connect(latent, 0, desk.node("KSampler"), "latent_image")
-    assert refused(desk) == ["KSampler"]
-    told(desk, "The story has 4 frames but the latent batch has 3 images.")
-    desk.look("Error, batch")
+def test_a_batch_that_does_not_match_the_story(front_end):
+    front_end.load(saved(ONE))
+    latent = front_end.add("EmptyLatentImage", width=64, height=64, batch_size=3)
+    front_end.connect(latent, 0, front_end.node("KSampler"), "latent_image")
+    assert refused(front_end) == ["KSampler"]
+    told(front_end, "The story has 4 frames but the latent batch has 3 images.")
+    front_end.look("Error, batch")
 
 
-def test_a_picture_without_a_face(desk):
+def test_a_picture_without_a_face(front_end):
     pytest.importorskip("insightface", reason="FACES ARE NOT TESTED: pip install insightface onnxruntime")
-    desk.load(saved(PHOTO))
-    character = desk.node("StoryLoom_Character")
-    desk.set(character, mode="face only")
-    desk.connect(desk.add("LoadImage", image="photo.png"), 0, character, "image")
-    desk.connect(desk.add("StoryLoom_LoadFaceAnalysis", pack="tiny"), 0, character, "face_analysis")
-    assert refused(desk) == ["StoryLoom_Character"]
-    told(desk, "needs a face, but no face was found: use an image with a clearer face")
-    desk.look("Error, no face")
+    front_end.load(saved(PHOTO))
+    character = front_end.node("StoryLoom_Character")
+    front_end.set(character, mode="face only")
+    front_end.connect(front_end.add("LoadImage", image="photo.png"), 0, character, "image")
+    front_end.connect(front_end.add("StoryLoom_LoadFaceAnalysis", pack="tiny"), 0, character, "face_analysis")
+    assert refused(front_end) == ["StoryLoom_Character"]
+    told(front_end, "needs a face, but no face was found: use an image with a clearer face")
+    front_end.look("Error, no face")

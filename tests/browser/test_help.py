@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from desk import EMPTY
+from front_end import EMPTY
 
 FOUND = {
     "One-Prompt-One-Story": "Encode story as one prompt (SVR)",
@@ -20,22 +20,22 @@ FOUND = {
 
 
 @pytest.mark.parametrize("words", FOUND)
-def test_a_node_is_found_by_papers_methods_and_plain_words(desk, words):
-    desk.load(EMPTY)
-    desk.search(words).filter(has_text=FOUND[words]).first.wait_for()
-    desk.page.keyboard.press("Escape")
+def test_a_node_is_found_by_papers_methods_and_plain_words(front_end, words):
+    front_end.load(EMPTY)
+    front_end.search(words).filter(has_text=FOUND[words]).first.wait_for()
+    front_end.page.keyboard.press("Escape")
 
 
 @pytest.mark.parametrize("kind", ["StoryLoom_Script", "StoryLoom_ConsistentSelfAttention"])
-def test_its_page_is_shown_with_its_pictures(desk, renderer, kind):
-    desk.load(EMPTY)
-    number = desk.add(kind)
-    desk.look_at(number)
-    desk.page.evaluate("(id) => app.canvas.selectNode(app.graph.getNodeById(id))", number)
-    desk.page.get_by_test_id("info-button").click()
-    shown = desk.page.locator(".node-help-content")
+def test_its_page_is_shown_with_its_pictures(front_end, renderer, kind):
+    front_end.load(EMPTY)
+    number = front_end.add(kind)
+    front_end.look_at(number)
+    front_end.page.evaluate("(id) => app.canvas.selectNode(app.graph.getNodeById(id))", number)
+    front_end.page.get_by_test_id("info-button").click()
+    shown = front_end.page.locator(".node-help-content")
     shown.locator("h2", has_text="Inputs").wait_for()
     picture = shown.locator("img").first
-    desk.page.wait_for_function("(img) => img.complete && img.naturalWidth > 0", arg=picture.element_handle())
+    front_end.page.wait_for_function("(img) => img.complete && img.naturalWidth > 0", arg=picture.element_handle())
     assert re.search(r"/docs/.*images/\w+\.png", picture.get_attribute("src"))
-    desk.look(f"Help, {kind}, {renderer} nodes")
+    front_end.look(f"Help, {kind}, {renderer} nodes")

@@ -3,7 +3,7 @@
 from itertools import combinations
 
 import pytest
-from desk import NAMES, saved
+from front_end import NAMES, saved
 
 DEMOS = [name for name in NAMES if name.startswith("Demo - ")]
 STATE = """() => ({
@@ -21,9 +21,9 @@ STATE = """() => ({
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_opens_whole(desk, name):
-    desk.open_template(name)
-    workflow, state = saved(name), desk.page.evaluate(STATE)
+def test_it_opens_whole(front_end, name):
+    front_end.open_template(name)
+    workflow, state = saved(name), front_end.page.evaluate(STATE)
     nodes = [[n["id"], n["type"], True, False, n["pos"], n["mode"]] for n in workflow["nodes"]]
     assert sorted(state["nodes"]) == sorted(nodes), "known, not red, and where it was"
     inputs = {node["id"]: node["inputs"] for node in workflow["nodes"]}
@@ -31,23 +31,23 @@ def test_it_opens_whole(desk, name):
         [a, out, b, inputs[b][slot]["name"]] for _, a, out, b, slot, _ in workflow["links"]
     )
     assert state["groups"] == [group["title"] for group in workflow["groups"]]
-    assert not desk.page.get_by_test_id("error-overlay").is_visible()
+    assert not front_end.page.get_by_test_id("error-overlay").is_visible()
     for (one, *a), (other, *b) in combinations(state["boxes"], 2):
         apart = any(a[i] + a[i + 2] <= b[i] or b[i] + b[i + 2] <= a[i] for i in (0, 1))
         assert apart, f"{one} and {other} overlap as they are drawn"
-    desk.page.keyboard.press(".")
-    desk.look(name)
+    front_end.page.keyboard.press(".")
+    front_end.look(name)
 
 
 @pytest.mark.parametrize("name", DEMOS)
-def test_a_demo_draws_its_picture(desk, name):
+def test_a_demo_draws_its_picture(front_end, name):
     """With two steps, so that the suite is quick; `test_first_story.py` runs one as it is."""
-    desk.open_template(name)
+    front_end.open_template(name)
     for node in saved(name)["nodes"]:
         if node["type"] == "KSampler":
-            desk.set(node["id"], steps=2)
-    event = desk.run()
+            front_end.set(node["id"], steps=2)
+    event = front_end.run()
     assert event and event["kind"] == "execution_success", event
     showing = ("SaveImage", "StoryLoom_SavePage", "PreviewImage")
     shown = [node["id"] for node in saved(name)["nodes"] if node["type"] in showing]
-    assert shown and all(desk.pictures(number) for number in shown)
+    assert shown and all(front_end.pictures(number) for number in shown)

@@ -41,7 +41,7 @@ def saved(name):
     return json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
 
 
-class Desk:
+class FrontEnd:
     """ComfyUI's page. `faults`: errors of JavaScript that nothing caught."""
 
     def __init__(self, page, server):
