@@ -157,7 +157,12 @@ class ConsistentAttention:
         """
         if self._skipped(call, inner.options):
             return inner(q, k, v, heads)
-        tiles = q.shape[0] // call.rows
+        tiles, rest = divmod(q.shape[0], call.rows)
+        if rest:
+            raise ValueError(
+                f"Another node has changed the number of rows in self-attention from {call.rows} to {q.shape[0]}, so "
+                "Consistent self-attention cannot match them to images. Remove one of the two nodes."
+            )
         tokens = k.shape[0] * k.shape[1] // q.shape[0]
         groups = call.cached((self, tiles, tokens, k.device), lambda: self._groups(call, tiles, tokens, k.device))
         if all(group.keys is None for group in groups):
@@ -188,6 +193,11 @@ class ConsistentAttention:
             published = self.schedule == "published"
             return sample_tokens(self.seed, step, image, tokens, self.sampling_rate, bernoulli=published)
 
+        if not all(chunk.whole for chunk in call.chunks):
+            raise ValueError(
+                "Consistent self-attention needs all images of the batch in one call of the model, but another node "
+                "calls it with fewer at a time. Remove that node, or Consistent self-attention."
+            )
         sampled = self._sampled(call.cache).get_or_make((tokens, device), lambda: SampledTokens(sample, device))
         shown = [call.images_of(chunk) for chunk in call.chunks]
         seen_of = sampled.of(call.step, (image.number for images in shown for image in images))

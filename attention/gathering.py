@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..runtime.chain import Chain
 from ..runtime.memory import images_within, in_slices
 from ..runtime.rows import Rows, grouped, named_rows
 
@@ -82,12 +83,13 @@ def attend_in_groups(
     return out
 
 
-def attend_around(q: Tensor, k: Tensor, v: Tensor, heads: int, groups: Sequence[ImageGroup], inner: Attend) -> Tensor:
+def attend_around(q: Tensor, k: Tensor, v: Tensor, heads: int, groups: Sequence[ImageGroup], inner: Chain) -> Tensor:
     """As attend_in_groups, for an attention that needs the whole batch in every call.
 
     Rows of other groups attend to repeats of their own tokens meanwhile. An attention that ignores q returns one row
-    per value (PAG: the values themselves): it has nothing to share and is called as without the patch. Slices would not
-    bound memory here: the whole batch is gathered for any number of rows.
+    per value (PAG: the values themselves): it has nothing to share and is called as without the patch. One that records
+    is called with the layer's own tokens at the end. Slices would not bound memory here: the whole batch is gathered
+    for any number of rows.
     """
     alone = cache(lambda: inner(q, k, v, heads))
     out = torch.empty_like(q)
@@ -106,6 +108,7 @@ def attend_around(q: Tensor, k: Tensor, v: Tensor, heads: int, groups: Sequence[
             result = alone()
         for group in together:
             out[group.rows] = result[group.rows]
+    inner.settle(q, k, v)
     return out
 
 

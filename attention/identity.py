@@ -137,6 +137,7 @@ class IdentityPreserving:
                 result = inner(q, *duplicate_columns(k, v, columns, weight), heads)
                 for rows, _, _ in together:
                     out[rows] = result[rows]
+            inner.settle(q, k, v)
         return out
 
 

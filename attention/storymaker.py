@@ -162,6 +162,14 @@ class ImageConditioning:
     def _groups(self, call: UNetCall) -> list[RowGroup]:
         members: list[tuple[int, RowCharacters]] = []
         for chunk in call.chunks:
+            if chunk.foreign:
+                continue
+            if not chunk.located and any(region is not None for region in self.regions):
+                raise ValueError(
+                    "Apply StoryMaker cannot place its regions: another node calls the model with a part of the image "
+                    "that is not a part of these latents (a different size?). Disconnect the regions, or remove that "
+                    "node."
+                )
             story = chunk.conditioning.story or call.story
             roles = {} if story is None else self.roles(story)
             for row, image in zip(chunk.rows, call.images_of(chunk), strict=True):
@@ -170,8 +178,7 @@ class ImageConditioning:
                     shown = _shown(image.characters, roles)
                 if shown:
                     masks = tuple(_mask_number(self.regions[number], image, story) for number in shown)
-                    conditioning = chunk.conditioning
-                    members.append((row, RowCharacters(shown, masks, conditioning.positive, conditioning.area)))
+                    members.append((row, RowCharacters(shown, masks, chunk.conditioning.positive, chunk.area)))
         together = grouped(members, key=lambda member: len(member[1].characters)).values()
         groups = (zip(*each, strict=True) for each in together)
         return [RowGroup(named_rows(rows, call.device), shown) for rows, shown in groups]

@@ -30,8 +30,9 @@ from ..models.storymaker.weights import CONTEXT as WIDTH
 from ..models.storymaker.weights import StoryMakerWeights
 from ..prompts.conditioning import StoryCond, StoryRow
 from ..prompts.tokens import StoryTokens
-from ..runtime.call import KEY, Conditioning, SamplerCall, read_call
+from ..runtime.call import KEY, Conditioning, SamplerCall
 from ..runtime.patch import ScheduledPatch
+from ..runtime.reading import read_call
 from ..runtime.run import StoryRun
 from .common import enter_comfyui, fused_attention, table
 
@@ -170,7 +171,7 @@ def patched_options(case: Case, frames: int) -> dict[str, Any]:
         patches.append(ImageConditioning(sdxl_adapter(), people, regions, 0.8, 1.0, 1.0, 0.0, 1.0, blocks))
     window = (SIGMA, SIGMA) if case.open else (SIGMA / 2, SIGMA / 4)
     run = StoryRun(tuple(ScheduledPatch(patch, *window) for patch in patches), attend)
-    return run.installed(options, read_call(options, 2 * frames))
+    return run.installed(options, read_call(options, torch.empty(2 * frames, 4, 0, 0)))
 
 
 def sdxl_adapter() -> StoryMakerAdapter:

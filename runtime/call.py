@@ -1,9 +1,7 @@
 """The view of one UNet call: which rows belong to which conditioning, and to which frames of a story.
 
-The only place that reads rows and images from the host's `transformer_options`. A host calls the UNet with several
-conditionings stacked along the rows ("chunks"), in any order and split over several calls as memory allows. Chunks are
-identified by the uuid that the host gives every conditioning, never by position or number alone: number 0 is the
-positive in one guider and the negative in another.
+A host calls the UNet with several conditionings stacked along the rows ("chunks"), in any order and split over several
+calls as memory allows.
 """
 
 from __future__ import annotations
@@ -15,6 +13,7 @@ from math import lcm
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from ..prompts.conditioning import StoryCond
 from .cache import RunCache
@@ -54,6 +53,9 @@ class SamplerCall:
     story           the run's story, beside which conditionings without a story are sampled
     cache           values that patches compute once for the whole run, on any card
     size            height and width of the whole image's latents
+    latents         [B, C, height, width] of the evaluation, None: unknown
+    contexts        text context [rows, T, D] of each conditioning, as far as it has one
+    wrapped         whether another node calls the UNet, in its own way
     """
 
     sigma: float
@@ -64,14 +66,34 @@ class SamplerCall:
     story: StoryCond | None = None
     cache: RunCache = field(default_factory=RunCache, repr=False)
     size: tuple[int, int] = (0, 0)
+    latents: Tensor | None = field(default=None, repr=False)
+    contexts: Mapping[tuple[int, Any], Tensor] = field(default_factory=dict, repr=False)
+    wrapped: bool = False
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """One conditioning's rows in a UNet call."""
+    """One conditioning's rows in a UNet call.
+
+    images   batch indices of their images; None: those of the call
+    tile     (height, width, top, left) in latent pixels of the part of the image that another node has cut out
+    located  whether that part is known
+    whole    whether all images of the evaluation are in it
+    foreign  whether another node added these rows, with a context of its own
+    """
 
     rows: range
     conditioning: Conditioning
+    images: tuple[int, ...] | None = None
+    tile: tuple[int, ...] | None = None
+    located: bool = True
+    whole: bool = True
+    foreign: bool = False
+
+    @property
+    def area(self) -> tuple[int, ...] | None:
+        """(height, width, top, left) in latent pixels of the part of the image that the rows are, None: all of it."""
+        return self.conditioning.area if self.tile is None else self.tile
 
 
 class IdentityGroup(NamedTuple):
@@ -110,9 +132,9 @@ def batch_images(story: StoryCond | None, indices: Iterable[int]) -> list[Image]
 
 @dataclass(frozen=True, eq=False)
 class UNetCall:
-    """One call of the UNet. `images`, `step`, `steps`, `story`, `cache` and `size` as in SamplerCall.
+    """One call of the UNet. `step`, `steps`, `story`, `cache` and `size` as in SamplerCall.
 
-    device: of its tensors; call_cache: values that patches compute once for this call.
+    images: of an ordinary chunk; device: of its tensors; call_cache: values that patches compute once for this call.
     """
 
     sigma: float
@@ -155,10 +177,15 @@ class UNetCall:
         """
         story = chunk.conditioning.story or self.story
         known = len(chunk.rows) if story is None else len(story.rows)
-        indices = range(known) if self.images is None else self.images
+        indices = self._indices(chunk, known)
         if len(indices) != len(chunk.rows):
-            raise _unknown_images(len(chunk.rows), len(indices))
+            raise unknown_images(len(chunk.rows), len(indices))
         return batch_images(story, indices)
+
+    def _indices(self, chunk: Chunk, known: int) -> Sequence[int]:
+        """Batch indices of a chunk's images, out of `known` ones if there is no other way to tell."""
+        images = self.images if chunk.images is None else chunk.images
+        return range(known) if images is None else images
 
     def identity_groups(self, cut: bool) -> list[IdentityGroup]:
         """Rows that have identity columns, grouped by these columns.
@@ -196,71 +223,17 @@ class UNetCall:
 
     def _identity_columns(self, chunk: Chunk) -> list[tuple[int, ...]]:
         story = chunk.conditioning.story
-        images = range(len(story.rows)) if self.images is None else self.images
+        images = self._indices(chunk, len(story.rows))
         if len(chunk.rows) == len(images):
             return [story.identity_columns(image) for image in images]
         everywhere = {story.identity_columns(row) for row in range(len(story.rows))}
         if len(everywhere) > 1:
-            raise _unknown_images(len(chunk.rows), len(story.rows))
+            raise unknown_images(len(chunk.rows), len(story.rows))
         return [*everywhere] * len(chunk.rows)
 
 
-def _unknown_images(rows: int, images: int) -> ValueError:
+def unknown_images(rows: int, images: int) -> ValueError:
     return ValueError(
         f"The model is called with {rows} images for a story of {images} frames, so their frames are unknown. "
-        "Another node splits or repeats the images (tiled sampling?): remove it."
+        "Another node changes the images or their text on the way to the model (tiled sampling?): remove it."
     )
-
-
-def window_images(options: Mapping[str, Any], rows: int) -> tuple[int, ...] | None:
-    """Batch indices of the images in one evaluation.
-
-    None, which means all of them in order, unless the host slides a context window over the batch. Raises ValueError
-    when the numbers of images and rows differ.
-    """
-    window = options.get("context_window")
-    if window is None or window.dim != 0:
-        return None
-    anchor = getattr(window, "causal_anchor_index", None)
-    images = (*([] if anchor is None or anchor < 0 else [anchor]), *window.index_list)
-    if len(images) != rows:
-        raise ValueError(
-            f"A context window over the batch has {len(images)} images but the model is called with {rows}. "
-            "Use context windows over the batch (dim 0) without retained latents, or remove the context window node."
-        )
-    return images
-
-
-def read_call(options: Mapping[str, Any], rows: int, device: torch.device = CPU) -> UNetCall | None:
-    """The view of a UNet call with `rows` rows, None when it does not come from a patched sampling run.
-
-    device: of its tensors.
-    """
-    sampler: SamplerCall | None = options.get(KEY)
-    if sampler is None:
-        return None
-    keys = list(zip(options["cond_or_uncond"], options["uuids"], strict=True))
-    each = rows // len(keys)
-    unknown = Conditioning(None, 1, positive=False)
-    chunks = (
-        Chunk(range(i * each, (i + 1) * each), sampler.conditionings.get(key, unknown)) for i, key in enumerate(keys)
-    )
-    return UNetCall(
-        sampler.sigma,
-        tuple(chunks),
-        sampler.images,
-        sampler.step,
-        sampler.steps,
-        sampler.story,
-        sampler.cache,
-        sampler.size,
-        device,
-    )
-
-
-def nearest_step(sigma: float, sigmas: Sequence[float]) -> int:
-    """Number of the step whose start is nearest to a sigma; some samplers evaluate between two steps.
-
-    sigmas: where the steps of a run begin.
-    """
-    return min(range(len(sigmas)), key=lambda step: abs(sigmas[step] - sigma), default=0)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dis
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache, partial
+from types import CodeType
 from typing import Any
 
 from torch import Tensor
@@ -47,6 +50,37 @@ class Chain:
             return self.plain(q, k, v, heads, mask)
         return self.owner(q, k, v, self.options)
 
+    def settle(self, q: Tensor, k: Tensor, v: Tensor) -> None:
+        """Call a replacement that records once more with the layer's own tokens, after calls with others.
+
+        Self-Attention Guidance, for example, uses the map of its last call and expects as many keys as queries.
+        """
+        if self.owner is not None and _records(_code_of(self.owner)):
+            self.owner(q, k, v, self.options)
+
     def plain(self, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
         """The host's attention, for keys and values other than the layer's own. Skips the rest of the chain."""
         return self.host(q, k, v, heads, mask, self.options)
+
+
+RECORDERS = {"append", "extend", "setdefault", "update"}
+"""Methods by which a replacement keeps values in a container."""
+
+
+def _code_of(replacement: Replacement) -> CodeType | None:
+    while isinstance(replacement, partial):
+        replacement = replacement.func
+    function = replacement if hasattr(replacement, "__code__") else type(replacement).__call__
+    return getattr(function, "__code__", None)
+
+
+@cache
+def _records(code: CodeType | None) -> bool:
+    """Whether a function's code stores anything outside its own variables. May be true for one that only looks so."""
+    if code is None:
+        return False
+    stores = {"STORE_GLOBAL", "STORE_ATTR", "STORE_SUBSCR"}
+    return not RECORDERS.isdisjoint(code.co_names) or any(
+        each.opname in stores or (each.opname == "STORE_DEREF" and each.argval in code.co_freevars)
+        for each in dis.get_instructions(code)
+    )

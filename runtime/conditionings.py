@@ -24,13 +24,13 @@ def marked(conds: Mapping[str, list[dict]], original: Mapping[str, list[dict]]) 
     zeros, and for a region the host appends a copy of the dict, with the context of the other side, to that side's own.
     """
     stories = {
-        id(_context(cond)): cond[TAG]
+        id(context_of(cond)): cond[TAG]
         for name, group in conds.items()
         for cond in group[: len(original.get(name, group))]
-        if TAG in cond and _context(cond) is not None and _context(cond).any()
+        if TAG in cond and context_of(cond) is not None and context_of(cond).any()
     }
     return {
-        name: [_with_marks(cond, name, stories.get(id(_context(cond)))) for cond in group]
+        name: [_with_marks(cond, name, stories.get(id(context_of(cond)))) for cond in group]
         for name, group in conds.items()
     }
 
@@ -53,12 +53,12 @@ def conditioning_of(cond: Mapping[str, Any]) -> Conditioning:
     return Conditioning(cond.get(TAG), _context_length(cond), positive, None if area is None else tuple(area))
 
 
-def _context(cond: Mapping[str, Any]) -> Tensor | None:
+def context_of(cond: Mapping[str, Any]) -> Tensor | None:
     """A conditioning's text context [rows, T, D] as the UNet gets it, None when it has none."""
     encoded = cond.get("model_conds", {}).get("c_crossattn")
     return None if encoded is None else encoded.cond
 
 
 def _context_length(cond: Mapping[str, Any]) -> int:
-    context = _context(cond)
+    context = context_of(cond)
     return 1 if context is None else context.shape[1]

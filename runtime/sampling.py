@@ -89,13 +89,17 @@ class StorySampling:
         stories = [cond[TAG] for group in guider.conds.values() for cond in group if TAG in cond]
         plan = self._plan(stories, noise.shape[0], sigmas, guider.inner_model.model_sampling)
         _log_warnings(plan)
+        run = None
         if plan.acting:
             options = extra_args["model_options"]
             precomputed = options.get("transformer_options", {}).pop(PRECOMPUTED, {})
             run = StoryRun(plan.acting, self.host, plan.steps, plan.story, RunCache(precomputed), _compiling(options))
             wrappers = {CALC_COND_BATCH: run.evaluate, APPLY_MODEL: run.call_unet}
             extra_args = {**extra_args, "model_options": _with_wrappers(options, wrappers)}
-        return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
+        samples = executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
+        if run is not None:
+            _warn_of_bypassed(run)
+        return samples
 
     def _plan(self, stories: Sequence[StoryCond], images: int, sigmas: Tensor, model_sampling) -> Plan:
         for story in stories:
@@ -140,6 +144,16 @@ def _log_warnings(plan: Plan) -> None:
     warnings = (entry.patch.warning(plan.story) for entry in plan.acting if isinstance(entry.patch, Gathering))
     for warning in dict.fromkeys(filter(None, warnings)):
         logging.warning("%s.", warning)
+
+
+def _warn_of_bypassed(run: StoryRun) -> None:
+    bypassed = dict.fromkeys(entry.patch.name for entry in run.patches if entry not in run.reached)
+    if bypassed:
+        logging.warning(
+            "%s had no effect in this run: the model never called it. Another node that runs the UNet in its own way "
+            "(such as a cache of features) leaves it out; remove or bypass that node.",
+            " and ".join(bypassed),
+        )
 
 
 def _with_wrappers(model_options: dict[str, Any], wrappers: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ ON_A_CARD = os.environ.get("STORYLOOM_DEVICE") == "cuda"
 """ComfyUI may use the graphics card, which `pytest -m gpu` is for; everything else is compared on the CPU."""
 EXTRAS = [
     "nodes_pag",
+    "nodes_sag",
     "nodes_perpneg",
     "nodes_custom_sampler",
     "nodes_context_windows",

@@ -20,11 +20,10 @@ from storyloom.runtime.call import (
     SamplerCall,
     UNetCall,
     batch_images,
-    nearest_step,
-    read_call,
 )
 from storyloom.runtime.chain import Chain
 from storyloom.runtime.patch import ScheduledPatch
+from storyloom.runtime.reading import nearest_step, read_call
 from storyloom.runtime.run import LayerAttention
 
 HEADS, WIDTH = 4, 32
@@ -412,7 +411,7 @@ def test_steps_are_known_by_the_nearest_noise_level():
 def test_the_view_of_a_call_carries_step_and_story():
     run = story(FOX)
     sampler = SamplerCall(0.5, {}, None, 3, 8, run)
-    call = read_call({KEY: sampler, "uuids": ["a"], "cond_or_uncond": [0]}, 1)
+    call = read_call({KEY: sampler, "uuids": ["a"], "cond_or_uncond": [0]}, torch.zeros(1, 4, 0, 0))
     assert (call.step, call.steps, call.story) == (3, 8, run)
 
 

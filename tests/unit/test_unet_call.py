@@ -10,8 +10,9 @@ import torch
 from storyloom.attention.identity import IdentityPreserving
 from storyloom.prompts.conditioning import StoryCond, StoryRow
 from storyloom.prompts.tokens import StoryTokens
-from storyloom.runtime.call import KEY, Chunk, Conditioning, SamplerCall, UNetCall, read_call, window_images
+from storyloom.runtime.call import KEY, Chunk, Conditioning, SamplerCall, UNetCall
 from storyloom.runtime.patch import ScheduledPatch, check_window
+from storyloom.runtime.reading import read_call, window_images
 from storyloom.runtime.run import LayerAttention, StoryRun
 from storyloom.runtime.sampling import StorySampling
 
@@ -40,6 +41,10 @@ def call_of(*conditionings, images=3, rows=None):
     rows = rows or images
     chunks = (Chunk(range(i * rows, (i + 1) * rows), c) for i, c in enumerate(conditionings))
     return UNetCall(1.0, tuple(chunks), tuple(range(images)))
+
+
+def latents(rows, height=0, width=0):
+    return torch.zeros(rows, 4, height, width)
 
 
 def numbers(rows):
@@ -129,7 +134,7 @@ def test_windows_choose_the_rows_of_the_story():
     images = window_images({"context_window": window}, 2)
     assert images == (1, 3)
     options = {KEY: SamplerCall(1.0, known, images), "uuids": ["b", "a"], "cond_or_uncond": [1, 0]}
-    call = read_call(options, 4)
+    call = read_call(options, latents(4))
     found = columns_of(call, cut=True)
     assert {row: len(columns) - 1 for row, (columns, _) in found.items()} == {2: 2, 3: 4}
 
@@ -181,15 +186,15 @@ def test_conditionings_are_known_by_number_and_uuid_and_strangers_are_ordinary()
     """The host gives a region's copy in the other list the same uuid."""
     tagged, number = conditioning(5, 5), [0, 1, 2, 1]
     sampler = SamplerCall(0.5, {(2, "a"): tagged, (1, "a"): ordinary(154)}, (0, 1))
-    call = read_call({KEY: sampler, "uuids": ["stranger", "a", "a", "a"], "cond_or_uncond": number}, 8)
+    call = read_call({KEY: sampler, "uuids": ["stranger", "a", "a", "a"], "cond_or_uncond": number}, latents(8))
     assert [chunk.rows for chunk in call.chunks] == [range(0, 2), range(2, 4), range(4, 6), range(6, 8)]
     assert [chunk.conditioning.story for chunk in call.chunks] == [None, None, tagged.story, None]
     assert call.context_length == 154 and call.sigma == 0.5 and call.images == (0, 1)
 
 
 def test_a_call_that_no_sampler_announced_has_no_view():
-    assert read_call({}, 2) is None
-    assert read_call({"uuids": ["a"]}, 2) is None
+    assert read_call({}, latents(2)) is None
+    assert read_call({"uuids": ["a"]}, latents(2)) is None
 
 
 def attend(q, k, v, heads, mask=None, options=None):
@@ -261,7 +266,7 @@ def test_other_slots_and_the_given_options_stay_as_they_are():
     options = {"patches_replace": {"attn1": attn1, "attn2": attn2}, "n_heads": HEADS}
     run = StoryRun((ipca({("output", 0): None}),), attend)
     out = run.installed(options, call_of(ordinary()))
-    assert out["patches_replace"]["attn1"] is attn1 and out["n_heads"] == HEADS
+    assert out["patches_replace"]["attn1"] == attn1 and out["n_heads"] == HEADS
     assert options == {"patches_replace": {"attn1": attn1, "attn2": attn2}, "n_heads": HEADS}
     assert attn1 == attn2 == {("output", 0): somebody}
     untouched = {}
@@ -283,7 +288,7 @@ def test_an_owner_is_given_the_whole_batch_every_time():
 
     call, options = call_of(ordinary(), conditioning(7, 7, 7)), {"n_heads": HEADS}
     run_layer(call, [ipca({}, weight=1.25)], counting, qkv(6), options)
-    assert [size[:3] for size in sizes] == [(6, 6, 6)] * 2
+    assert [size[:3] for size in sizes] == [(6, 6, 6)] * 3, "the third call is for a replacement that records"
     assert all(size[3] is options for size in sizes)
 
 
@@ -385,7 +390,7 @@ def test_what_asks_for_the_picture_is_known_by_its_guiders_name_for_it():
     asks = dict(enumerate([True, False, False, False, True, False]))
     found = {key: known.positive for key, known in seen[KEY].conditionings.items()}
     assert len(found) == 11 and found == {(number, uuid): asks[number] for number, uuid in found}
-    unknown = read_call(seen | {"uuids": ["nobody's"], "cond_or_uncond": [0]}, 2)
+    unknown = read_call(seen | {"uuids": ["nobody's"], "cond_or_uncond": [0]}, latents(2))
     assert unknown.chunks[0].conditioning.positive is False
 
 
@@ -444,6 +449,7 @@ def test_settings_without_effect_are_told_once(caplog):
     sample([IdentityPreserving(2.0, 0.0, 1.0, {})], {"positive": [encoded()]})
     sample([IdentityPreserving(2.0, 0.6, 0.9, {})], {"positive": [encoded(story(7, 7))]})
     sample([IdentityPreserving(2.0, 0.0, 0.1, {})], {"positive": [encoded(story(7, 7))]})
-    first, second = (record.getMessage() for record in caplog.records)
+    messages = (record.getMessage() for record in caplog.records)
+    first, second = (message for message in messages if "has no effect" in message)
     assert "no conditioning comes from a StoryLoom encode node" in first
     assert "none of its 2 steps lies between start_percent 0.6 and end_percent 0.9" in second

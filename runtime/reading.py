@@ -1,0 +1,141 @@
+"""Reads the rows and images of a UNet call from the host's `transformer_options`; the only place that does.
+
+Chunks are identified by the uuid that the host gives every conditioning, never by position or number alone: number 0 is
+the positive in one guider and the negative in another. A call that is not all images of each conditioning in turn comes
+from another node, and its rows are recognised by their content.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from .cache import RunCache
+from .call import KEY, Chunk, Conditioning, SamplerCall, UNetCall, unknown_images
+from .layout import RowSource, rows_by_content, spans_of
+
+
+def window_images(options: Mapping[str, Any], rows: int) -> tuple[int, ...] | None:
+    """Batch indices of the images in one evaluation.
+
+    None, which means all of them in order, unless the host slides a context window over the batch. Raises ValueError
+    when the numbers of images and rows differ.
+    """
+    window = options.get("context_window")
+    if window is None or window.dim != 0:
+        return None
+    anchor = getattr(window, "causal_anchor_index", None)
+    images = (*([] if anchor is None or anchor < 0 else [anchor]), *window.index_list)
+    if len(images) != rows:
+        raise ValueError(
+            f"A context window over the batch has {len(images)} images but the model is called with {rows}. "
+            "Use context windows over the batch (dim 0) without retained latents, or remove the context window node."
+        )
+    return images
+
+
+def read_call(options: Mapping[str, Any], latents: Tensor, context: Tensor | None = None) -> UNetCall | None:
+    """The view of a UNet call, None when it does not come from a patched sampling run.
+
+    latents: [rows, C, h, w]; context: [rows, T, D] of its text. Raises ValueError when its rows are unknown.
+    """
+    sampler: SamplerCall | None = options.get(KEY)
+    if sampler is None:
+        return None
+    return UNetCall(
+        sampler.sigma,
+        tuple(_chunks(sampler, options, latents, context)),
+        sampler.images,
+        sampler.step,
+        sampler.steps,
+        sampler.story,
+        sampler.cache,
+        sampler.size,
+        latents.device,
+    )
+
+
+def with_added_rows(call: UNetCall, options: Mapping[str, Any], context: Tensor) -> UNetCall:
+    """The call as seen by a layer where another node has added rows. context: [rows, T, D] of the text of all its rows.
+
+    Rows with the context of a conditioning belong to it; the others are that node's own.
+    """
+    sampler: SamplerCall = options[KEY]
+    keys = [key for key in _keys(options) if key in sampler.contexts]
+    sources = rows_by_content(None, context, sampler.latents, [sampler.contexts[key] for key in keys])
+    located = all(chunk.located for chunk in call.chunks)
+    chunks = (replace(chunk, located=located) for chunk in _recognised(sampler, keys, sources, context.shape[1]))
+    return replace(call, chunks=tuple(chunks), call_cache=RunCache())
+
+
+def _keys(options: Mapping[str, Any]) -> list[tuple[int, Any]]:
+    """The guider's number and the uuid of each conditioning in a call."""
+    return list(zip(options["cond_or_uncond"], options["uuids"], strict=True))
+
+
+def _chunks(sampler: SamplerCall, options: Mapping[str, Any], latents: Tensor, context: Tensor | None) -> list[Chunk]:
+    keys, rows, size = _keys(options), len(latents), tuple(latents.shape[-2:])
+    images = rows // len(keys) if sampler.latents is None else len(sampler.latents)
+    conditionings = [sampler.conditionings.get(key, Conditioning(None, 1, positive=False)) for key in keys]
+    counted = rows == len(keys) * images
+    fits = all(size == _size(each.area, sampler.size) for each in conditionings)
+    ordinary = [Chunk(range(i * images, (i + 1) * images), each, located=fits) for i, each in enumerate(conditionings)]
+    if counted and fits and not sampler.wrapped:
+        return ordinary
+
+    def by_content() -> list[Chunk] | None:
+        known = [key for key in keys if key in sampler.contexts]
+        if not known or context is None or sampler.latents is None:
+            return None
+        contexts = [sampler.contexts[key] for key in known]
+        sources = rows_by_content(latents, context, sampler.latents, contexts)
+        return None if None in sources else [*_recognised(sampler, known, sources)]
+
+    if counted and fits:
+        layout = "in order", tuple(keys), rows
+        usual = sampler.cache.get_or_make(layout, lambda: _is_ordinary(by_content(), ordinary))
+        return ordinary if usual else by_content() or ordinary
+    chunks = by_content()
+    if chunks is None and not counted:
+        raise unknown_images(rows, images)
+    return chunks or ordinary
+
+
+def _is_ordinary(recognised: Sequence[Chunk] | None, ordinary: Sequence[Chunk]) -> bool:
+    """Whether rows are in the ordinary order, as far as they were recognised."""
+    if recognised is None:
+        return True
+    chunks = [(chunk.rows, chunk.conditioning, chunk.whole) for chunk in recognised]
+    return chunks == [(chunk.rows, chunk.conditioning, True) for chunk in ordinary]
+
+
+def _recognised(
+    sampler: SamplerCall, keys: Sequence[tuple[int, Any]], sources: Sequence[RowSource | None], tokens: int = 1
+) -> Iterator[Chunk]:
+    """Chunks of rows that were recognised by content. tokens: context length of rows that were not."""
+    for span in spans_of(sources):
+        if span.conditioning is None:
+            yield Chunk(span.rows, Conditioning(None, tokens, positive=False), foreign=True)
+            continue
+        conditioning = sampler.conditionings[keys[span.conditioning]]
+        images = span.images if sampler.images is None else tuple(sampler.images[image] for image in span.images)
+        tile = None if span.tile == (*sampler.size, 0, 0) else span.tile
+        yield Chunk(span.rows, conditioning, images, tile, span.tile is not None, len(images) == len(sampler.latents))
+
+
+def _size(area: Sequence[int] | None, whole: tuple[int, int]) -> tuple[int, ...]:
+    """Height and width of an area, which the host cuts off at the edge of the image."""
+    if area is None:
+        return whole
+    return tuple(min(side, edge - start) for side, start, edge in zip(area[:2], area[2:], whole, strict=True))
+
+
+def nearest_step(sigma: float, sigmas: Sequence[float]) -> int:
+    """Number of the step whose start is nearest to a sigma; some samplers evaluate between two steps.
+
+    sigmas: where the steps of a run begin.
+    """
+    return min(range(len(sigmas)), key=lambda step: abs(sigmas[step] - sigma), default=0)
