@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..runtime.chain import Chain
 from ..runtime.memory import images_within, in_slices
-from ..runtime.rows import Rows, grouped, named_rows
+from ..runtime.rows import Rows, assembled, grouped, named_rows
 
 Attend = Callable[..., Tensor]
 
@@ -77,10 +77,8 @@ def attend_in_groups(
     if len(slices) == 1:
         (group,) = slices
         return attend(q, k, v, heads) if group.keys is None else attend(q, group.of(k), group.of(v), heads)
-    out = torch.empty_like(q)
-    for group in slices:
-        out[group.rows] = attend(q[group.rows], group.of(k), group.of(v), heads)
-    return out
+    parts = ((group.rows, attend(q[group.rows], group.of(k), group.of(v), heads)) for group in slices)
+    return assembled(q, parts)
 
 
 def attend_around(q: Tensor, k: Tensor, v: Tensor, heads: int, groups: Sequence[ImageGroup], inner: Chain) -> Tensor:
@@ -92,24 +90,26 @@ def attend_around(q: Tensor, k: Tensor, v: Tensor, heads: int, groups: Sequence[
     for any number of rows.
     """
     alone = cache(lambda: inner(q, k, v, heads))
-    out = torch.empty_like(q)
-    for count in dict.fromkeys(_count(group) for group in groups):
-        together = [group for group in groups if _count(group) == count]
-        result = None
-        if count:
-            batch, tokens = k.shape[:2]
-            first = torch.arange(0, batch * tokens, tokens, device=k.device)
-            keys = first[:, None] + torch.arange(count, device=k.device) % tokens
+
+    def parts() -> Iterator[tuple[Rows, Tensor]]:
+        for count in dict.fromkeys(_count(group) for group in groups):
+            together = [group for group in groups if _count(group) == count]
+            result = None
+            if count:
+                batch, tokens = k.shape[:2]
+                first = torch.arange(0, batch * tokens, tokens, device=k.device)
+                keys = first[:, None] + torch.arange(count, device=k.device) % tokens
+                for group in together:
+                    keys[group.rows] = group.keys
+                everyone = ImageGroup(slice(0, batch), keys)
+                result = inner(q, everyone.of(k), everyone.of(v), heads)
+            if result is None or result.shape != q.shape:
+                result = alone()
             for group in together:
-                keys[group.rows] = group.keys
-            everyone = ImageGroup(slice(0, batch), keys)
-            result = inner(q, everyone.of(k), everyone.of(v), heads)
-        if result is None or result.shape != q.shape:
-            result = alone()
-        for group in together:
-            out[group.rows] = result[group.rows]
-    inner.settle(q, k, v)
-    return out
+                yield group.rows, result[group.rows]
+        inner.settle(q, k, v)
+
+    return assembled(q, parts())
 
 
 def _count(group: ImageGroup) -> int:

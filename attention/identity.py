@@ -9,7 +9,7 @@ already: IPCA is ordinary cross-attention in which the identity columns count `w
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
@@ -22,7 +22,7 @@ from ..prompts.tokens import consecutive
 from ..runtime.blocks import Blocks
 from ..runtime.call import IdentityGroup, UNetCall
 from ..runtime.chain import Chain
-from ..runtime.rows import counted_up, grouped, named_rows
+from ..runtime.rows import Rows, assembled, counted_up, grouped, named_rows
 
 Attend = Callable[..., Tensor]
 
@@ -53,11 +53,13 @@ def identity_cross_attention(
     if weight == 1 or not columns:
         return attend(q, k, v, heads)
     if not isinstance(columns, range) and not isinstance(columns[0], int):
-        out = torch.empty_like(q)
-        for own, numbers in grouped(range(len(columns)), key=lambda row: tuple(columns[row])).items():
-            rows = named_rows(numbers, q.device)
-            out[rows] = identity_cross_attention(q[rows], k[rows], v[rows], heads, own, weight, attend)
-        return out
+        together = grouped(range(len(columns)), key=lambda row: tuple(columns[row]))
+        named = ((named_rows(numbers, q.device), own) for own, numbers in together.items())
+        parts = (
+            (rows, identity_cross_attention(q[rows], k[rows], v[rows], heads, own, weight, attend))
+            for rows, own in named
+        )
+        return assembled(q, parts)
     exact = Fraction(weight)
     if exact > 1 and exact.denominator <= COUNTED_DENOMINATOR:
         return attend(q, *duplicate_columns(k, v, columns, exact), heads)
@@ -120,25 +122,32 @@ class IdentityPreserving:
         groups = call.identity_groups(cut=inner.takes_rows and k.shape[1] == call.context_length)
         if not groups:
             return inner(q, k, v, heads)
-        out = torch.empty_like(q)
+        parts = self._in_rows if inner.takes_rows else self._in_whole_batches
+        return assembled(q, parts(q, k, v, heads, call, inner, groups))
+
+    def _in_rows(
+        self, q: Tensor, k: Tensor, v: Tensor, heads: int, call: UNetCall, inner: Chain, groups: list[IdentityGroup]
+    ) -> Iterator[tuple[Rows, Tensor]]:
         rest = call.rows_without_identity()
-        if inner.takes_rows:
-            if rest is not None:
-                out[rest] = inner(q[rest], k[rest], v[rest], heads)
-            for rows, columns, length in groups:
-                keys, values = k[rows, :length], v[rows, :length]
-                out[rows] = identity_cross_attention(q[rows], keys, values, heads, columns, self.weight, inner)
-        else:
-            if rest is not None:
-                out[rest] = inner(q, k, v, heads)[rest]
-            weight = Fraction(self.weight).limit_denominator(MAX_DENOMINATOR)
-            for count, together in grouped(groups, key=lambda group: len(group.columns)).items():
-                columns = call.cached_by_layout(("columns", count), partial(_columns_of, together, call))
-                result = inner(q, *duplicate_columns(k, v, columns, weight), heads)
-                for rows, _, _ in together:
-                    out[rows] = result[rows]
-            inner.settle(q, k, v)
-        return out
+        if rest is not None:
+            yield rest, inner(q[rest], k[rest], v[rest], heads)
+        for rows, columns, length in groups:
+            keys, values = k[rows, :length], v[rows, :length]
+            yield rows, identity_cross_attention(q[rows], keys, values, heads, columns, self.weight, inner)
+
+    def _in_whole_batches(
+        self, q: Tensor, k: Tensor, v: Tensor, heads: int, call: UNetCall, inner: Chain, groups: list[IdentityGroup]
+    ) -> Iterator[tuple[Rows, Tensor]]:
+        rest = call.rows_without_identity()
+        if rest is not None:
+            yield rest, inner(q, k, v, heads)[rest]
+        weight = Fraction(self.weight).limit_denominator(MAX_DENOMINATOR)
+        for count, together in grouped(groups, key=lambda group: len(group.columns)).items():
+            columns = call.cached_by_layout(("columns", count), partial(_columns_of, together, call))
+            result = inner(q, *duplicate_columns(k, v, columns, weight), heads)
+            for rows, _, _ in together:
+                yield rows, result[rows]
+        inner.settle(q, k, v)
 
 
 def _columns_of(groups: Sequence[IdentityGroup], call: UNetCall) -> Sequence[int] | Tensor:

@@ -37,3 +37,20 @@ def named_rows(numbers: Sequence[int], device: torch.device) -> Rows:
 def counted_up(numbers: Sequence[int], device: torch.device) -> torch.LongTensor:
     """Ascending numbers, at least one, as a LongTensor [n] made on the device without a copy."""
     return torch.cat([torch.arange(run.start, run.stop, device=device) for run in consecutive(numbers)])
+
+
+def assembled(like: Tensor, parts: Iterable[tuple[Rows, Tensor]]) -> Tensor:
+    """A tensor shaped like `like`, [rows, ...], from the values of disjoint rows that together are all of them.
+
+    Raises ValueError if a row has no value, so that no result contains memory that nothing has written.
+    """
+    out, count = torch.empty_like(like), 0
+    for rows, values in parts:
+        out[rows] = values
+        count += len(values)
+    if count != len(like):
+        raise ValueError(
+            f"Attention was computed for {count} of {len(like)} rows: another node has changed the number of rows "
+            "(regional prompts?). Remove that node."
+        )
+    return out

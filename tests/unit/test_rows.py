@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from storyloom.attention.sampled_tokens import SampledTokens, copied
-from storyloom.runtime.rows import counted_up, grouped, named_rows
+from storyloom.runtime.rows import assembled, counted_up, grouped, named_rows
 
 CPU = torch.device("cpu")
 ASCENDING = some.lists(some.integers(0, 40), min_size=1, unique=True).map(sorted)
@@ -28,6 +28,17 @@ def test_rows_are_on_the_device_that_is_asked_for():
 def test_groups_are_in_the_order_of_their_first_members():
     assert grouped(range(7), key=lambda n: n % 3) == {0: [0, 3, 6], 1: [1, 4], 2: [2, 5]}
     assert list(grouped("cabac", key=str)) == ["c", "a", "b"] and grouped((), key=str) == {}
+
+
+def test_rows_are_assembled_from_their_parts():
+    like, odd = torch.zeros(4, 2), torch.tensor([1, 3])
+    out = assembled(like, [(odd, torch.ones(2, 2)), (slice(0, 1), torch.full((1, 2), 2.0)), (slice(2, 3), like[:1])])
+    assert out[:, 0].tolist() == [2, 1, 0, 1]
+
+
+def test_a_row_without_a_value_is_an_error():
+    with pytest.raises(ValueError, match="computed for 2 of 3 rows"):
+        assembled(torch.zeros(3, 2), [(slice(0, 2), torch.ones(2, 2))])
 
 
 @pytest.fixture
