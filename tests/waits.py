@@ -27,7 +27,7 @@ class Waits(TorchDispatchMode):
 
     def __init__(self, card):
         super().__init__()
-        self.card, self.found = card, []
+        self.card, self.recorded = card, []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
@@ -37,7 +37,7 @@ class Waits(TorchDispatchMode):
         copied = len(there) > 1 and (name in COPIES or any(x.ndim and x.device.type == "cpu" for x in given))
         masked = name in INDEXING and any(x.dtype == torch.bool for x in given[1:])
         if copied or masked or name == "lift_fresh" or (name in ANSWERS and self.card in there):
-            self.found.append(str(func))
+            self.recorded.append(str(func))
         return out
 
 
@@ -56,14 +56,14 @@ class PackWaits(TorchFunctionMode):
 
     def __init__(self, folder=PACK):
         super().__init__()
-        self.folder, self.found = folder, []
+        self.folder, self.recorded = folder, []
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if _waited_for(func, args, kwargs):
             frame = _caller()
             if _is_in(self.folder, frame.f_code.co_filename):
-                self.found.append(f"{func.__name__} in {frame.f_code.co_name}, line {frame.f_lineno}")
+                self.recorded.append(f"{func.__name__} in {frame.f_code.co_name}, line {frame.f_lineno}")
         return func(*args, **kwargs)
 
 

@@ -75,16 +75,16 @@ class FakeComfyUI:
     def entry(self, item, graph):
         prompt_id, fault = item[1], self.fails(graph)
         if prompt_id in self.interrupted:
-            told = ["execution_interrupted", {"node_id": "sampler", "node_type": "KSampler"}]
+            message = ["execution_interrupted", {"node_id": "sampler", "node_type": "KSampler"}]
         elif fault:
-            told = ["execution_error", {"node_id": "sampler", "node_type": "KSampler", "exception_message": fault}]
+            message = ["execution_error", {"node_id": "sampler", "node_type": "KSampler", "exception_message": fault}]
         else:
             frames = graph["story"]["inputs"]["frames"].count("\n") + 1
             drawing = sha256(json.dumps(graph, sort_keys=True).encode()).hexdigest()
             images = [{"filename": f"{drawing}-{i}", "subfolder": "", "type": "temp"} for i in range(frames)]
             status = {"status_str": "success", "messages": []}
             return {"prompt": item, "outputs": {"frames": {"images": images}}, "status": status}
-        return {"prompt": item, "outputs": {}, "status": {"status_str": "error", "messages": [told]}}
+        return {"prompt": item, "outputs": {}, "status": {"status_str": "error", "messages": [message]}}
 
     def answer(self, request, body):
         if self.ended.is_set():

@@ -45,18 +45,18 @@ def killed_at_every_point(write: Callable[[int], object], folder: Path) -> Itera
     """
     write(0)
     for number, point in enumerate(points_of(lambda: write(1), folder), start=2):
-        ended, told = _in_a_child(lambda number=number, point=point: _die_at(point, lambda: write(number), folder))
+        ended, output = _in_a_child(lambda number=number, point=point: _die_at(point, lambda: write(number), folder))
         expected = signal.SIGKILL if point.written is None else signal.SIGXFSZ
-        assert ended == -expected, f"it was not killed at {point} but ended with {ended}: {told}"
+        assert ended == -expected, f"it was not killed at {point} but ended with {ended}: {output}"
         yield point
 
 
 def points_of(write: Callable[[], object], folder: Path) -> list[Point]:
     """Every point of a write, which is done once: around each step, and with 0, 1, half and all but one byte."""
-    ended, told = _in_a_child(lambda: json.dumps(_steps_of(write, folder)))
-    assert ended == 0, f"it cannot be written at all: {told}"
+    ended, output = _in_a_child(lambda: json.dumps(_steps_of(write, folder)))
+    assert ended == 0, f"it cannot be written at all: {output}"
     points = []
-    for step, (event, size) in enumerate(json.loads(told)):
+    for step, (event, size) in enumerate(json.loads(output)):
         points.append(Point(step, event))
         points += [Point(step, event, written) for written in sorted({0, 1, size // 2, size - 1} & set(range(size)))]
     assert points, f"nothing is written into {folder}"
@@ -117,7 +117,7 @@ def _at_each_step(call: Callable[[str, str], None], folder: Path) -> None:
 
 
 def _in_a_child(work: Callable[[], str | None]) -> tuple[int, str]:
-    """Do it in a forked child. Returns its exit code, negative a signal that killed it, and what it tells or raises."""
+    """Do it in a forked child. Returns its exit code, negative a signal that killed it, and its result or traceback."""
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
@@ -127,15 +127,15 @@ def _in_a_child(work: Callable[[], str | None]) -> tuple[int, str]:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             for stream in (1, 2):  # what is printed is no file that the limit of its size can hit
                 os.dup2(nowhere, stream)
-            told, code = work() or "", 0
+            output, code = work() or "", 0
         except BaseException:
-            told, code = traceback.format_exc(), 1
+            output, code = traceback.format_exc(), 1
         try:
             with os.fdopen(writing, "w", encoding="utf-8") as file:
-                file.write(told)
+                file.write(output)
         finally:
             os._exit(code)
     os.close(writing)
     with os.fdopen(reading, encoding="utf-8") as file:
-        told = file.read()
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), told
+        output = file.read()
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), output

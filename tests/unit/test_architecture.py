@@ -82,8 +82,8 @@ def test_every_folder_of_the_package_is_known_here():
 
 @pytest.mark.parametrize("path", [Path("__init__.py"), *modules(*KNOW_NO_HOST)], ids=str)
 def test_nothing_outside_the_nodes_knows_a_host(path):
-    found = {name for name in imports(path) if name.partition(".")[0] in HOST}
-    assert not found
+    hosts = {name for name in imports(path) if name.partition(".")[0] in HOST}
+    assert not hosts
 
 
 @pytest.mark.parametrize("path", modules(*KNOW_NO_HOST, *KNOW_A_HOST), ids=str)

@@ -13,8 +13,8 @@ THREADS, PATIENCE = 4, 60
 """PATIENCE: seconds after which a thread that is alone gives up, and its test fails."""
 
 
-class AskedAtOnce(RunCache):
-    """In which the threads that ask for something all learn that it is not there before one of them goes on.
+class RequestedAtOnce(RunCache):
+    """A cache in which all threads that look something up see that it is missing before one of them goes on.
 
     Making it takes until all of them are at the lock, or have looked again without one: see `hold`.
     """
@@ -25,15 +25,15 @@ class AskedAtOnce(RunCache):
         self.here, self.all_here, self._lock = set(), Event(), Watched(self._lock, self.arrive)
 
     def __contains__(self, key):
-        found = super().__contains__(key)
+        present = super().__contains__(key)
         if not hasattr(self.seen, "once"):
             self.seen.once = True
-            assert not found
+            assert not present
             self.barrier.wait()
             self.met.append(key)
         else:
             self.arrive()
-        return found
+        return present
 
     def arrive(self):
         self.here.add(get_ident())
@@ -46,13 +46,13 @@ class AskedAtOnce(RunCache):
 
 
 class Watched:
-    """A lock that tells when a thread comes to it, before the thread waits."""
+    """A lock that calls `notify` when a thread arrives, before that thread waits."""
 
-    def __init__(self, lock, tell):
-        self.lock, self.tell = lock, tell
+    def __init__(self, lock, notify):
+        self.lock, self.notify = lock, notify
 
     def __enter__(self):
-        self.tell()
+        self.notify()
         return self.lock.__enter__()
 
     def __exit__(self, *error):
@@ -70,36 +70,36 @@ def call_of(kept, number=0):
 
 
 @pytest.mark.parametrize(
-    "ask",
+    "lookup",
     [RunCache.get_or_make, lambda kept, key, make: call_of(kept).cached_for_run(key, make)],
     ids=["kept", "in a run"],
 )
-def test_who_asks_at_the_same_time_is_given_the_same_thing(ask):
-    kept, made = AskedAtOnce(), []
+def test_who_asks_at_the_same_time_is_given_the_same_thing(lookup):
+    kept, made = RequestedAtOnce(), []
 
     def make():
         kept.hold()
         made.append(object())
         return made[-1]
 
-    assert in_threads(lambda number: ask(kept, "key", make)) == made * THREADS and len(made) == 1
+    assert in_threads(lambda number: lookup(kept, "key", make)) == made * THREADS and len(made) == 1
     assert kept.met == ["key"] * THREADS
 
 
 def test_every_card_has_its_own_things_and_layers_of_one_call_share_them():
-    kept, made = AskedAtOnce(), []
+    kept, made = RequestedAtOnce(), []
 
-    def ask(number):
+    def lookup(number):
         return call_of(kept, number).cached_by_layout("rows", lambda: kept.hold() or made.append(number) or number)
 
-    given = in_threads(ask)
+    given = in_threads(lookup)
     assert sorted(number % 2 for number in made) == [0, 1]
     assert all(number % 2 == place % 2 for place, number in enumerate(given))
 
 
 def test_one_call_that_several_threads_ask():
     call, made = call_of(RunCache()), []
-    kept = AskedAtOnce()
+    kept = RequestedAtOnce()
     call = UNetCall(1.0, call.chunks, None, call_cache=kept)
     in_threads(lambda number: call.cached("key", lambda: kept.hold() or made.append(number)))
     assert len(made) == 1
@@ -126,10 +126,10 @@ def test_nothing_is_a_thing_too():
 def test_a_layout_is_known_again_by_what_its_rows_are():
     kept, made = RunCache(), []
 
-    def ask(length=77, rows=2, images=None):
+    def lookup(length=77, rows=2, images=None):
         chunk = Chunk(range(rows), Conditioning(None, length))
         UNetCall(1.0, (chunk,), images, cache=kept).cached_by_layout("key", lambda: made.append((length, rows, images)))
 
     for _ in range(2):
-        ask(), ask(154), ask(rows=3), ask(images=(1, 2)), ask(images=(2, 1))
+        lookup(), lookup(154), lookup(rows=3), lookup(images=(1, 2)), lookup(images=(2, 1))
     assert made == [(77, 2, None), (154, 2, None), (77, 3, None), (77, 2, (1, 2)), (77, 2, (2, 1))]

@@ -10,7 +10,7 @@ from storyloom.prompts.script import parse_story
 TRIO = "[Fox] a red fox\n[Owl] a grey owl\n[Cat] a fat cat"
 
 
-def told(identity, frames, style=""):
+def casts_by_identity(identity, frames, style=""):
     return {cast.identity: (cast.frames, cast.words) for cast in casts_of(parse_story(identity, frames, style))}
 
 
@@ -18,14 +18,14 @@ def told(identity, frames, style=""):
     "identity, frames", [("a red fox", "asleep\nreading"), ("[Fox] a red fox", "[Fox] asleep\nreading [Fox]")]
 )
 def test_one_character_is_one_cast(identity, frames):
-    assert told(identity, frames, "ink of {prompt}, flat") == {
+    assert casts_by_identity(identity, frames, "ink of {prompt}, flat") == {
         "ink of a red fox, flat": ((0, 1), ("asleep", "reading"))
     }
 
 
 def test_frames_of_the_same_characters_are_together_in_any_order_of_names():
     frames = "[Owl] flies\n[Fox] and [Owl] argue\n[Owl] sings\n[NC] a beach\n[Owl] feeds [Fox]"
-    assert told(TRIO, frames) == {
+    assert casts_by_identity(TRIO, frames) == {
         "a grey owl": ((0, 2), ("flies", "sings")),
         "a red fox and a grey owl": ((1, 4), ("argue", "feeds")),
     }

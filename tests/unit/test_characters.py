@@ -202,7 +202,7 @@ def test_an_embedding_comes_in_any_clothes_and_has_length_one(clothes):
 
 
 @pytest.mark.parametrize(
-    "value, said",
+    "value, message",
     [
         (torch.zeros(512), "no usable values"),
         (torch.full((512,), torch.nan), "no usable values"),
@@ -214,8 +214,8 @@ def test_an_embedding_comes_in_any_clothes_and_has_length_one(clothes):
         ([[1, 2], [3]], "got list"),
     ],
 )
-def test_what_is_no_embedding_is_refused_in_one_sentence(value, said):
-    with pytest.raises(ValueError, match=said):
+def test_what_is_no_embedding_is_refused_in_one_sentence(value, message):
+    with pytest.raises(ValueError, match=message):
         characters.unit_identity(value)
 
 
@@ -331,8 +331,8 @@ def test_saving_replaces_a_link_and_leaves_its_target(tmp_path):
 def test_saving_that_is_killed_leaves_the_old_file_or_the_whole_new_one(tmp_path):
     path, versions = tmp_path / "fox.safetensors", [some(seed=seed) for seed in (1, 2)]
     for _ in killed_at_every_point(lambda n: save_character(path, versions[n % 2]), tmp_path):
-        found = load_character(path).parts[0][0].face
-        assert any(torch.equal(found, version.parts[0][0].face) for version in versions)
+        face = load_character(path).parts[0][0].face
+        assert any(torch.equal(face, version.parts[0][0].face) for version in versions)
     assert [file.name for file in tmp_path.glob("[!.]*")] == ["fox.safetensors"]
 
 
@@ -372,7 +372,7 @@ NAN = torch.full((257, 1280), torch.nan)
 
 
 @pytest.mark.parametrize(
-    "metadata, tensors, said",
+    "metadata, tensors, expected",
     [
         ({"format": "pt"}, {}, "of another kind"),
         ({"format": None}, {}, "of another kind"),
@@ -408,9 +408,9 @@ NAN = torch.full((257, 1280), torch.nan)
         ({}, {"extra\x1b[31m": torch.zeros(1)}, r"extra\\x1b\[31m.* belongs to no part"),
     ],
 )
-def test_a_tampered_file_is_refused_in_one_sentence(good, tmp_path, metadata, tensors, said):
+def test_a_tampered_file_is_refused_in_one_sentence(good, tmp_path, metadata, tensors, expected):
     path = tampered(good, tmp_path, metadata, **tensors)
-    with pytest.raises(CharacterFileError, match=said) as refused:
+    with pytest.raises(CharacterFileError, match=expected) as refused:
         load_character(path)
     message = str(refused.value)
     assert message.startswith("bad.safetensors cannot be read") and message.endswith("save the character again.")

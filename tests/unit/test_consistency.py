@@ -30,7 +30,7 @@ class Fixed:
     name = "fixed"
 
     def __init__(self, features, texts=None):
-        self.features, self.said = features, texts or {}
+        self.features, self.vectors = features, texts or {}
         self.seen, self.read = [], []
 
     def images(self, pictures):
@@ -39,7 +39,7 @@ class Fixed:
 
     def texts(self, texts):
         self.read.append(list(texts))
-        return torch.stack([self.said[text] for text in texts])
+        return torch.stack([self.vectors[text] for text in texts])
 
 
 def pictures(count=3, side=4):
@@ -50,9 +50,9 @@ def pictures(count=3, side=4):
 
 def test_cosines_are_those_counted_by_hand():
     expected = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
-    found = pairwise(FEATURES)
-    assert found.dtype == torch.float64
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    cosines = pairwise(FEATURES)
+    assert cosines.dtype == torch.float64
+    torch.testing.assert_close(cosines, expected, rtol=0, atol=1e-12)
 
 
 def test_the_mean_is_over_pairs_and_not_over_the_diagonal():
@@ -88,18 +88,18 @@ def test_the_published_conventions(convention, text, factor):
 
 def test_everything_at_once():
     prompts = ["zero", "one", "two"]
-    said = {text_of(p, c): torch.tensor([0.6, 0.8]) for p in prompts for c in CONVENTIONS}
-    said["two"] = torch.tensor([1.0, 0.0])
+    vectors = {text_of(p, c): torch.tensor([0.6, 0.8]) for p in prompts for c in CONVENTIONS}
+    vectors["two"] = torch.tensor([1.0, 0.0])
     steps = []
-    found = measure(
+    measures = measure(
         pictures(),
         prompts,
         Fixed(FEATURES),
-        Fixed(FEATURES, said),
+        Fixed(FEATURES, vectors),
         progress=lambda done, total: steps.append((done, total)),
     )
-    assert found.frames == 3 and found.prompts == ("zero", "one", "two")
-    assert found.means() == pytest.approx(
+    assert measures.frames == 3 and measures.prompts == ("zero", "one", "two")
+    assert measures.means() == pytest.approx(
         {
             "clip_i": 1 / 3,
             "clip_t_clip_score": 2.5 * 2 / 3,
@@ -107,7 +107,7 @@ def test_everything_at_once():
             "clip_t_cosine": (1 + 1 + 0.8) / 3,
         }
     )
-    assert found.encoders == {"clip_i": "fixed", "clip_t": "fixed"}
+    assert measures.encoders == {"clip_i": "fixed", "clip_t": "fixed"}
     assert steps == [(3, 6), (6, 6)]
 
 
@@ -118,10 +118,10 @@ def test_only_what_is_given_is_measured():
 
 
 def test_one_encoder_for_both_sees_the_pictures_once():
-    said = {text_of("x", c): torch.tensor([1.0, 0.0]) for c in CONVENTIONS}
-    encoder = Fixed(FEATURES, said)
-    found = measure(pictures(), ["x"] * 3, encoder, encoder)
-    assert len(encoder.seen) == 1 and found.clip_t["cosine"].tolist() == pytest.approx([0.6, 0.6, 0.8])
+    vectors = {text_of("x", c): torch.tensor([1.0, 0.0]) for c in CONVENTIONS}
+    encoder = Fixed(FEATURES, vectors)
+    measures = measure(pictures(), ["x"] * 3, encoder, encoder)
+    assert len(encoder.seen) == 1 and measures.clip_t["cosine"].tolist() == pytest.approx([0.6, 0.6, 0.8])
 
 
 def test_many_pictures_are_encoded_a_few_at_a_time_and_keep_their_order():
@@ -134,8 +134,8 @@ def test_many_pictures_are_encoded_a_few_at_a_time_and_keep_their_order():
 
 class Faces:
     def embeddings(self, images):
-        found = torch.tensor([[1.0, 0.0], [0.6, 0.8], [NAN, NAN]])
-        return found[[round(float(value) * 10) for value in images[:, 0, 0, 0]]]
+        features = torch.tensor([[1.0, 0.0], [0.6, 0.8], [NAN, NAN]])
+        return features[[round(float(value) * 10) for value in images[:, 0, 0, 0]]]
 
 
 class Distances:
@@ -146,26 +146,26 @@ class Distances:
 
 
 def test_frames_without_a_face_are_counted_and_have_no_say():
-    found = measure(pictures(), faces=Faces(), dreamsim=Distances())
-    assert found.means() == pytest.approx({"face": 0.6, "dreamsim": (0.1 + 0.2 + 0.1) / 3})
-    assert found.faceless == (2,) and "found in 2 of 3 frames" in found.table()
+    measures = measure(pictures(), faces=Faces(), dreamsim=Distances())
+    assert measures.means() == pytest.approx({"face": 0.6, "dreamsim": (0.1 + 0.2 + 0.1) / 3})
+    assert measures.faceless == (2,) and "found in 2 of 3 frames" in measures.table()
 
 
 def test_the_json_is_plain_and_has_null_for_what_is_no_number():
-    found = measure(pictures(), ["a", "b", "c"], faces=Faces(), dreamsim=Distances())
-    told = json.loads(json.dumps(found.to_json(), allow_nan=False))
-    assert (told["format"], told["version"], told["frames"]) == ("storyloom-consistency", 1, 3)
-    assert told["face"][2] == [None, None, None] and told["face"][0][1] == pytest.approx(0.6)
-    assert told["faceless"] == [3] and told["prompts"] == ["a", "b", "c"]
-    assert told["dreamsim"][0] == pytest.approx([0.0, 0.1, 0.2]) and "clip_i" not in told
-    assert told["means"]["face"] == pytest.approx(0.6)
+    measures = measure(pictures(), ["a", "b", "c"], faces=Faces(), dreamsim=Distances())
+    content = json.loads(json.dumps(measures.to_json(), allow_nan=False))
+    assert (content["format"], content["version"], content["frames"]) == ("storyloom-consistency", 1, 3)
+    assert content["face"][2] == [None, None, None] and content["face"][0][1] == pytest.approx(0.6)
+    assert content["faceless"] == [3] and content["prompts"] == ["a", "b", "c"]
+    assert content["dreamsim"][0] == pytest.approx([0.0, 0.1, 0.2]) and "clip_i" not in content
+    assert content["means"]["face"] == pytest.approx(0.6)
     alone = measure(pictures(1), image_encoder=Fixed(FEATURES)).to_json()
     assert alone["means"] == {"clip_i": None}
 
 
 def test_the_table_has_a_line_per_measure_and_one_per_frame():
-    said = {text_of(p, c): torch.tensor([0.6, 0.8]) for p in "abc" for c in CONVENTIONS}
-    table = measure(pictures(), list("abc"), Fixed(FEATURES), Fixed(FEATURES, said), Faces()).table()
+    vectors = {text_of(p, c): torch.tensor([0.6, 0.8]) for p in "abc" for c in CONVENTIONS}
+    table = measure(pictures(), list("abc"), Fixed(FEATURES), Fixed(FEATURES, vectors), Faces()).table()
     lines = [line.split() for line in table.split("\n")]
     assert lines[0] == ["3", "frames"]
     assert ["CLIP-I", "0.3333", "0.0000", "1.0000", "fixed"] in lines
@@ -186,10 +186,10 @@ def test_an_encoder_names_its_own_numbers():
             )
 
     reader = Reader(FEATURES, {"right": torch.tensor([2.0, 0.0]), "wrong": torch.tensor([2.0, 0.0])})
-    found = measure(pictures(), ["right", "wrong", "right"], reader, reader)
-    assert "CLIP" not in found.table() and "CLIP" not in json.dumps(list(found.to_json()["labels"].values()))
-    assert found.means()["clip_t_cosine"] == pytest.approx(1, abs=1e-12)
-    assert "1 of 3 prompts were not understood" in found.table()
+    measures = measure(pictures(), ["right", "wrong", "right"], reader, reader)
+    assert "CLIP" not in measures.table() and "CLIP" not in json.dumps(list(measures.to_json()["labels"].values()))
+    assert measures.means()["clip_t_cosine"] == pytest.approx(1, abs=1e-12)
+    assert "1 of 3 prompts were not understood" in measures.table()
 
 
 # ---- backgrounds -----------------------------------------------------------------------------------------------------
@@ -204,8 +204,8 @@ def half(count=1, side=4):
 def test_what_is_outside_the_mask_is_replaced_and_nothing_else():
     images = torch.full((2, 4, 4, 3), 0.5)
     for fill, value in (("grey", 130 / 255), ("white", 1.0)):
-        found = replace_background(images, half(), fill)
-        assert (found[:, :, :2] == 0.5).all() and torch.allclose(found[:, :, 2:], torch.tensor(value))
+        replaced = replace_background(images, half(), fill)
+        assert (replaced[:, :, :2] == 0.5).all() and torch.allclose(replaced[:, :, 2:], torch.tensor(value))
     assert (images == 0.5).all()
 
 
@@ -225,8 +225,8 @@ def test_noise_is_uniform_in_8_bits_and_told_by_its_seed():
 
 def test_masks_of_another_size_are_scaled_and_a_wrong_number_is_refused():
     images = torch.full((2, 8, 8, 3), 0.5)
-    found = replace_background(images, half(2, 4), "white")
-    assert (found[:, :, :4] == 0.5).all() and (found[:, :, 4:] == 1).all()
+    replaced = replace_background(images, half(2, 4), "white")
+    assert (replaced[:, :, :4] == 0.5).all() and (replaced[:, :, 4:] == 1).all()
     with pytest.raises(ValueError, match=r"masks has shape \[3, 4, 4\] for 2 images"):
         replace_background(images, half(3))
     empty = half(2)
@@ -248,14 +248,14 @@ def test_masks_are_for_clip_i_and_dreamsim_alone():
             seen["faces"] = images
             return super().embeddings(images)
 
-    said = {text_of("x", c): torch.tensor([1.0, 0.0]) for c in CONVENTIONS}
-    encoder = Fixed(FEATURES, said)
+    vectors = {text_of("x", c): torch.tensor([1.0, 0.0]) for c in CONVENTIONS}
+    encoder = Fixed(FEATURES, vectors)
     images = pictures()
-    found = measure(images, ["x"] * 3, encoder, encoder, Looking(), Watching(), half(), "white", seed=1)
+    measures = measure(images, ["x"] * 3, encoder, encoder, Looking(), Watching(), half(), "white", seed=1)
     masked = replace_background(images, half(), "white")
     assert torch.equal(encoder.seen[0], masked) and torch.equal(encoder.seen[1], images)
     assert torch.equal(seen["dreamsim"], masked) and torch.equal(seen["faces"], images)
-    assert found.encoders["clip_i"] == "fixed, background white" and found.encoders["clip_t"] == "fixed"
+    assert measures.encoders["clip_i"] == "fixed, background white" and measures.encoders["clip_t"] == "fixed"
 
 
 # ---- what is refused -------------------------------------------------------------------------------------------------

@@ -217,8 +217,8 @@ def owner(q, k, v, options):
     return attend(q, k, v, options["n_heads"])
 
 
-def layer(call, patch, tensors, own=None, told=None):
-    return patch.attend(*tensors, HEADS, call, Chain(told or options(), host, own))
+def layer(call, patch, tensors, own=None, layer_options=None):
+    return patch.attend(*tensors, HEADS, call, Chain(layer_options or options(), host, own))
 
 
 def expected(tensors, chunks, sources, numbers, rate=0.5, seed=4, step=1):
@@ -277,7 +277,7 @@ def test_anchors_and_windows_go_by_the_frame_s_number(own):
     assert off(windowed, untagged) == 0
 
 
-def alike(call, patch, tensors, own=None, told=None):
+def alike(call, patch, tensors, own=None, layer_options=None):
     """Whether a layer makes one call with the very tensors that it was given."""
     seen = []
 
@@ -285,8 +285,8 @@ def alike(call, patch, tensors, own=None, told=None):
         seen.append([a is b for a, b in zip((q, k, v), tensors, strict=True)])
         return q
 
-    told = told or options()
-    given = Chain(told, note, own and note)
+    layer_options = layer_options or options()
+    given = Chain(layer_options, note, own and note)
     assert patch.attend(*tensors, HEADS, call, given) is tensors[0] or seen != [[True] * 3]
     return seen == [[True] * 3]
 
@@ -360,7 +360,7 @@ def test_the_published_schedule_leaves_layers_out_by_its_probabilities():
     def left_out(step):
         patch = csa(schedule="published", rate=1.0)
         call, layers = call_of(None, step=step, steps=10), [options(("output", n // 10), n % 10) for n in range(300)]
-        return sum(torch.equal(layer(call, patch, tensors, told=told), plain) for told in layers) / 300
+        return sum(torch.equal(layer(call, patch, tensors, layer_options=each), plain) for each in layers) / 300
 
     assert 0.22 < left_out(3) < 0.38 and 0.04 < left_out(4) < 0.17
 
@@ -368,8 +368,8 @@ def test_the_published_schedule_leaves_layers_out_by_its_probabilities():
 def test_the_published_schedule_draws_tokens_by_chance():
     tensors = qkv(3)
     subsets = [sample_tokens(4, 9, image, 24, 0.5, bernoulli=True) for image in range(3)]
-    told = [options(("output", n), 0) for n in range(4)]
-    results = [layer(call_of(None, step=9), csa(schedule="published"), tensors, told=t) for t in told]
+    layers = [options(("output", n), 0) for n in range(4)]
+    results = [layer(call_of(None, step=9), csa(schedule="published"), tensors, layer_options=each) for each in layers]
     assert min(off(result, masked(*tensors, subsets, ALL)) for result in results) < 1e-12
 
 
@@ -417,7 +417,7 @@ def test_the_view_of_a_call_carries_step_and_story():
 
 
 @pytest.mark.parametrize(
-    "patch, run, images, said",
+    "patch, run, images, reason",
     [
         (csa(), None, 1, "needs at least 2 images in the batch, got 1"),
         (csa(), story(FOX, CROW, NOBODY), 3, "no image shares a character with another one"),
@@ -431,5 +431,5 @@ def test_the_view_of_a_call_carries_step_and_story():
         (csa(), None, 2, None),
     ],
 )
-def test_a_run_in_which_nothing_can_be_shared_says_why(patch, run, images, said):
-    assert re.search(said or "^None$", str(patch.no_effect_reason(run, images)))
+def test_a_run_in_which_nothing_can_be_shared_says_why(patch, run, images, reason):
+    assert re.search(reason or "^None$", str(patch.no_effect_reason(run, images)))

@@ -15,7 +15,7 @@ FOX = Figure("fox", "red", "blue", "green", "cap")
 BEAR = Figure("bear", "brown", "yellow", "green", "none")
 SNOW = Scene("snow", "sleeping", "none", (FOX,))
 BEACH = Scene("beach", "jumping", "none", (replace(FOX, trousers="red", hat="crown"),))
-TOLD = ["a fox in a blue coat asleep in the snow", "a fox in a blue coat jumping on the beach"]
+PROMPTS = ["a fox in a blue coat asleep in the snow", "a fox in a blue coat jumping on the beach"]
 
 
 def drawn(*scenes):
@@ -29,15 +29,15 @@ def reader():
 
 
 def test_pictures_agree_in_the_share_of_their_figures_looks(reader):
-    found = measure(drawn(SNOW, BEACH, replace(SNOW, place="beach")), image_encoder=reader)
-    assert found.clip_i[0, 1].item() == pytest.approx(3 / 5), "species, fur and shirt of five attributes"
-    assert found.clip_i[0, 2].item() == pytest.approx(1), "places have no say"
-    assert found.labels["clip_i"] == "Same figures (demo reader)" and "CLIP" not in found.table()
+    measures = measure(drawn(SNOW, BEACH, replace(SNOW, place="beach")), image_encoder=reader)
+    assert measures.clip_i[0, 1].item() == pytest.approx(3 / 5), "species, fur and shirt of five attributes"
+    assert measures.clip_i[0, 2].item() == pytest.approx(1), "places have no say"
+    assert measures.labels["clip_i"] == "Same figures (demo reader)" and "CLIP" not in measures.table()
 
 
 def test_open_looks_have_no_say_in_what_is_told(reader):
-    found = measure(drawn(SNOW, BEACH), TOLD, reader, reader)
-    assert found.clip_t["cosine"].tolist() == pytest.approx([1, 1]) and list(found.clip_t) == ["cosine"]
+    measures = measure(drawn(SNOW, BEACH), PROMPTS, reader, reader)
+    assert measures.clip_t["cosine"].tolist() == pytest.approx([1, 1]) and list(measures.clip_t) == ["cosine"]
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_open_looks_have_no_say_in_what_is_told(reader):
     ],
 )
 def test_every_told_thing_counts_alike(reader, scene, share):
-    assert measure(drawn(scene), TOLD[:1], text_encoder=reader).clip_t["cosine"].item() == pytest.approx(share)
+    assert measure(drawn(scene), PROMPTS[:1], text_encoder=reader).clip_t["cosine"].item() == pytest.approx(share)
 
 
 def test_two_figures_are_matched_and_a_missing_one_shows_nothing(reader):
@@ -62,16 +62,16 @@ def test_two_figures_are_matched_and_a_missing_one_shows_nothing(reader):
     assert (frame.place, frame.action) == ("beach", "waving")
     assert (fox.species, dict(fox.looks)) == ("fox", {"fur": "red", "shirt": "blue"})
     assert (bear.species, dict(bear.looks)) == ("bear", {"fur": "brown", "shirt": "yellow", "trousers": "green"})
-    told = 3 + 3 + 4
+    attributes = 3 + 3 + 4
     both, one = Scene("beach", "waving", "none", (BEAR, FOX)), Scene("beach", "waving", "none", (FOX,))
-    found = measure(drawn(both, one), [prompt] * 2, text_encoder=reader).clip_t["cosine"]
-    assert found.tolist() == pytest.approx([1, (told - 4) / told])
+    cosines = measure(drawn(both, one), [prompt] * 2, text_encoder=reader).clip_t["cosine"]
+    assert cosines.tolist() == pytest.approx([1, (attributes - 4) / attributes])
 
 
 def test_a_text_that_is_not_understood_does_not_count_and_is_named(reader, caplog):
-    found = measure(drawn(SNOW, SNOW), [TOLD[0], "a fox drinking tea"], text_encoder=reader)
-    assert found.clip_t["cosine"].isnan().tolist() == [False, True]
-    assert found.means() == pytest.approx({"clip_t_cosine": 1})
+    measures = measure(drawn(SNOW, SNOW), [PROMPTS[0], "a fox drinking tea"], text_encoder=reader)
+    assert measures.clip_t["cosine"].isnan().tolist() == [False, True]
+    assert measures.means() == pytest.approx({"clip_t_cosine": 1})
     assert "a fox drinking tea" in caplog.text
 
 

@@ -35,7 +35,7 @@ def pages_of(pdf):
     assert pdf[start:].startswith(b"xref"), "the table of contents lies where the end says"
     sizes = [tuple(map(float, box.split()[2:])) for box in re.findall(rb"/MediaBox \[([^]]*)\]", pdf)]
     assert int(re.search(rb"/Count (\d+)", pdf)[1]) == len(sizes)
-    pictures = [opened(pdf[found.start() :]) for found in re.finditer(rb"\xff\xd8\xff\xe0", pdf)]
+    pictures = [opened(pdf[match.start() :]) for match in re.finditer(rb"\xff\xd8\xff\xe0", pdf)]
     return pictures, sizes
 
 
@@ -43,10 +43,10 @@ def pages_of(pdf):
 @pytest.mark.parametrize("kind, quality", [("png", 1), ("webp", 100)])
 def test_png_and_the_best_webp_keep_every_pixel(kind, quality, channels):
     page = noise(channels=channels)
-    found = opened(encoded([page], kind, quality))
-    assert found.format == kind.upper() and found.mode == page.mode
+    picture = opened(encoded([page], kind, quality))
+    assert picture.format == kind.upper() and picture.mode == page.mode
     opaque = np.asarray(page.convert("RGBA"))[..., 3] > 0  # what cannot be seen has no colour in a WebP
-    assert (np.asarray(found)[opaque] == np.asarray(page)[opaque]).all()
+    assert (np.asarray(picture)[opaque] == np.asarray(page)[opaque]).all()
 
 
 def test_numbers_from_a_node_come_back_as_they_were():
@@ -130,9 +130,9 @@ def test_writing_that_is_killed_leaves_whole_pages_only(tmp_path, kind):
             write_whole(tmp_path / f"page_{number:05}_{page}_.{kind}", content)
 
     killed = sum(1 for _ in killed_at_every_point(write, tmp_path))
-    found = list(tmp_path.glob(f"[!.]*.{kind}"))
-    assert killed > 13 and len(found) > 8 and all(path.read_bytes() in contents for path in found)
+    files = list(tmp_path.glob(f"[!.]*.{kind}"))
+    assert killed > 13 and len(files) > 8 and all(path.read_bytes() in contents for path in files)
     assert all(path.name.endswith((".tmp", f".{kind}")) for path in tmp_path.iterdir())
-    content = found[-1].read_bytes()
+    content = files[-1].read_bytes()
     pictures = pages_of(content)[0] if kind == "pdf" else [opened(content)]
     assert [picture.size for picture in pictures] == [(600, 400)] * (2 if kind == "pdf" else 1)

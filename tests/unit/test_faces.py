@@ -161,19 +161,19 @@ def area(*box):
 
 @needs_insightface
 def test_faces_are_found_where_they_are(analysis):
-    found, side = analysis.find(photograph((4, 6, GREEN), (14, 12, CYAN)))
-    boxes = sorted(face.box.round(2).tolist() for face in found)
+    faces, side = analysis.find(photograph((4, 6, GREEN), (14, 12, CYAN)))
+    boxes = sorted(face.box.round(2).tolist() for face in faces)
     assert np.allclose(boxes, [expected_box(4, 6), expected_box(14, 12, 3)], atol=0.5)
     assert side == 640
-    small = min(found, key=lambda face: face.box[0])
+    small = min(faces, key=lambda face: face.box[0])
     assert np.allclose(small.landmarks, np.array([4, 6]) * 32 + POINTS * 32, atol=0.5)
 
 
 @needs_insightface
 def test_red_and_blue_are_not_exchanged(analysis):
     """InsightFace takes BGR: a face in yellow would be found were it given RGB."""
-    found, _ = analysis.find(photograph((4, 6, (0, 255, 60))))
-    assert len(found) == 1
+    faces, _ = analysis.find(photograph((4, 6, (0, 255, 60))))
+    assert len(faces) == 1
     assert analysis.find(photograph((4, 6, (255, 255, 0))))[0] == []
     (large,), _ = analysis.find(photograph((8, 8, (0, 255, 255))))
     assert large.box[2] - large.box[0] == pytest.approx(3 * 96, abs=1)
@@ -182,8 +182,8 @@ def test_red_and_blue_are_not_exchanged(analysis):
 @needs_insightface
 @pytest.mark.parametrize("cell, side", [(64, 320), (128, 160)])
 def test_a_face_that_fills_the_picture_is_found_at_a_smaller_size(analysis, cell, side):
-    (face,), found_at = analysis.find(photograph((2, 2, GREEN), cell=cell))
-    assert found_at == side
+    (face,), detector_side = analysis.find(photograph((2, 2, GREEN), cell=cell))
+    assert detector_side == side
     assert np.allclose(face.box, expected_box(2, 2, cell=cell), atol=cell / 32)
 
 
@@ -215,9 +215,9 @@ def test_the_identity_is_the_recogniser_s_on_the_aligned_face_with_length_one(an
 def test_embeddings_are_those_of_the_largest_face_and_nan_without_one(analysis):
     picture = photograph((4, 6, GREEN), (14, 12, CYAN))
     shown = np.stack([picture, photograph()])
-    found = analysis.embeddings(torch.from_numpy(shown).float() / 255)
+    embeddings = analysis.embeddings(torch.from_numpy(shown).float() / 255)
     largest = max(analysis.find(picture)[0], key=lambda face: face.box[2] - face.box[0])
-    assert torch.equal(found[0], analysis.id_embed(picture, largest)) and found[1].isnan().all()
+    assert torch.equal(embeddings[0], analysis.id_embed(picture, largest)) and embeddings[1].isnan().all()
 
 
 @needs_insightface
@@ -253,43 +253,43 @@ TWO = ((4, 6, GREEN), (14, 12, CYAN))
 @needs_insightface
 def test_the_largest_face_is_taken_and_the_mask_chooses_among_them(analysis):
     picture = photograph(*TWO)
-    large, said = read_face(picture, None, analysis, None, None)
-    assert said == "the largest in the image, 288 x 384 pixels, of 2 found"
-    small, said = read_face(picture, area(96, 140, 200, 280), analysis, None, None)
-    assert said == "the largest inside the mask, 96 x 128 pixels, of 2 found"
-    found = sorted(analysis.find(picture)[0], key=lambda face: face.box[0])
-    for part, face in ((small, found[0]), (large, found[1])):
+    large, source = read_face(picture, None, analysis, None, None)
+    assert source == "the largest in the image, 288 x 384 pixels, of 2 found"
+    small, source = read_face(picture, area(96, 140, 200, 280), analysis, None, None)
+    assert source == "the largest inside the mask, 96 x 128 pixels, of 2 found"
+    faces = sorted(analysis.find(picture)[0], key=lambda face: face.box[0])
+    for part, face in ((small, faces[0]), (large, faces[1])):
         assert torch.equal(part.id_embed, analysis.id_embed(picture, face))
         assert np.array_equal(part.crop, analysis.crop(picture, face)), "of the unmasked picture"
 
 
 @needs_insightface
 def test_faces_outside_the_mask_do_not_count(analysis):
-    part, said = read_face(photograph(*TWO), area(0, 400, 100, 640), analysis, None, None)
-    assert part is None and said == "none of the 2 faces found is in the mask"
+    part, source = read_face(photograph(*TWO), area(0, 400, 100, 640), analysis, None, None)
+    assert part is None and source == "none of the 2 faces found is in the mask"
 
 
 @needs_insightface
 def test_a_given_crop_and_a_given_identity_come_first(analysis):
     picture, given = photograph((4, 6, GREEN)), 0.5 * torch.ones(512)
     crop = photograph((4, 6, GREEN), height=320, width=320, cell=16, seed=3)
-    part, said = read_face(picture, None, analysis, crop, None)
-    assert np.array_equal(part.crop, stretched(crop)) and said.startswith("the largest in face_crop")
+    part, source = read_face(picture, None, analysis, crop, None)
+    assert np.array_equal(part.crop, stretched(crop)) and source.startswith("the largest in face_crop")
     assert torch.equal(part.id_embed, analysis.id_embed(crop, analysis.find(crop)[0][0]))
-    part, said = read_face(picture, None, analysis, None, given)
+    part, source = read_face(picture, None, analysis, None, given)
     assert torch.equal(part.id_embed, given) and part.crop.shape == (224, 224, 3)
-    part, said = read_face(picture, None, analysis, photograph(height=99, width=50), None)
-    assert not part.id_embed.any() and said == "face_crop, in which no face was found, so its identity is unknown"
+    part, source = read_face(picture, None, analysis, photograph(height=99, width=50), None)
+    assert not part.id_embed.any() and source == "face_crop, in which no face was found, so its identity is unknown"
 
 
 def test_without_face_analysis_a_given_crop_is_taken_as_it_is():
     picture = photograph()
     assert read_face(picture, None, None, None, None) == (None, "neither face_analysis nor face_crop is connected")
-    part, said = read_face(picture, None, None, photograph(height=100, width=80), None)
+    part, source = read_face(picture, None, None, photograph(height=100, width=80), None)
     assert part.crop.shape == (224, 224, 3) and not part.id_embed.any()
-    assert said == "face_crop, its identity is unknown"
-    part, said = read_face(picture, None, None, photograph(height=100, width=80), torch.ones(512))
-    assert part.id_embed.all() and said == "face_crop, its identity is from face_embedding"
+    assert source == "face_crop, its identity is unknown"
+    part, source = read_face(picture, None, None, photograph(height=100, width=80), torch.ones(512))
+    assert part.id_embed.all() and source == "face_crop, its identity is from face_embedding"
 
 
 def test_a_detector_without_landmarks_is_refused():
@@ -308,8 +308,8 @@ def test_packs_are_the_folders_with_onnx_files(tmp_path):
     second = tmp_path / "b" / "models" / "buffalo_l"
     second.mkdir(parents=True)
     (second / "x.onnx").touch()
-    found = face_packs([tmp_path / "a", tmp_path / "b", tmp_path / "missing"])
-    assert found == {"buffalo_l": tmp_path / "a" / "models" / "buffalo_l"}
+    packs = face_packs([tmp_path / "a", tmp_path / "b", tmp_path / "missing"])
+    assert packs == {"buffalo_l": tmp_path / "a" / "models" / "buffalo_l"}
 
 
 def test_a_missing_pack_is_named_and_nothing_is_downloaded(tmp_path):

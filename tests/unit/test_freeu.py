@@ -178,11 +178,11 @@ def test_a_compiled_call_is_never_frozen():
         return h + 1
 
     filtered = {"guard_filter_fn": lambda guards: ["options" not in guard.name for guard in guards]}
-    late, told = run(freeu(start=0.5)), {"block": ("output", 1)}
+    late, block_options = run(freeu(start=0.5)), {"block": ("output", 1)}
     torch.compiler.reset()
     compiled = torch.compile(block, backend="eager", options=filtered)
     try:
-        before, after = (compiled(images(), told | late.installed({}, call_at(sigma))) for sigma in (8.0, 2.0))
+        before, after = (compiled(images(), block_options | late.installed({}, call_at(sigma))) for sigma in (8.0, 2.0))
     finally:
         torch.compiler.reset()
     assert torch.equal(before, images() * 2 + 1)

@@ -67,7 +67,7 @@ def fuzz(examples, **strategies):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def told():
+def tried():
     yield
     if TIMES > 1:
         sys.stderr.write("".join(f"\n{count:8d}  {name}" for name, count in TRIED.items()) + "\n")
@@ -168,11 +168,11 @@ def test_a_block_string_without_end_is_refused(text):
 def test_rows_and_colours_are_read_or_refused(text):
     for read in (parse_rows, parse_colour):
         try:
-            found = read(text)
+            values = read(text)
         except ValueError as error:
             clear(error)
         else:
-            assert all(0 <= number <= 255 for number in found)
+            assert all(0 <= number <= 255 for number in values)
 
 
 @fuzz(200, start=FLOATS | some.just(math.nan), end=FLOATS | some.just(math.nan))
@@ -437,8 +437,8 @@ def test_things_are_counted_as_they_are(thing):
         return 1 + sum(map(count, x)) if isinstance(x, (list, tuple)) else 1
 
     for protocol in (2, 4):
-        found = expanded_size(io.BytesIO(pickle.dumps(thing, protocol)))
-        assert count(thing) <= found + 1 and found <= 3 * count(thing) + 3 and math.isfinite(found)
+        size = expanded_size(io.BytesIO(pickle.dumps(thing, protocol)))
+        assert count(thing) <= size + 1 and size <= 3 * count(thing) + 3 and math.isfinite(size)
 
 
 def test_a_pair_of_one_number_that_claims_to_be_billions_is_refused():

@@ -20,9 +20,9 @@ def names(paths):
 
 def section(page, title):
     """What stands below a heading of a page's text."""
-    found = re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", page, re.M | re.S)
-    assert found, f"there is no section {title}"
-    return found[1]
+    match = re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", page, re.M | re.S)
+    assert match, f"there is no section {title}"
+    return match[1]
 
 
 @pytest.mark.parametrize("path", PAGES, ids=names(PAGES))
@@ -66,15 +66,15 @@ LEFT_OUT = re.compile(r"\.\.\.|…")
 @cache
 def texts():
     """Every text in the pack's code, cut where something is filled in; no docstrings."""
-    found = set()
+    pieces = set()
     for folder in ("attention", "measures", "models", "nodes", "pages", "prompts", "runtime"):
         for path in (PACK / folder).rglob("*.py"):
             tree = ast.parse(path.read_text(encoding="utf-8"))
             alone = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
             for node in ast.walk(tree):
                 if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in alone:
-                    found.update(words(part) for part in re.split(r"%(?:\.\d)?[sdgf]", node.value))
-    return found
+                    pieces.update(words(part) for part in re.split(r"%(?:\.\d)?[sdgf]", node.value))
+    return pieces
 
 
 def words(text):
@@ -95,9 +95,10 @@ def exists(message):
     return any(all(put_together(words(part).split()) for part in cut.split(message)) for cut in (FILLED_IN, LEFT_OUT))
 
 
-def put_together(told):
-    return not told or any(
-        has(f" {' '.join(told[:count])} ") and put_together(told[count:]) for count in range(len(told), 0, -1)
+def put_together(quoted_words):
+    return not quoted_words or any(
+        has(f" {' '.join(quoted_words[:count])} ") and put_together(quoted_words[count:])
+        for count in range(len(quoted_words), 0, -1)
     )
 
 

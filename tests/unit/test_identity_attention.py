@@ -113,10 +113,10 @@ def test_rows_of_equal_columns_are_asked_for_together(weight, calls_of_rows):
 @pytest.mark.parametrize("weight, masked", [(1.5, False), (2.25, False), (1.25 * 1.25, True)])
 def test_a_cast_in_turn_is_masked_for_weights_finer_than_quarters_only(weight, masked):
     q, k, v = qkv(rows=8, dtype=torch.float64)
-    told = Chain({"n_heads": HEADS}, lambda *args: kernels(calls)(*args[:5]), None)
+    chain = Chain({"n_heads": HEADS}, lambda *args: kernels(calls)(*args[:5]), None)
     calls, identities = [], (7, 3, 7, 3)
     out = IdentityPreserving(weight, 0.0, 1.0, {}).attend(
-        q, k, v, HEADS, call_of(cast(identities), PLAIN, images=4), told
+        q, k, v, HEADS, call_of(cast(identities), PLAIN, images=4), chain
     )
     assert [mask for _, mask in calls] == [False, masked, masked]
     columns = [range(1 + n) if n else [] for n in (*identities, 0, 0, 0, 0)]

@@ -27,16 +27,16 @@ def test_a_sound_story_is_counted_as_the_encode_node_counts_it():
         "[Fox] asleep # zzz\n\n[Owl] and [Fox] talk\n[NC] a beach",
         "oil of {prompt}",
     )
-    found = measure(*script)
+    measured = measure(*script)
     prompts = frame_prompts(tokenize, parse_story(*script), "circular")
     report = one_prompt_report(parse_story(*script), prompts, "svr")
-    assert not found.faults and not any(line.fault or line.warning for line in found.lines)
-    assert [(line.line, line.number) for line in found.lines] == [(1, 1), (3, 2), (4, 3)]
-    assert [line.used for line in found.lines] == [prompt.used for prompt in prompts]
-    assert [line.characters for line in found.lines] == [prompt.characters for prompt in prompts]
-    assert [line.own for line in found.lines] == [1, 1, 2] and "Frame 2: 1 token (" in report
-    assert [line.caption for line in found.lines] == ["zzz", "Owl and Fox talk", "a beach"]
-    assert [(total.characters, total.frames, total.tokens) for total in found.totals] == [
+    assert not measured.faults and not any(line.fault or line.warning for line in measured.lines)
+    assert [(line.line, line.number) for line in measured.lines] == [(1, 1), (3, 2), (4, 3)]
+    assert [line.used for line in measured.lines] == [prompt.used for prompt in prompts]
+    assert [line.characters for line in measured.lines] == [prompt.characters for prompt in prompts]
+    assert [line.own for line in measured.lines] == [1, 1, 2] and "Frame 2: 1 token (" in report
+    assert [line.caption for line in measured.lines] == ["zzz", "Owl and Fox talk", "a beach"]
+    assert [(total.characters, total.frames, total.tokens) for total in measured.totals] == [
         (("Fox",), (1,), prompts[0].used),
         (("Owl", "Fox"), (2,), prompts[1].used),
     ]
@@ -51,12 +51,12 @@ def test_a_long_story_tells_how_many_prompts_it_takes():
 
 
 def test_every_faulty_line_is_told_and_the_others_go_on():
-    found = measure(frames="asleep\n[Wolf] runs\n# only this\n(open\nawake")
-    assert [bool(line.fault) for line in found.lines] == [False, True, True, False, False]
-    assert "[Wolf] is not known" in found.lines[1].fault and "only a caption" in found.lines[2].fault
-    assert "parentheses in frame 4" in found.lines[3].warning
-    assert found.lines[1].own is None and found.lines[4].used == 4
-    assert found.totals[0].frames == (1, 5)
+    measured = measure(frames="asleep\n[Wolf] runs\n# only this\n(open\nawake")
+    assert [bool(line.fault) for line in measured.lines] == [False, True, True, False, False]
+    assert "[Wolf] is not known" in measured.lines[1].fault and "only a caption" in measured.lines[2].fault
+    assert "parentheses in frame 4" in measured.lines[3].warning
+    assert measured.lines[1].own is None and measured.lines[4].used == 4
+    assert measured.totals[0].frames == (1, 5)
 
 
 @pytest.mark.parametrize(
@@ -72,9 +72,9 @@ def test_what_the_encode_node_refuses_is_a_warning_in_its_words(frames, warning)
 
 
 def test_faults_of_the_other_boxes_are_told_with_their_place_and_leave_own_words():
-    found = measure("[Fox] a fox\nnameless\n[NC] x", "[Fox] runs far", "no place")
-    assert [(fault.box, fault.line) for fault in found.faults] == [("identity", 2), ("identity", 3), ("style", None)]
-    assert (found.lines[0].own, found.lines[0].used, found.totals) == (2, None, ())
+    measured = measure("[Fox] a fox\nnameless\n[NC] x", "[Fox] runs far", "no place")
+    assert [(fault.box, fault.line) for fault in measured.faults] == [("identity", 2), ("identity", 3), ("style", None)]
+    assert (measured.lines[0].own, measured.lines[0].used, measured.totals) == (2, None, ())
     assert measure("", "", "").faults == (
         Fault(
             "identity", None, 'it is empty. Describe who the story is about, for example "a red fox in a blue coat".'
@@ -84,9 +84,9 @@ def test_faults_of_the_other_boxes_are_told_with_their_place_and_leave_own_words
 
 
 def test_a_text_that_is_not_known_yet_is_no_fault():
-    found = measure(None, "[Anyone] runs\nand (open", None)
-    assert not found.faults and found.lines[0].characters == ("Anyone",)
-    assert (found.lines[0].own, found.lines[0].used) == (1, None) and found.lines[1].warning
+    measured = measure(None, "[Anyone] runs\nand (open", None)
+    assert not measured.faults and measured.lines[0].characters == ("Anyone",)
+    assert (measured.lines[0].own, measured.lines[0].used) == (1, None) and measured.lines[1].warning
     assert measure("a fox", None, "").lines == ()
 
 
@@ -95,9 +95,9 @@ SIGNS = st.text(st.sampled_from("[]#\\(){}NCFox :\n\r"), max_size=40)
 
 @given(SIGNS, SIGNS, SIGNS)
 def test_any_text_is_measured_and_its_first_fault_is_the_parser_s(identity, frames, style):
-    found = measure(identity, frames, style)
-    faults = [(fault.box, fault.line) for fault in found.faults]
-    lines = [("frames", line.line) for line in found.lines if line.fault]
+    measured = measure(identity, frames, style)
+    faults = [(fault.box, fault.line) for fault in measured.faults]
+    lines = [("frames", line.line) for line in measured.lines if line.fault]
     try:
         parse_story(identity, frames, style)
     except StoryScriptError as error:

@@ -68,8 +68,12 @@ def qkv(rows, dtype=torch.float64, tokens=TOKENS):
 def test_gathered_keys_and_values_grow_with_the_square_of_the_batch(images, mebibytes):
     most = most_gathered([images - 1] * images, SDXL_OUTPUT, 0.5, SIZE, 2, whole=True)
     assert most == mebibytes * MIB
-    told = csa().gathers(None, images, SIZE, 2, whole=False)
-    assert told <= GATHER_LIMIT and told == min(mebibytes * MIB, told) and (told == most) == (most <= GATHER_LIMIT)
+    gathered = csa().gathers(None, images, SIZE, 2, whole=False)
+    assert (
+        gathered <= GATHER_LIMIT
+        and gathered == min(mebibytes * MIB, gathered)
+        and (gathered == most) == (most <= GATHER_LIMIT)
+    )
 
 
 def test_with_anchors_they_grow_with_the_batch():
@@ -200,7 +204,7 @@ def host_model(dtype=torch.float16):
     return SimpleNamespace(model=inner)
 
 
-def told(patches, images=4, conds=None, model_options=None, after=lambda shape: shape):
+def extra_bytes(patches, images=4, conds=None, model_options=None, after=lambda shape: shape):
     """Bytes that the host reckons on top of the batch's own, for one conditioning. after: another node's wrapper."""
     seen = []
 
@@ -216,31 +220,35 @@ def told(patches, images=4, conds=None, model_options=None, after=lambda shape: 
     return model.model.memory_required(shape) - model.model.memory_required(after([images, 4, 128, 128]))
 
 
-def just(told, wanted, images=4):
+def just(counted, wanted, images=4):
     """At least so many, and no more than a column of latent pixels above."""
-    return wanted <= told <= wanted + 100 * 128 * images
+    return wanted <= counted <= wanted + 100 * 128 * images
 
 
 def test_the_host_reckons_with_what_a_layer_gathers():
-    assert just(told([csa()]), 100 * MIB)
-    assert just(told([csa(0.1), csa(), csa(0.2)]), 100 * MIB), "of several nodes the largest, since layers take turns"
-    assert just(told([csa()], images=16), 3 * 85 * MIB, images=16)
-    assert told([csa()], images=1) == told([csa(rate=0.0)]) == 0
+    assert just(extra_bytes([csa()]), 100 * MIB)
+    assert just(extra_bytes([csa(0.1), csa(), csa(0.2)]), 100 * MIB), (
+        "of several nodes the largest, since layers take turns"
+    )
+    assert just(extra_bytes([csa()], images=16), 3 * 85 * MIB, images=16)
+    assert extra_bytes([csa()], images=1) == extra_bytes([csa(rate=0.0)]) == 0
 
 
 def test_the_host_reckons_with_the_story_s_cast_and_anchors():
     cast = {"positive": [{"storyloom": story(("Fox",), ("Fox",), ("Crow",), ())}], "negative": [{}]}
-    assert just(told([csa()], conds=cast), 30 * MIB)
+    assert just(extra_bytes([csa()], conds=cast), 30 * MIB)
     split = {"positive": [{"storyloom": story(*[("Fox",)] * 4, anchors=2)}]}
-    assert just(told([csa()], conds=split), 40 * MIB)
-    assert just(told([csa()], conds={"positive": [{"storyloom": story(("Fox",))}]}), 100 * MIB), "another batch's"
+    assert just(extra_bytes([csa()], conds=split), 40 * MIB)
+    assert just(extra_bytes([csa()], conds={"positive": [{"storyloom": story(("Fox",))}]}), 100 * MIB), (
+        "another batch's"
+    )
 
 
 def test_where_another_node_owns_self_attention_the_host_reckons_without_a_limit():
     owned = {"transformer_options": {"patches_replace": {"attn1": {("output", 1): print}, "attn2": {}}}}
-    assert just(told([csa()], images=16, model_options=owned), 1360 * MIB, images=16)
+    assert just(extra_bytes([csa()], images=16, model_options=owned), 1360 * MIB, images=16)
     other = {"transformer_options": {"patches_replace": {"attn2": {("output", 1): print}}}}
-    assert told([csa()], images=16, model_options=other) == told([csa()], images=16)
+    assert extra_bytes([csa()], images=16, model_options=other) == extra_bytes([csa()], images=16)
 
 
 @pytest.mark.parametrize("cut", ["before", "after"])
@@ -251,7 +259,7 @@ def test_a_context_window_is_reckoned_by_its_own_length(cut):
         return [min(shape[0], 4), *shape[1:]]
 
     images = {"images": 4} if cut == "before" else {"images": 16, "after": after}
-    assert just(told([csa()], model_options=window, **images), 100 * MIB)
+    assert just(extra_bytes([csa()], model_options=window, **images), 100 * MIB)
 
 
 class Model:

@@ -28,9 +28,9 @@ def test_rows_are_reweighted(dtype):
     hidden = torch.randn(20, 32, generator=torch.Generator().manual_seed(1)).to(dtype)
     expected = reweight_rows(hidden, [4, 5, 12], -0.01, 1.0)
     with a_device_without_float64():
-        found = reweight_rows(there(hidden), [4, 5, 12], -0.01, 1.0)
-        assert found.device == DEVICE and found.dtype == dtype
-        assert torch.equal(found.cpu(), expected)
+        result = reweight_rows(there(hidden), [4, 5, 12], -0.01, 1.0)
+        assert result.device == DEVICE and result.dtype == dtype
+        assert torch.equal(result.cpu(), expected)
 
 
 @pytest.mark.parametrize("eot", ["svr", "scale"])
@@ -40,8 +40,8 @@ def test_a_frame_is_expressed(eot):
     expected = express_frame(hidden, TOKENS, 1, settings)
     with a_device_without_float64():
         given = there(hidden)
-        found = express_frame(given, TOKENS, 1, settings)
-        assert found.device == DEVICE and torch.equal(found.cpu(), expected)
+        result = express_frame(given, TOKENS, 1, settings)
+        assert result.device == DEVICE and torch.equal(result.cpu(), expected)
         assert torch.equal(given.cpu(), hidden), "what arrives stays as it is"
 
 
@@ -63,5 +63,5 @@ def test_dreamsim_measures():
     images = torch.rand(3, 4, 4, 3, generator=torch.Generator().manual_seed(1))
     expected = DreamSim("DreamSim", Network("cpu"), prepare).distance(images)
     with a_device_without_float64():
-        found = DreamSim("DreamSim", Network(DEVICE), prepare).distance(images)
-    assert found.dtype == torch.float64 and torch.equal(found, expected)
+        result = DreamSim("DreamSim", Network(DEVICE), prepare).distance(images)
+    assert result.dtype == torch.float64 and torch.equal(result, expected)

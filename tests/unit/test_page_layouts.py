@@ -43,11 +43,11 @@ def text(pattern):
 def test_every_panel_is_drawn_once_undistorted_inside_the_page_and_apart_from_the_others(
     layout, count, columns, pattern, panels_per_page, seed, cell, gap, margin, lines, right_to_left
 ):
-    asked = {}
+    bands = {}
 
     def room(panel, width, most):
-        asked[panel] = 0 if not lines[panel] else min(14 * lines[panel] + 10, most or 1000)
-        return asked[panel]
+        bands[panel] = 0 if not lines[panel] else min(14 * lines[panel] + 10, most or 1000)
+        return bands[panel]
 
     pages = pages_of(layout, count, columns, text(pattern), panels_per_page, seed)
     (width, height), placed = arrange(pages, Sheet(cell, gap, margin), room, 33, right_to_left)
@@ -59,7 +59,7 @@ def test_every_panel_is_drawn_once_undistorted_inside_the_page_and_apart_from_th
             assert place.top >= margin + (0 if number else 33)
             assert place.top + place.height + place.band <= height - margin
             assert abs(place.width / cell[0] - place.height / cell[1]) <= 1 / cell[0] + 1 / cell[1]
-            assert place.band >= asked[place.panel]
+            assert place.band >= bands[place.panel]
             for other in places[place.panel - places[0].panel + 1 :]:
                 beside = abs(place.left - other.left) - (place.width if place.left < other.left else other.width)
                 below = other.top - place.top - place.height - place.band
@@ -145,8 +145,8 @@ def test_the_classic_layout_depends_on_its_seed_alone():
 
 @given(width=st.integers(800, 3000), layout=st.sampled_from(LAYOUTS), count=st.integers(1, 12))
 def test_a_page_is_as_wide_as_it_is_asked_to_be(width, layout, count):
-    (found, _), placed = bare(layout, count, width=width, rows="2,1,3")
-    assert found == width
+    (page_width, _), placed = bare(layout, count, width=width, rows="2,1,3")
+    assert page_width == width
     right = max(place.left + place.width for places in placed for place in places)
     assert right == width - 11, "the panels fill it"
 

@@ -51,11 +51,11 @@ def drawn(layout, count):
 @pytest.mark.parametrize("layout", STYLES)
 def test_a_page_looks_as_it_did(layout, count):
     """Letters may differ by their rasteriser: they are small and never as dark over a whole square of 5 pixels."""
-    found = drawn(layout, count)
+    page = drawn(layout, count)
     with Image.open(FOLDER / f"{layout}_{count}.png") as image:
         kept = image.convert("RGB")
-    assert found.size == kept.size
-    differ = np.abs(np.asarray(found, int) - np.asarray(kept, int)).max(-1) > 48
+    assert page.size == kept.size
+    differ = np.abs(np.asarray(page, int) - np.asarray(kept, int)).max(-1) > 48
     assert differ.mean() < 0.02
     means = np.asarray(Image.fromarray(np.uint8(differ) * 255).reduce(5))
     assert (means > 200).mean() < 0.002

@@ -228,8 +228,8 @@ def test_paper_and_ink_have_the_colours_asked_for():
     (page,) = pages(1, ["a fox"], paper=(10, 20, 30), ink=(255, 255, 0))
     assert page.getpixel((0, 0)) == (10, 20, 30)
     assert page.getpixel((24, 24)) == (255, 255, 0)
-    found = {colour for _, colour in page.getcolors(4096)}
-    assert (38, 36, 40) not in found and (252, 251, 248) not in found
+    colours = {colour for _, colour in page.getcolors(4096)}
+    assert (38, 36, 40) not in colours and (252, 251, 248) not in colours
 
 
 @pytest.mark.parametrize(

@@ -70,11 +70,12 @@ def written_resampler(w, part, queries, memory):
     memory = linear(w, f"{part}.proj_in", memory)
     for i in range(DEPTH):
         at = f"{part}.layers.{i}"
-        seen, asked = norm(w, f"{at}.0.norm1", memory), norm(w, f"{at}.0.norm2", queries)
+        normed_memory, normed_queries = norm(w, f"{at}.0.norm1", memory), norm(w, f"{at}.0.norm2", queries)
         width = queries.shape[-1]
-        kv = linear(w, f"{at}.0.to_kv", torch.cat([seen, asked], 1))
+        kv = linear(w, f"{at}.0.to_kv", torch.cat([normed_memory, normed_queries], 1))
         q, k, v = (
-            x.unflatten(-1, (-1, HEAD)) for x in (linear(w, f"{at}.0.to_q", asked), kv[..., :width], kv[..., width:])
+            x.unflatten(-1, (-1, HEAD))
+            for x in (linear(w, f"{at}.0.to_q", normed_queries), kv[..., :width], kv[..., width:])
         )
         logits = torch.einsum("bqhd,bkhd->bhqk", q * HEAD**-0.25, k * HEAD**-0.25)
         answer = torch.einsum("bhqk,bkhd->bqhd", torch.softmax(logits, -1), v).flatten(2)
@@ -200,8 +201,8 @@ def test_identity_and_face_make_4_tokens_and_the_character_16(ppr, changed, rows
     given = features(1)
     other = list(given)
     other[changed] = features(1, seed=2)[changed]
-    found = differ(ppr.character_tokens(*given)[0], ppr.character_tokens(*other)[0])
-    assert found.nonzero().flatten().tolist() == list(rows)
+    differing = differ(ppr.character_tokens(*given)[0], ppr.character_tokens(*other)[0])
+    assert differing.nonzero().flatten().tolist() == list(rows)
 
 
 @pytest.mark.parametrize("which, rows", [("face_strength", slice(0, 4)), ("appearance_strength", slice(4, 20))])

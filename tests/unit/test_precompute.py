@@ -21,18 +21,18 @@ class Pictures:
     widths = LAYERS
 
     def __init__(self):
-        self.said = []
+        self.events = []
 
     @contextmanager
     def resident(self):
-        self.said.append("here")
+        self.events.append("here")
         try:
             yield CPU
         finally:
-            self.said.append("gone")
+            self.events.append("gone")
 
     def tokens(self, characters, face_strength, appearance_strength, device):
-        self.said.append(tuple(each.number for each in characters))
+        self.events.append(tuple(each.number for each in characters))
         tokens = torch.full((1, 20 * (1 + len(characters)), 4), float(sum(each.number for each in characters)))
         return tokens, 0 * tokens
 
@@ -59,10 +59,10 @@ def story(*frames):
 
 def test_every_cast_of_a_story_is_made_for_what_is_asked_of_it():
     adapter = Pictures()
-    told = story(("fox",), ("bear", "fox"), (), ("fox",))
+    tag = story(("fox",), ("bear", "fox"), (), ("fox",))
     wanted = patch(adapter, people("fox", "bear"))
-    kept = precompute([wanted], [RunConditioning(told, True), RunConditioning(told, False)], None)
-    assert adapter.said == ["here", (1,), (1, 2), "gone"]
+    kept = precompute([wanted], [RunConditioning(tag, True), RunConditioning(tag, False)], None)
+    assert adapter.events == ["here", (1,), (1, 2), "gone"]
     assert set(kept) == {
         (wanted, layer, who, positive) for layer in LAYERS for who in ((0,), (0, 1)) for positive in (True, False)
     }
@@ -89,16 +89,16 @@ def test_they_are_kept_in_the_precision_that_is_asked_for():
 
 def test_networks_that_are_shared_are_loaded_once_and_others_after_each_other():
     one, other = Pictures(), Pictures()
-    other.said = one.said
+    other.events = one.events
     patches = [patch(one, people("")), patch(other, people("")), patch(one, people("", "")), object()]
     precompute(patches, [RunConditioning(None, True)], None)
-    assert one.said == ["here", (1,), (1, 2), "gone", "here", (1,), "gone"]
+    assert one.events == ["here", (1,), (1, 2), "gone", "here", (1,), "gone"]
 
 
 def test_networks_that_nobody_moves_are_not_asked_before_a_run():
     adapter = Pictures()
     assert precompute([patch(adapter, people(""), resident=False)], [RunConditioning(None, True)], None) == {}
-    assert adapter.said == []
+    assert adapter.events == []
 
 
 def test_networks_go_also_after_an_error():
@@ -106,7 +106,7 @@ def test_networks_go_also_after_an_error():
     adapter.keys_values = None
     with pytest.raises(TypeError):
         precompute([patch(adapter, people(""))], [RunConditioning(None, True)], None)
-    assert adapter.said[-1] == "gone"
+    assert adapter.events[-1] == "gone"
 
 
 def test_every_device_of_a_run_has_its_own_copy():

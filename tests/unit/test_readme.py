@@ -62,5 +62,5 @@ def test_the_blueprints_and_every_template_named_in_italics_exist():
     boxes = {path.stem for path in (ROOT / "subgraphs").glob("*.json")}
     assert boxes and all(f"*{name}*" in text for name in boxes)
     known = {path.stem for path in (ROOT / "workflows").glob("*.json")}
-    for told in re.findall(r"Workflows?: (.+?)\.(?: |$)", text):
-        assert set(re.findall(r"\*([^*]+)\*", told)) <= known
+    for names in re.findall(r"Workflows?: (.+?)\.(?: |$)", text):
+        assert set(re.findall(r"\*([^*]+)\*", names)) <= known

@@ -68,15 +68,15 @@ def test_the_bound_is_never_below_a_few_units_in_the_last_place():
 
 
 @pytest.mark.parametrize(
-    "reference, given, said",
+    "reference, given, message",
     [
         (torch.clone, [torch.zeros(3, dtype=torch.long)], "nothing to move"),
         (lambda x: 0 * x, [torch.ones(3)], "largest result is 0.0"),
         (torch.log, [torch.zeros(3)], "largest result is (inf|nan)"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(reference, given, said):
-    with pytest.raises(ValueError, match=said):
+def test_what_cannot_be_measured_is_refused(reference, given, message):
+    with pytest.raises(ValueError, match=message):
         rounding(reference, *given)
 
 

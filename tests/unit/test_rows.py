@@ -42,14 +42,14 @@ def test_a_row_without_a_value_is_an_error():
 
 
 @pytest.fixture
-def asked():
+def calls():
     return []
 
 
 @pytest.fixture
-def drawn(asked):
+def drawn(calls):
     def draw(step, image):
-        asked.append((step, image))
+        calls.append((step, image))
         return torch.arange(image) + 100 * step
 
     return SampledTokens(draw, CPU)
@@ -59,29 +59,29 @@ def as_lists(tokens):
     return {image: part.tolist() for image, part in tokens.items()}
 
 
-def test_tokens_of_a_step_are_drawn_once_for_every_image(drawn, asked):
+def test_tokens_of_a_step_are_drawn_once_for_every_image(drawn, calls):
     assert as_lists(drawn.of(1, [2, 0, 2])) == {2: [100, 101], 0: []}
     assert as_lists(drawn.of(1, [0, 1])) == {2: [100, 101], 0: [], 1: [100]}
-    assert asked == [(1, 2), (1, 0), (1, 1)]
+    assert calls == [(1, 2), (1, 0), (1, 1)]
 
 
-def test_another_step_draws_again_and_forgets(drawn, asked):
+def test_another_step_draws_again_and_forgets(drawn, calls):
     drawn.of(1, [1, 2])
     assert as_lists(drawn.of(2, [1])) == {1: [200]}
-    assert asked == [(1, 1), (1, 2), (2, 1)]
+    assert calls == [(1, 1), (1, 2), (2, 1)]
 
 
-def test_a_step_that_is_prepared_draws_for_the_images_of_the_last_one(drawn, asked):
+def test_a_step_that_is_prepared_draws_for_the_images_of_the_last_one(drawn, calls):
     drawn.of(1, [1, 2])
     drawn.renew(2)
     drawn.renew(2)
-    assert asked[2:] == [(2, 1), (2, 2)]
-    assert as_lists(drawn.of(2, [1, 2])) == {1: [200], 2: [200, 201]} and len(asked) == 4
+    assert calls[2:] == [(2, 1), (2, 2)]
+    assert as_lists(drawn.of(2, [1, 2])) == {1: [200], 2: [200, 201]} and len(calls) == 4
 
 
-def test_nothing_to_prepare_draws_nothing(drawn, asked):
+def test_nothing_to_prepare_draws_nothing(drawn, calls):
     drawn.renew(1)
-    assert asked == [] and as_lists(drawn.of(1, [1])) == {1: [100]}
+    assert calls == [] and as_lists(drawn.of(1, [1])) == {1: [100]}
 
 
 def test_many_parts_are_copied_in_one_piece():

@@ -17,7 +17,7 @@ def frame(line: str, identity: str = FOX):
     return only
 
 
-def said(line: str, identity: str = FOX) -> str:
+def frame_text(line: str, identity: str = FOX) -> str:
     return " ".join(part.text for part in frame(line, identity).parts)
 
 
@@ -46,7 +46,7 @@ def test_every_kind_of_line_end_a_byte_order_mark_and_blank_lines_are_taken(newl
 def test_unicode_stays_as_it_is_typed():
     story = parse_story("[Füchsin 🦊] eine rote Füchsin\n[狐] 赤い狐", "[füchsin 🦊] schläft\n[狐] 走る # 走れ！")
     assert [c.name for c in story.characters] == ["Füchsin 🦊", "狐"]
-    assert said("[狐] 走る", "[狐] 赤い狐") == "赤い狐 走る"
+    assert frame_text("[狐] 走る", "[狐] 赤い狐") == "赤い狐 走る"
     assert story.frames[1].caption == "走れ！"
 
 
@@ -92,25 +92,25 @@ def test_names_stand_for_descriptions_where_they_are_written():
 
 @pytest.mark.parametrize("name", ["[Fox]", "[fox]", "[ FOX ]"])
 def test_names_do_not_mind_case_and_blanks(name):
-    assert said(f"{name} asleep", TWO) == f"{FOX} asleep"
+    assert frame_text(f"{name} asleep", TWO) == f"{FOX} asleep"
 
 
 def test_a_character_named_twice_in_a_frame_is_one_character_described_twice():
     twice = frame("[Fox] looks at [Fox] in a mirror", TWO)
     assert twice.characters == ("Fox",)
-    assert said("[Fox] looks at [Fox]", TWO) == f"{FOX} looks at {FOX}"
+    assert frame_text("[Fox] looks at [Fox]", TWO) == f"{FOX} looks at {FOX}"
 
 
 def test_several_characters_are_only_where_they_are_named():
     assert frame("an empty wood", TWO).characters == ()
-    assert said("an empty wood", TWO) == "an empty wood"
+    assert frame_text("an empty wood", TWO) == "an empty wood"
     assert parse_story(TWO, "[Fox] asleep").identity == f"{FOX} and a grey owl"
 
 
 def test_a_single_named_character_is_in_every_frame():
     one = "[Fox] a red fox"
-    assert said("asleep", one) == "a red fox asleep"
-    assert said("at night [Fox] sleeps", one) == "at night a red fox sleeps"
+    assert frame_text("asleep", one) == "a red fox asleep"
+    assert frame_text("at night [Fox] sleeps", one) == "at night a red fox sleeps"
     assert frame("asleep", one).characters == frame("[Fox] asleep", one).characters == ("Fox",)
 
 
@@ -177,15 +177,15 @@ FAULTS = [
 ]
 
 
-@pytest.mark.parametrize("texts, box, line, said", FAULTS, ids=[str(fault[0]) for fault in FAULTS])
-def test_a_fault_names_the_box_the_line_and_the_remedy(texts, box, line, said):
+@pytest.mark.parametrize("texts, box, line, expected", FAULTS, ids=[str(fault[0]) for fault in FAULTS])
+def test_a_fault_names_the_box_the_line_and_the_remedy(texts, box, line, expected):
     with pytest.raises(StoryScriptError) as fault:
         parse_story(*texts)
     message = str(fault.value)
     assert isinstance(fault.value, ValueError)
     assert (fault.value.box, fault.value.line) == (box, line)
     assert message.startswith(f"Story script, {box}: " if line is None else f"Story script, {box}, line {line}: ")
-    assert all(words in message for words in said), message
+    assert all(words in message for words in expected), message
     assert re.search(r"[.\"]$", message) and "\n" not in message
 
 

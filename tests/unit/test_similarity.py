@@ -78,12 +78,12 @@ def test_a_hundred_pictures_go_in_batches(encoder, monkeypatch):
     encode = encoder.network.encode_image
     monkeypatch.setattr(encoder.network, "encode_image", lambda batch: batches.append(batch) or encode(batch))
     images = pictures(100, 32, 32)
-    found = encoder.images(images)
+    features = encoder.images(images)
     sizes = [len(batch) for batch in batches]
-    assert max(sizes) <= BATCH and sum(sizes) == 100 and found.shape == (100, 8)
+    assert max(sizes) <= BATCH and sum(sizes) == 100 and features.shape == (100, 8)
     bound = rounding(encode, batches[-1])
-    torch.testing.assert_close(found[[99]], encoder.images(images[[99]]), rtol=0, atol=bound)
-    assert found.dtype == torch.float32 and found.device.type == "cpu" and not found.requires_grad
+    torch.testing.assert_close(features[[99]], encoder.images(images[[99]]), rtol=0, atol=bound)
+    assert features.dtype == torch.float32 and features.device.type == "cpu" and not features.requires_grad
 
 
 @needs_open_clip
@@ -111,11 +111,11 @@ def test_every_usual_form_of_a_file_is_the_same_network(tiny, encoder, tmp_path,
         parallel = {f"module.{name}": value for name, value in state.items()}
         content = {"state": state, "trained": {"epoch": 3, "state_dict": state}, "parallel": parallel}[form]
         torch.save(content, path)
-    found = load_open_clip(TINY, path)
+    loaded = load_open_clip(TINY, path)
     expected = encoder.images(pictures(2))
     bound = 0.02 if form == "half" else rounding(torch.clone, expected)
-    torch.testing.assert_close(found.images(pictures(2)), expected, rtol=0, atol=bound)
-    assert next(found.network.parameters()).dtype == torch.float32
+    torch.testing.assert_close(loaded.images(pictures(2)), expected, rtol=0, atol=bound)
+    assert next(loaded.network.parameters()).dtype == torch.float32
 
 
 class Evil:
@@ -241,10 +241,10 @@ def cache(folder, repository, source):
 @needs_open_clip
 def test_a_tag_in_the_cache_is_used_with_its_own_preparation(tiny, tags, encoder, no_net, tmp_path):
     cache(tmp_path, "storyloom/tiny", tiny[1])
-    found = load_open_clip(TINY, "plain", cache_dir=tmp_path)
-    assert found.name == f"{TINY} (plain)"
-    assert torch.equal(found.texts(["fox"]), encoder.texts(["fox"]))
-    assert not torch.allclose(found.images(pictures(1)), encoder.images(pictures(1))), "other mean and deviation"
+    loaded = load_open_clip(TINY, "plain", cache_dir=tmp_path)
+    assert loaded.name == f"{TINY} (plain)"
+    assert torch.equal(loaded.texts(["fox"]), encoder.texts(["fox"]))
+    assert not torch.allclose(loaded.images(pictures(1)), encoder.images(pictures(1))), "other mean and deviation"
 
 
 @needs_open_clip
@@ -305,9 +305,9 @@ def test_without_the_packages_the_error_says_what_to_install():
 
 @pytest.fixture
 def package(monkeypatch):
-    """A stand-in for the package `dreamsim` that has its interface; calls are kept in `asked`."""
+    """A stand-in for the package `dreamsim` that has its interface; calls are kept in `calls`."""
     module = types.ModuleType("dreamsim")
-    module.asked = []
+    module.calls = []
 
     class Model(torch.nn.Linear):
         def __init__(self):
@@ -320,7 +320,7 @@ def package(monkeypatch):
         return torch.from_numpy(np.array(picture, np.float32) / 255).permute(2, 0, 1)[None]
 
     def dreamsim(**settings):
-        module.asked.append(settings)
+        module.calls.append(settings)
         torch.hub.set_dir(settings["cache_dir"])
         return Model(), prepare
 
@@ -339,7 +339,7 @@ def test_dreamsim_is_a_cosine_distance_of_what_the_package_embeds(package, tmp_p
     weights_in(tmp_path, "ensemble")
     hub = torch.hub.get_dir()
     dreamsim = load_dreamsim("ensemble", tmp_path)
-    assert package.asked == [
+    assert package.calls == [
         {"pretrained": True, "device": "cpu", "cache_dir": str(tmp_path), "dreamsim_type": "ensemble"}
     ]
     assert torch.hub.get_dir() == hub and dreamsim.name == "DreamSim ensemble"
@@ -358,7 +358,7 @@ def test_a_missing_file_is_named_and_the_package_is_never_asked(package, tmp_pat
     (tmp_path / gone).unlink()
     with pytest.raises(SimilarityError, match=f"missing: {gone}.*python -c") as error:
         load_dreamsim(kind, tmp_path)
-    assert kind in str(error.value) and not package.asked
+    assert kind in str(error.value) and not package.calls
 
 
 def test_what_the_package_fails_at_is_one_sentence(package, tmp_path):

@@ -68,11 +68,11 @@ def test_loading_the_nodes_brings_only_what_is_listed_here():
     environment = {**os.environ, "PYTHONPATH": str(Path(storyloom.__file__).parents[1])}
     done = subprocess.run([sys.executable, "-c", LOAD], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found["nodes"] == sum(
+    loaded = json.loads(done.stdout)
+    assert loaded["nodes"] == sum(
         len(re.findall(r"^class .*ComfyNode", path.read_text(encoding="utf-8"), re.M)) for path in FILES
     )
-    assert not [module for module in found["modules"] if module.startswith("storyloom.world")], "only a demo needs it"
-    packages = {module: module.partition(".")[0] for module in found["modules"]}
+    assert not [module for module in loaded["modules"] if module.startswith("storyloom.world")], "only a demo needs it"
+    packages = {module: module.partition(".")[0] for module in loaded["modules"]}
     known = {*HOST, *LISTED, *sys.stdlib_module_names, "storyloom"}
     assert not {module for module, package in packages.items() if package not in known}

@@ -32,10 +32,12 @@ class Encoders:
     """Encodings by the text alone; `entries` of them, as where encoders change along a schedule."""
 
     def __init__(self, entries=1):
-        self.entries, self.asked = entries, []
+        self.entries, self.received = entries, []
 
     def __call__(self, prompts):
-        self.asked.append([" ".join(word for window in p["l"] for word, _, known in window if known) for p in prompts])
+        self.received.append(
+            [" ".join(word for window in p["l"] for word, _, known in window if known) for p in prompts]
+        )
         return [[self.encoded(tokens, number) for number in range(self.entries)] for tokens in prompts]
 
     def encoded(self, tokens, number):
@@ -56,7 +58,7 @@ def whole(number=0):
 @pytest.mark.parametrize("reweighting", ["svr", "svr_eot", "npr", "none"])
 def test_every_row_of_one_prompt_expresses_its_frame(reweighting):
     ((context, info),) = one_prompt(tokenize, Encoders(), STORY, reweighting, SETTINGS)
-    (plain, said) = whole()
+    (plain, plain_info) = whole()
     tokens = info[TAG].rows[0].tokens
     edits = {
         "svr": lambda frame: lambda part: express_frame(part, tokens, frame, SETTINGS),
@@ -68,7 +70,7 @@ def test_every_row_of_one_prompt_expresses_its_frame(reweighting):
         assert torch.equal(row, per_encoder(plain[0], edits[reweighting](frame)))
     assert [row.frame for row in info[TAG].rows] == [0, 1, 2] and info[TAG].length == 77
     assert all(row.descriptions == (tokens.identity,) for row in info[TAG].rows) and len(tokens.identity) == 7
-    assert torch.equal(info["pooled_output"], said["pooled_output"].repeat(3, 1))
+    assert torch.equal(info["pooled_output"], plain_info["pooled_output"].repeat(3, 1))
 
 
 def test_the_four_reweightings_differ():
@@ -82,7 +84,7 @@ def test_summaries_are_of_the_story_or_nothing_or_the_own_frame(pooled):
     ((_, info),) = one_prompt(tokenize, encode, STORY, "svr", SETTINGS, pooled)
     story = "ink of a red fox , fine asleep reading a book drinking"
     own = [f"ink of a red fox , fine {words}" for words in ("asleep", "reading a book", "drinking")]
-    assert encode.asked == [[story, *own] if pooled == "frame" else [story]]
+    assert encode.received == [[story, *own] if pooled == "frame" else [story]]
     texts = own if pooled == "frame" else [story] * 3
     expected = torch.cat([Encoders().encoded(tokenize(text), 0)[1]["pooled_output"] for text in texts])
     assert torch.equal(info["pooled_output"], expected * (pooled != "zero"))
@@ -102,7 +104,7 @@ def test_frames_alone_are_repeated_to_a_common_length():
     story = parse_story("[Fox] a red fox", "[Fox] asleep\n[NC] " + "snow " * 80)
     encode = Encoders()
     ((context, info),) = frame_by_frame(tokenize, encode, story)
-    ((short,), (long,)) = Encoders()([tokenize(text) for text in encode.asked[0]])
+    ((short,), (long,)) = Encoders()([tokenize(text) for text in encode.received[0]])
     assert context.shape == (2, 154, 2048)
     assert torch.equal(context[0], short[0][0].repeat(2, 1)) and torch.equal(context[1], long[0][0])
     assert torch.equal(info["pooled_output"], torch.cat([short[1]["pooled_output"], long[1]["pooled_output"]]))
@@ -121,7 +123,7 @@ CAST = parse_story(
     "ink of {prompt}, fine",
 )
 FOX, OWL, BOTH = (f"ink of {who} , fine" for who in ("a red fox", "a grey owl", "a red fox and a grey owl"))
-TOLD = [
+EXPECTED = [
     (f"{FOX} asleep reading a book", [range(8, 9), range(9, 12)], 0),
     ("ink of an empty beach , fine", None, None),
     (f"{BOTH} arguing meets", [range(12, 13), range(13, 14)], 0),
@@ -135,14 +137,14 @@ TOLD = [
 def test_every_cast_is_a_prompt_of_its_own_and_the_rows_come_in_story_order(reweighting):
     encode = Encoders()
     ((context, info),) = one_prompt(tokenize, encode, CAST, reweighting, SETTINGS)
-    assert sorted(encode.asked[0]) == sorted({text for text, _, _ in TOLD}), "every prompt is encoded once"
+    assert sorted(encode.received[0]) == sorted({text for text, _, _ in EXPECTED}), "every prompt is encoded once"
     assert [row.frame for row in info[TAG].rows] == [*range(6)]
     assert [row.characters for row in info[TAG].rows] == [frame.characters for frame in CAST.frames]
     for row, summary, tagged, (text, frames, place) in zip(
-        context, info["pooled_output"], info[TAG].rows, TOLD, strict=True
+        context, info["pooled_output"], info[TAG].rows, EXPECTED, strict=True
     ):
-        plain, said = Encoders().encoded(tokenize(text), 0)
-        assert torch.equal(summary, said["pooled_output"][0])
+        plain, plain_info = Encoders().encoded(tokenize(text), 0)
+        assert torch.equal(summary, plain_info["pooled_output"][0])
         if frames is None:
             assert torch.equal(row, plain[0]) and tagged.descriptions == ()
             continue
@@ -156,10 +158,10 @@ def test_every_cast_is_a_prompt_of_its_own_and_the_rows_come_in_story_order(rewe
 def test_a_summary_of_the_own_frame_is_of_its_cast():
     encode = Encoders()
     ((_, info),) = one_prompt(tokenize, encode, CAST, "svr", pooled="frame")
-    own = [f"{FOX} asleep", TOLD[1][0], f"{BOTH} arguing", f"{FOX} reading a book", f"{BOTH} meets", f"{OWL} flies"]
+    own = [f"{FOX} asleep", EXPECTED[1][0], f"{BOTH} arguing", f"{FOX} reading a book", f"{BOTH} meets", f"{OWL} flies"]
     expected = [Encoders().encoded(tokenize(text), 0)[1]["pooled_output"] for text in own]
     assert torch.equal(info["pooled_output"], torch.cat(expected))
-    assert len(encode.asked[0]) == len({*own, *(text for text, _, _ in TOLD)})
+    assert len(encode.received[0]) == len({*own, *(text for text, _, _ in EXPECTED)})
 
 
 def test_a_long_frame_without_a_character_lengthens_every_row():
@@ -174,8 +176,8 @@ def test_a_long_frame_without_a_character_lengthens_every_row():
 def test_a_story_of_nobody_is_encoded_plainly():
     story = parse_story("a fox", "[NC] a beach\n[NC] the sea")
     ((context, info),) = one_prompt(tokenize, Encoders(), story, "svr")
-    ((alone, said),) = frame_by_frame(tokenize, Encoders(), story)
-    assert torch.equal(context, alone) and info[TAG] == said[TAG]
+    ((alone, alone_info),) = frame_by_frame(tokenize, Encoders(), story)
+    assert torch.equal(context, alone) and info[TAG] == alone_info[TAG]
 
 
 @pytest.mark.parametrize("kind", ["circular", "trailing"])
@@ -190,12 +192,12 @@ def test_windows_are_prompts_that_express_their_frame(kind):
     }[kind]
     tokens = StoryTokens(range(1, 4), (range(4, 24), range(24, 44), range(44, 64)), 64, 77)
     for number, window in enumerate(windows):
-        plain, said = Encoders().encoded(tokenize("a red fox " + " ".join(texts[place] for place in window)), 0)
+        plain, plain_info = Encoders().encoded(tokenize("a red fox " + " ".join(texts[place] for place in window)), 0)
         expected = expressed(plain, tokens, window.index(number), "svr", SETTINGS)
         assert torch.equal(context[number], expected[0])
-        assert torch.equal(info["pooled_output"][number], said["pooled_output"][0])
+        assert torch.equal(info["pooled_output"][number], plain_info["pooled_output"][0])
     assert {row.tokens for row in info[TAG].rows} == {tokens}
-    assert len(encode.asked[0]) == len(set(windows)), "a window that frames share is encoded once"
+    assert len(encode.received[0]) == len(set(windows)), "a window that frames share is encoded once"
 
 
 def report(story, reweighting="svr", kind="circular"):

@@ -89,16 +89,16 @@ def test_a_run_in_which_nobody_of_them_appears_is_hindered(names, frames, seen):
     ],
 )
 def test_masks_are_one_for_all_one_per_image_or_one_per_frame_of_the_story(masks, numbers, fits):
-    asked = patch(named(""), regions=(torch.ones(masks, 2, 2),))
+    patched = patch(named(""), regions=(torch.ones(masks, 2, 2),))
     tag = story(*[("",)] * len(numbers), numbers=numbers)
     if fits:
-        assert asked.no_effect_reason(tag, len(numbers)) is None
+        assert patched.no_effect_reason(tag, len(numbers)) is None
     else:
         with pytest.raises(ValueError, match=f"A region has {masks} masks, but the batch has 2 images"):
-            asked.no_effect_reason(tag, len(numbers))
+            patched.no_effect_reason(tag, len(numbers))
     if masks == 5:
         with pytest.raises(ValueError, match="A region has 5 masks"):
-            asked.no_effect_reason(None, 2)
+            patched.no_effect_reason(None, 2)
 
 
 def call_of(*conditionings, rows, images=None, **more):
@@ -132,8 +132,8 @@ def test_without_a_story_everybody_is_everywhere():
 )
 def test_a_mask_is_that_of_the_frame_or_of_the_place_in_the_batch(count, places, expected):
     tag = story(("",), ("",), ("",), numbers=(0, 3, 4))
-    asked = patch(named(""), regions=(torch.ones(count, 2, 2),))
-    (group,) = asked._groups(call_of(Conditioning(tag, 77), rows=len(expected), images=places))
+    patched = patch(named(""), regions=(torch.ones(count, 2, 2),))
+    (group,) = patched._groups(call_of(Conditioning(tag, 77), rows=len(expected), images=places))
     assert [cast.masks for cast in group.shown] == [(number,) for number in expected]
 
 
@@ -182,16 +182,16 @@ class Pictures:
     """An adapter whose keys and values are numbers that tell of whom and for what they are; it notes every question."""
 
     def __init__(self):
-        self.asked = []
+        self.calls = []
 
     def tokens(self, characters, face_strength, appearance_strength, device):
         names = [character.name for character in characters]
-        self.asked.append(("tokens", *names))
+        self.calls.append(("tokens", *names))
         number = sum(map(len, names)) + face_strength + 10 * appearance_strength
         return tuple(torch.full((1, TOKENS * (1 + len(names)), 1), value) for value in (number, -number))
 
     def keys_values(self, layer, tokens):
-        self.asked.append(("keys", *layer, float(tokens[0, 0, 0])))
+        self.calls.append(("keys", *layer, float(tokens[0, 0, 0])))
         places = torch.arange(tokens.shape[1] * WIDTH, dtype=torch.float32).view(1, -1, WIDTH)
         return torch.sin(places * tokens[0, 0, 0]), torch.cos(places + tokens[0, 0, 0])
 
@@ -204,12 +204,12 @@ def qkv(rows):
 def test_every_row_looks_at_its_own_cast_inside_their_regions():
     tag, adapter = story(("Fox",), (), ("Fox", "Rabbit")), Pictures()
     region = torch.rand(3, 2, 3, generator=torch.Generator().manual_seed(1))
-    asked = patch(
+    patched = patch(
         named("Fox", "Rabbit"), adapter, (None, region), strength=0.5, face_strength=0.5, appearance_strength=2.0
     )
     call = call_of(Conditioning(None, 77, False), Conditioning(tag, 77), rows=3, story=tag, size=(2, 3))
     q, k, v = qkv(6)
-    out = asked.attend(q, k, v, HEADS, call, Chain())
+    out = patched.attend(q, k, v, HEADS, call, Chain())
 
     def written(region):
         rows = attend(q, k, v, HEADS)
@@ -231,10 +231,10 @@ def test_every_row_looks_at_its_own_cast_inside_their_regions():
 
 def test_prompts_for_two_parts_of_a_picture_have_their_own_parts_of_a_region():
     region = torch.rand(1, 4, 4, generator=torch.Generator().manual_seed(2))
-    asked, areas = patch(named("Fox"), regions=(region,)), ((2, 3, 0, 0), (2, 3, 2, 1))
+    patched, areas = patch(named("Fox"), regions=(region,)), ((2, 3, 0, 0), (2, 3, 2, 1))
     call = call_of(*(Conditioning(None, 77, area=area) for area in areas), rows=1, size=(4, 4))
-    (group,) = asked._groups(call)
-    mask = asked._mask(group, call, qkv(2)[0], 2 * TOKENS, Chain((2, 3)).options)
+    (group,) = patched._groups(call)
+    mask = patched._mask(group, call, qkv(2)[0], 2 * TOKENS, Chain((2, 3)).options)
     first, second = mask.exp()[:, 0, :, TOKENS:]
     bound = rounding(lambda region: region.log().exp(), region)
     assert off(first, region[0, :2, :3].reshape(6, 1).expand(6, TOKENS)) < bound
@@ -243,18 +243,18 @@ def test_prompts_for_two_parts_of_a_picture_have_their_own_parts_of_a_region():
 
 def test_tokens_are_made_once_in_a_run_and_keys_once_for_every_layer():
     adapter, kept = Pictures(), RunCache()
-    asked = patch(named("Fox"), adapter)
+    patched = patch(named("Fox"), adapter)
     for layer in (0, 1, 0):
         call = call_of(Conditioning(None, 77, False), Conditioning(None, 77), rows=2, cache=kept)
-        asked.attend(*qkv(4), HEADS, call, Chain(index=layer))
-    assert adapter.asked.count(("tokens", "Fox")) == 1 and len(adapter.asked) == 1 + 2 * 2
-    assert {question[3] for question in adapter.asked[1:]} == {0, 1}
+        patched.attend(*qkv(4), HEADS, call, Chain(index=layer))
+    assert adapter.calls.count(("tokens", "Fox")) == 1 and len(adapter.calls) == 1 + 2 * 2
+    assert {entry[3] for entry in adapter.calls[1:]} == {0, 1}
     patch(named("Fox"), adapter).attend(*qkv(4), HEADS, call, Chain())
-    assert adapter.asked.count(("tokens", "Fox")) == 2, "another node's strengths may be others"
+    assert adapter.calls.count(("tokens", "Fox")) == 2, "another node's strengths may be others"
 
 
 def test_a_region_is_measured_once_in_a_run_for_every_size_of_layer(monkeypatch):
-    asked, kept, sizes = patch(named("Fox"), Pictures(), (torch.rand(1, 4, 6),)), RunCache(), []
+    patched, kept, sizes = patch(named("Fox"), Pictures(), (torch.rand(1, 4, 6),)), RunCache(), []
 
     def counted(mask, size, area, grid):
         sizes.append(grid)
@@ -264,7 +264,7 @@ def test_a_region_is_measured_once_in_a_run_for_every_size_of_layer(monkeypatch)
     for grid in ((2, 3), (2, 3), (3, 2)):
         call = call_of(Conditioning(None, 77, False), Conditioning(None, 77), rows=1, size=(4, 6), cache=kept)
         for index in (0, 1):
-            asked.attend(*qkv(2), HEADS, call, Chain(grid, index=index))
+            patched.attend(*qkv(2), HEADS, call, Chain(grid, index=index))
     assert sizes == [(2, 3)] * 2 + [(3, 2)] * 2, "once for either of the two rows"
 
 
@@ -272,7 +272,7 @@ def test_a_call_with_nobody_in_it_asks_nothing():
     tag, adapter = story((), ()), Pictures()
     tensors = qkv(2)
     out = patch(named("Fox"), adapter).attend(*tensors, HEADS, call_of(Conditioning(tag, 77), rows=2), Chain())
-    assert torch.equal(out, attend(*tensors, HEADS)) and adapter.asked == []
+    assert torch.equal(out, attend(*tensors, HEADS)) and adapter.calls == []
 
 
 class Settings:

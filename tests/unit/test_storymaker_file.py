@@ -180,7 +180,7 @@ def test_unknown_tensors_are_named():
 
 
 @pytest.mark.parametrize(
-    "name, shape, told",
+    "name, shape, expected",
     [
         ("pos_embed", (2, 20, 2048), "image_proj_model.pos_embed [2, 20, 2048] instead of [3, 20, 2048]"),
         ("1.to_k_ip.weight", (640, 768), "ip_adapter.1.to_k_ip.weight [640, 768] instead of [640, 2048]"),
@@ -189,13 +189,13 @@ def test_unknown_tensors_are_named():
         ("3.to_v_lora.down.weight", (128,), "ip_adapter.3.to_v_lora.down.weight [128] instead of [128, 2048]"),
     ],
 )
-def test_a_wrong_shape_is_told_with_the_right_one(name, shape, told):
+def test_a_wrong_shape_is_told_with_the_right_one(name, shape, expected):
     def change(ppr, adapter):
         part = ppr if name in ppr else adapter
         part[name] = torch.empty(shape, device="meta")
 
     text = refused(change)
-    assert f"1 of another shape: {told}" in text or (told in text and "1 of another shape: " in text)
+    assert f"1 of another shape: {expected}" in text or (expected in text and "1 of another shape: " in text)
 
 
 def test_a_pair_without_rank_is_refused():
@@ -271,11 +271,11 @@ def safe(path):
 @pytest.mark.parametrize("name", ["mask.bin", "mask.safetensors", "mask"])
 def test_the_format_is_told_by_content_not_by_name(tmp_path, write, name):
     write(tmp_path / name)
-    found = read_checkpoint(tmp_path / name)
-    found = found if write is safe else flat(found)
-    assert found.keys() == flat(little()).keys()
-    assert all(torch.equal(found[key], value) for key, value in flat(little()).items())
-    assert {value.dtype for value in found.values()} == {torch.float32, torch.float16}
+    tensors = read_checkpoint(tmp_path / name)
+    tensors = tensors if write is safe else flat(tensors)
+    assert tensors.keys() == flat(little()).keys()
+    assert all(torch.equal(tensors[key], value) for key, value in flat(little()).items())
+    assert {value.dtype for value in tensors.values()} == {torch.float32, torch.float16}
 
 
 class Payload:
@@ -499,8 +499,8 @@ def test_a_converted_file_holds_the_same_tensors(converter, whole, tmp_path):
     source, target = tmp_path / "mask.bin", tmp_path / "mask.safetensors"
     torch.save(whole, source)
     source.chmod(0o640)
-    told = converter.convert(source, target)
-    assert str(target) in told and "1373 tensors" in told
+    report = converter.convert(source, target)
+    assert str(target) in report and "1373 tensors" in report
     before, after = flat(whole), read_checkpoint(target)
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
     with safe_open(target, framework="pt") as file:

@@ -249,40 +249,40 @@ def test_the_encoders_get_the_same_tokens_without_word_numbers():
 
 
 def test_the_description_of_a_frame_is_found_at_its_beginning():
-    found, joined = located_frame("a red fox", "asleep in snow")
-    assert found.descriptions == (range(1, 4),) and found.tokens.identity == range(1, 4)
-    assert found.tokens.frames == (range(4, 8),)
-    assert words(joined["l"], found.tokens.frames[0]) == ["asle", "ep", "in", "snow"]
-    assert (found.tokens.eot, found.tokens.length) == (8, 77)
+    located, joined = located_frame("a red fox", "asleep in snow")
+    assert located.descriptions == (range(1, 4),) and located.tokens.identity == range(1, 4)
+    assert located.tokens.frames == (range(4, 8),)
+    assert words(joined["l"], located.tokens.frames[0]) == ["asle", "ep", "in", "snow"]
+    assert (located.tokens.eot, located.tokens.length) == (8, 77)
 
 
 def test_the_description_of_a_frame_is_found_in_its_middle():
-    found, joined = located_frame("[Fox] a red fox", "a red kite over [Fox] at dusk")
-    assert found.descriptions == (range(5, 8),)
-    assert words(joined["g"], found.descriptions[0]) == ["a", "red", "fox"]
-    assert found.tokens.frames == (range(1, 5), range(8, 10))
+    located, joined = located_frame("[Fox] a red fox", "a red kite over [Fox] at dusk")
+    assert located.descriptions == (range(5, 8),)
+    assert words(joined["g"], located.descriptions[0]) == ["a", "red", "fox"]
+    assert located.tokens.frames == (range(1, 5), range(8, 10))
 
 
 def test_two_descriptions_of_a_frame_are_found():
-    found, joined = located_frame("[Fox] a fox\n[Owl] a grey owl", "[Owl] feeds [Fox]")
-    assert [words(joined["l"], rows) for rows in found.descriptions] == [["a", "grey", "owl"], ["a", "fox"]]
-    assert [words(joined["l"], rows) for rows in found.tokens.frames] == [["feed", "s"]]
-    assert found.tokens.identity == found.descriptions[0]
+    located, joined = located_frame("[Fox] a fox\n[Owl] a grey owl", "[Owl] feeds [Fox]")
+    assert [words(joined["l"], rows) for rows in located.descriptions] == [["a", "grey", "owl"], ["a", "fox"]]
+    assert [words(joined["l"], rows) for rows in located.tokens.frames] == [["feed", "s"]]
+    assert located.tokens.identity == located.descriptions[0]
 
 
 def test_a_frame_without_a_character_has_no_descriptions():
-    found, _ = located_frame("a fox", "[NC] an empty beach", style="ink of {prompt}")
-    assert found.descriptions == () and len(found.tokens.identity) == 0
-    assert found.tokens.frames == (range(3, 8),)
+    located, _ = located_frame("a fox", "[NC] an empty beach", style="ink of {prompt}")
+    assert located.descriptions == () and len(located.tokens.identity) == 0
+    assert located.tokens.frames == (range(3, 8),)
 
 
 @pytest.mark.parametrize("frame", ["[Fox] asleep", "asleep [Fox]", "asleep, [Fox] too"])
 def test_a_style_is_put_around_a_frame_and_never_counts_as_a_description(frame):
-    found, joined = located_frame("[Fox] a fox\n[Bob] a man", frame, style="ink of {prompt}, flat")
-    said = words(joined["l"], range(1, found.tokens.eot))
-    assert said[:2] == ["ink", "of"] and said[-2:] == [",", "flat"]
-    assert [words(joined["l"], rows) for rows in found.descriptions] == [["a", "fox"]]
-    own = [word for rows in found.tokens.frames for word in words(joined["l"], rows)]
+    located, joined = located_frame("[Fox] a fox\n[Bob] a man", frame, style="ink of {prompt}, flat")
+    shown = words(joined["l"], range(1, located.tokens.eot))
+    assert shown[:2] == ["ink", "of"] and shown[-2:] == [",", "flat"]
+    assert [words(joined["l"], rows) for rows in located.descriptions] == [["a", "fox"]]
+    own = [word for rows in located.tokens.frames for word in words(joined["l"], rows)]
     assert "ink" not in own and "flat" not in own and own[:2] == ["asle", "ep"]
 
 
@@ -292,25 +292,25 @@ def test_a_style_that_merges_with_the_end_of_a_frame_is_taken_with_it():
             return super().groups(key, text.replace(".,", "dotcomma"))
 
     story = parse_story("a fox", "asleep.", "{prompt}, flat")
-    found, joined = locate_frame(Merging(), story.frames[0], story.style_around, "frame 1")
-    assert words(joined["l"], found.descriptions[0]) == ["a", "fox"]
+    located, joined = locate_frame(Merging(), story.frames[0], story.style_around, "frame 1")
+    assert words(joined["l"], located.descriptions[0]) == ["a", "fox"]
 
 
 def test_a_long_frame_goes_on_in_further_windows():
-    found, joined = located_frame("[Fox] the red fox", "x " * 74 + "[Fox] " + "y " * 80)
-    assert found.tokens.length == 3 * 77 and found.tokens.eot == 76
-    assert [words(joined["l"], rows) for rows in found.descriptions] == [["the"], ["red", "fox"]]
-    assert found.descriptions == (range(75, 76), range(78, 80))
-    own = [row for rows in found.tokens.frames for row in rows]
+    located, joined = located_frame("[Fox] the red fox", "x " * 74 + "[Fox] " + "y " * 80)
+    assert located.tokens.length == 3 * 77 and located.tokens.eot == 76
+    assert [words(joined["l"], rows) for rows in located.descriptions] == [["the"], ["red", "fox"]]
+    assert located.descriptions == (range(75, 76), range(78, 80))
+    own = [row for rows in located.tokens.frames for row in rows]
     assert words(joined["l"], own) == ["x"] * 74 + ["y"] * 80
 
 
 def test_padding_between_windows_belongs_to_nobody():
-    found, joined = located_frame("[Fox] (the red fox:1.1)", "x " * 74 + "[Fox] y")
-    assert found.tokens.eot == 75 and found.tokens.length == 2 * 77
-    assert words(joined["l"], found.descriptions[0]) == ["the", "red", "fox"]
-    assert found.descriptions == (range(78, 81),)
-    assert found.tokens.frames == (range(1, 75), range(81, 82))
+    located, joined = located_frame("[Fox] (the red fox:1.1)", "x " * 74 + "[Fox] y")
+    assert located.tokens.eot == 75 and located.tokens.length == 2 * 77
+    assert words(joined["l"], located.descriptions[0]) == ["the", "red", "fox"]
+    assert located.descriptions == (range(78, 81),)
+    assert located.tokens.frames == (range(1, 75), range(81, 82))
 
 
 def attention(q, context):

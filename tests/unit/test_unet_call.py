@@ -53,12 +53,12 @@ def numbers(rows):
 
 def columns_of(call, cut):
     """Row -> (columns, length) as the groups say."""
-    found = {}
+    by_row = {}
     for rows, columns, length in call.identity_groups(cut):
         for row in numbers(rows):
-            assert row not in found
-            found[row] = (columns, length)
-    return found
+            assert row not in by_row
+            by_row[row] = (columns, length)
+    return by_row
 
 
 def outside(call):
@@ -78,8 +78,8 @@ def test_a_storys_rows_are_found_wherever_its_chunk_is(order):
 
 def test_two_stories_in_one_call_keep_their_own_columns():
     call = call_of(conditioning(5, 5, 5), ordinary(), conditioning(2, 2, 2))
-    found = columns_of(call, cut=True)
-    assert [found[row][0] for row in (0, 2, 6, 8)] == [tuple(range(6))] * 2 + [tuple(range(3))] * 2
+    by_row = columns_of(call, cut=True)
+    assert [by_row[row][0] for row in (0, 2, 6, 8)] == [tuple(range(6))] * 2 + [tuple(range(3))] * 2
     assert outside(call) == [3, 4, 5]
 
 
@@ -117,8 +117,8 @@ def test_contexts_are_repeated_to_their_least_common_multiple():
     call = call_of(conditioning(1, 1, 1, length=154), conditioning(1, 1, 1, length=231))
     assert call.context_length == 462
     assert columns_of(call, cut=True)[0] == ((0, 1), 154)
-    found = columns_of(call, cut=False)
-    assert found[0][0] == (0, 1, 154, 155, 308, 309) and found[3][0] == (0, 1, 231, 232)
+    by_row = columns_of(call, cut=False)
+    assert by_row[0][0] == (0, 1, 154, 155, 308, 309) and by_row[3][0] == (0, 1, 231, 232)
 
 
 def test_a_concatenated_conditioning_counts_the_first_part_only():
@@ -135,8 +135,8 @@ def test_windows_choose_the_rows_of_the_story():
     assert images == (1, 3)
     options = {KEY: SamplerCall(1.0, known, images), "uuids": ["b", "a"], "cond_or_uncond": [1, 0]}
     call = read_call(options, latents(4))
-    found = columns_of(call, cut=True)
-    assert {row: len(columns) - 1 for row, (columns, _) in found.items()} == {2: 2, 3: 4}
+    by_row = columns_of(call, cut=True)
+    assert {row: len(columns) - 1 for row, (columns, _) in by_row.items()} == {2: 2, 3: 4}
 
 
 @pytest.mark.parametrize("anchor, images", [(None, (1, 3)), (-1, (1, 3)), (0, (0, 1, 3)), (2, (2, 1, 3))])
@@ -387,9 +387,9 @@ def test_what_asks_for_the_picture_is_known_by_its_guiders_name_for_it():
         seen.update(model_options["transformer_options"])
 
     StoryRun((), attend).evaluate(executor, None, groups, torch.zeros(2, 4, 8, 8), torch.ones(2), options)
-    asks = dict(enumerate([True, False, False, False, True, False]))
-    found = {key: known.positive for key, known in seen[KEY].conditionings.items()}
-    assert len(found) == 11 and found == {(number, uuid): asks[number] for number, uuid in found}
+    expected = dict(enumerate([True, False, False, False, True, False]))
+    positives = {key: known.positive for key, known in seen[KEY].conditionings.items()}
+    assert len(positives) == 11 and positives == {(number, uuid): expected[number] for number, uuid in positives}
     unknown = read_call(seen | {"uuids": ["nobody's"], "cond_or_uncond": [0]}, latents(2))
     assert unknown.chunks[0].conditioning.positive is False
 

@@ -99,13 +99,13 @@ class Host:
     def sample(self, waits):
         for sigma in self.run.sigmas:
             context = {"c_crossattn": SimpleNamespace(cond=torch.zeros(1, 77, WIDTH, device=self.device))}
-            said = {"uuid": "s", "storyloom": self.tag, "storyloom_role": "positive", "model_conds": context}
-            conds = [[said], [{"uuid": "n", "storyloom_role": "negative", "model_conds": context}]]
+            positive = {"uuid": "s", "storyloom": self.tag, "storyloom_role": "positive", "model_conds": context}
+            conds = [[positive], [{"uuid": "n", "storyloom_role": "negative", "model_conds": context}]]
             x = torch.zeros(len(self.tag.rows), 4, *SIZE, device=self.device)
             timestep = torch.tensor([sigma])
             with waits() as seen:
                 self.run.evaluate(self.evaluated(waits), None, conds, x, timestep, self.options())
-            self.evaluations.append(seen.found)
+            self.evaluations.append(seen.recorded)
 
     def options(self):
         replacements = {} if self.owner is None else {slot: dict.fromkeys(BLOCKS, self.owner) for slot in SLOTS}
@@ -114,11 +114,11 @@ class Host:
     def evaluated(self, waits):
         def executor(model, conds, x, timestep, model_options):
             for order in self.orders:
-                told = {"cond_or_uncond": order, "uuids": ["sn"[number] for number in order]}
-                told |= model_options["transformer_options"]
+                options = {"cond_or_uncond": order, "uuids": ["sn"[number] for number in order]}
+                options |= model_options["transformer_options"]
                 with waits() as seen:
-                    self.run.call_unet(unet, x.repeat(len(order), 1, 1, 1), None, transformer_options=told)
-                self.calls.append(seen.found)
+                    self.run.call_unet(unet, x.repeat(len(order), 1, 1, 1), None, transformer_options=options)
+                self.calls.append(seen.recorded)
 
         return executor
 
@@ -130,14 +130,14 @@ def unet(x, t, c_concat, context, control, options):
     """Two layers in each of two blocks, a block of one level."""
     for number, grid in enumerate(GRIDS):
         for index in range(2):
-            told = {"n_heads": HEADS, "block": ("output", number), "block_index": index}
-            told["activations_shape"] = [len(x), WIDTH, *grid]
+            layer_options = {"n_heads": HEADS, "block": ("output", number), "block_index": index}
+            layer_options["activations_shape"] = [len(x), WIDTH, *grid]
             sizes = {"attn1": math.prod(grid), "attn2": 77}
             for slot, keys in sizes.items():
                 layer = options["patches_replace"].get(slot, {}).get(("output", number))
                 q, k, v = (torch.ones(len(x), n, WIDTH, device=x.device) for n in (math.prod(grid), keys, keys))
                 if layer is not None:
-                    assert layer(q, k, v, told).shape == q.shape
+                    assert layer(q, k, v, layer_options).shape == q.shape
 
 
 def check_warm_calls(host, waits):
@@ -170,8 +170,8 @@ def test_a_warm_call_makes_no_index_of_numbers_and_asks_for_none(name, tag, owne
 def test_tokens_are_copied_once_for_a_step_and_a_level_and_before_the_unet_where_the_level_is_known(schedule, tag):
     host = Host([csa(schedule=schedule)], tag)
     host.sample(lambda: Waits("meta"))
-    assert [len(found) for found in host.calls] == [len(GRIDS), 0, 0]
-    assert [len(found) for found in host.evaluations] == [len(GRIDS)] * 3
+    assert [len(waits) for waits in host.calls] == [len(GRIDS), 0, 0]
+    assert [len(waits) for waits in host.evaluations] == [len(GRIDS)] * 3
 
 
 def set_by_numbers(q):
@@ -193,22 +193,22 @@ def set_by_numbers(q):
     ],
 )
 def test_what_would_wait_is_seen(wait):
-    with Waits("meta") as seen, PackWaits(HERE) as told:
+    with Waits("meta") as seen, PackWaits(HERE) as pack_waits:
         wait(torch.ones(3, 4, device=CARD))
-    assert seen.found or told.found
+    assert seen.recorded or pack_waits.recorded
 
 
-@pytest.mark.parametrize("ask", [lambda q: q.sum().item(), lambda q: bool((q > 0).all()), lambda q: q.nonzero()])
-def test_what_asks_the_card_is_seen(ask):
-    with Waits("cpu") as seen, PackWaits(HERE) as told:
-        ask(torch.ones(3, 4, device=torch.device("cpu")))
-    assert seen.found and told.found
+@pytest.mark.parametrize("read", [lambda q: q.sum().item(), lambda q: bool((q > 0).all()), lambda q: q.nonzero()])
+def test_what_asks_the_card_is_seen(read):
+    with Waits("cpu") as seen, PackWaits(HERE) as pack_waits:
+        read(torch.ones(3, 4, device=torch.device("cpu")))
+    assert seen.recorded and pack_waits.recorded
 
 
 def test_what_a_card_does_alone_is_no_wait():
-    with Waits("meta") as seen, PackWaits(HERE) as told:
+    with Waits("meta") as seen, PackWaits(HERE) as pack_waits:
         q, rows = torch.ones(3, 4, device=CARD), torch.arange(2, device=CARD)
         q[rows] = 2 * q[rows] + 1.0
         q[:, 1:3].fill_(math.log(2))
         torch.cat([q, q[rows]]).log().to(torch.float16)
-    assert seen.found == told.found == []
+    assert seen.recorded == pack_waits.recorded == []

@@ -73,8 +73,8 @@ def test_trailing_windows_are_the_first_frames_and_then_end_with_their_frame(sto
 
 def is_full(identity, frames, window, following, size):
     """Whether a window is as long as the first, or one frame more would not fit."""
-    told = identity + sum(frames[place] for place in window)
-    return len(window) == size or (len(window) < size and told + frames[following] > ROOM)
+    used = identity + sum(frames[place] for place in window)
+    return len(window) == size or (len(window) < size and used + frames[following] > ROOM)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ LIMIT = 1800
 def wait_until(true):
     """Wait until a function gives something true, and return that."""
     until = time.monotonic() + LIMIT
-    while not (found := true()):
+    while not (result := true()):
         assert time.monotonic() < until, "it did not happen"
         time.sleep(0.005)
-    return found
+    return result
