@@ -85,7 +85,7 @@ def new_front_end(server, browser):
         for pattern in blocked:
             page.route(pattern, lambda route: route.abort())
         if newcomer:
-            page.route("**/api/settings", lambda asked: asked.fulfill(json={}))
+            page.route("**/api/settings", lambda route: route.fulfill(json={}))
         return FrontEnd(page, server)
 
     return new_front_end

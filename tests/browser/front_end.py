@@ -11,7 +11,7 @@ EMPTY = {"nodes": [], "links": [], "groups": [], "version": 0.4}
 SECONDS = 90_000
 """Milliseconds that anything may take: a busy machine is slow."""
 ENDS = ("execution_success", "execution_error", "execution_interrupted")
-"""Messages that tell of the end of a run."""
+"""Events that end a run."""
 LISTEN = """(kinds) => {
   window.storyloomEvents = [];
   for (const kind of kinds)
@@ -19,7 +19,7 @@ LISTEN = """(kinds) => {
   window.storyloomGraphs = 0;
   app.registerExtension({ name: "StoryLoom.Tests", afterConfigureGraph() { storyloomGraphs++; } });
 }"""
-TOLD = """([id, kinds]) => storyloomEvents.find(({ kind, prompt_id }) => prompt_id === id && kinds.includes(kind))"""
+EVENT = """([id, kinds]) => storyloomEvents.find(({ kind, prompt_id }) => prompt_id === id && kinds.includes(kind))"""
 DRAWN = """() => !app.canvas.dirty_canvas && !app.canvas.dirty_bgcanvas && new Promise(
   (done) => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))"""
 """Nothing is left to draw, and what follows the canvas had two frames to come after it."""
@@ -87,27 +87,27 @@ class FrontEnd:
         )
 
     def run(self):
-        """Press Run and wait for the end. Returns the event that tells of it, None when the graph was refused."""
-        with self.page.expect_response(_answers_run) as asked:
+        """Press Run and wait for the end. Returns the event of the end, None if the graph was refused."""
+        with self.page.expect_response(_answers_run) as response:
             self.page.get_by_test_id("queue-button").click()
-        answer = asked.value.json()
+        answer = response.value.json()
         if "prompt_id" in answer and not answer["node_errors"]:
-            return self._told(answer["prompt_id"], ENDS)
+            return self._event(answer["prompt_id"], ENDS)
         if "prompt_id" in answer:
             self._stop(answer["prompt_id"])
         if answer["node_errors"]:
             self.page.wait_for_function("() => app.extensionManager.lastNodeErrors")
         return None
 
-    def _told(self, prompt, kinds):
-        """Wait until the server has told one of these kinds of events of this run, and return it."""
-        return self.page.wait_for_function(TOLD, arg=[prompt, kinds], timeout=5 * SECONDS).json_value()
+    def _event(self, prompt, kinds):
+        """Wait for an event of one of these kinds from this run, and return it."""
+        return self.page.wait_for_function(EVENT, arg=[prompt, kinds], timeout=5 * SECONDS).json_value()
 
     def _stop(self, prompt):
         """End a run: ComfyUI draws those pictures of a refused graph that it can. Nothing stands before it."""
-        self._told(prompt, ("execution_start",))
+        self._event(prompt, ("execution_start",))
         self.page.evaluate("(prompt) => app.api.interrupt(prompt)", prompt)
-        self._told(prompt, ENDS)
+        self._event(prompt, ENDS)
 
     def node(self, kind, title=None):
         """The number of the only node of this kind, or of the one with this title."""

@@ -64,7 +64,7 @@ def refused(front_end):
     )
 
 
-def told(front_end, text):
+def wait_for_text(front_end, text):
     """Wait until the page shows this sentence, at once or in the details."""
     sentence = front_end.page.get_by_text(text).filter(visible=True).first
     if not sentence.is_visible():
@@ -77,7 +77,7 @@ def test_a_missing_model_file(front_end):
     template = json.dumps(saved("One Prompt One Story")).replace("sd_xl_base_1.0", "gone")
     front_end.load(json.loads(template))
     assert refused(front_end) == ["CheckpointLoaderSimple"]
-    told(front_end, "gone.safetensors")
+    wait_for_text(front_end, "gone.safetensors")
     front_end.look("Error, missing model file")
 
 
@@ -86,14 +86,14 @@ def test_a_missing_adapter_file(front_end):
     loader = front_end.add("StoryLoom_LoadStoryMaker", file="gone.bin")
     front_end.connect(loader, 0, front_end.node("StoryLoom_ApplyStoryMaker"), "storymaker")
     assert refused(front_end) == ["StoryLoom_LoadStoryMaker"]
-    told(front_end, "Load StoryMaker adapter - file")
+    wait_for_text(front_end, "Load StoryMaker adapter - file")
 
 
 def test_a_checkpoint_of_another_family(front_end):
     front_end.load(saved("One Prompt One Story"))
     front_end.set(front_end.node("CheckpointLoaderSimple"), ckpt_name="sd15.safetensors")
     assert refused(front_end) == ["StoryLoom_EncodeOnePrompt"]
-    told(front_end, "Connect the CLIP of an SDXL checkpoint.")
+    wait_for_text(front_end, "Connect the CLIP of an SDXL checkpoint.")
     front_end.look("Error, another family")
 
 
@@ -101,7 +101,7 @@ def test_a_story_that_is_too_long(front_end):
     front_end.load(saved(ONE))
     front_end.set(front_end.node("StoryLoom_Script"), frames="very " * 90)
     assert refused(front_end) == ["StoryLoom_EncodeOnePrompt"]
-    told(front_end, "storyloom.StoryTooLongError: The identity (6 tokens) and frame 1 (90 tokens)")
+    wait_for_text(front_end, "storyloom.StoryTooLongError: The identity (6 tokens) and frame 1 (90 tokens)")
     front_end.look("Error, too long")
 
 
@@ -109,7 +109,7 @@ def test_a_faulty_line(front_end):
     front_end.load(saved(ONE))
     front_end.set(front_end.node("StoryLoom_Script"), frames="asleep\n[Wolf] runs")
     assert refused(front_end) == ["StoryLoom_Script"]
-    told(front_end, "Story script, frames, line 2: [Wolf] is not known")
+    wait_for_text(front_end, "Story script, frames, line 2: [Wolf] is not known")
     front_end.look("Error, faulty line")
 
 
@@ -118,7 +118,7 @@ def test_a_batch_that_does_not_match_the_story(front_end):
     latent = front_end.add("EmptyLatentImage", width=64, height=64, batch_size=3)
     front_end.connect(latent, 0, front_end.node("KSampler"), "latent_image")
     assert refused(front_end) == ["KSampler"]
-    told(front_end, "The story has 4 frames but the latent batch has 3 images.")
+    wait_for_text(front_end, "The story has 4 frames but the latent batch has 3 images.")
     front_end.look("Error, batch")
 
 
@@ -130,5 +130,5 @@ def test_a_picture_without_a_face(front_end):
     front_end.connect(front_end.add("LoadImage", image="photo.png"), 0, character, "image")
     front_end.connect(front_end.add("StoryLoom_LoadFaceAnalysis", pack="tiny"), 0, character, "face_analysis")
     assert refused(front_end) == ["StoryLoom_Character"]
-    told(front_end, "needs a face, but no face was found: use an image with a clearer face")
+    wait_for_text(front_end, "needs a face, but no face was found: use an image with a clearer face")
     front_end.look("Error, no face")

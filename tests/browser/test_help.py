@@ -5,7 +5,7 @@ import re
 import pytest
 from front_end import EMPTY
 
-FOUND = {
+NODES = {
     "One-Prompt-One-Story": "Encode story as one prompt (SVR)",
     "IPCA": "Identity-preserving cross-attention",
     "StoryDiffusion": "Consistent self-attention",
@@ -19,10 +19,10 @@ FOUND = {
 """What somebody may type: names of papers and methods, and plain words -> a node."""
 
 
-@pytest.mark.parametrize("words", FOUND)
+@pytest.mark.parametrize("words", NODES)
 def test_a_node_is_found_by_papers_methods_and_plain_words(front_end, words):
     front_end.load(EMPTY)
-    front_end.search(words).filter(has_text=FOUND[words]).first.wait_for()
+    front_end.search(words).filter(has_text=NODES[words]).first.wait_for()
     front_end.page.keyboard.press("Escape")
 
 

@@ -26,12 +26,12 @@ def script(front_end, renderer):
 @pytest.fixture
 def area(front_end, renderer, script):
     """The text area of the frames, on which the keyboard is."""
-    found = front_end.page.locator(
+    boxes = front_end.page.locator(
         f"[data-node-id='{script}'] textarea" if renderer == "new" else "textarea[placeholder]:visible"
     )
-    found = found.nth(1)
-    found.click()
-    return found
+    box = boxes.nth(1)
+    box.click()
+    return box
 
 
 def rows(front_end):
@@ -85,9 +85,9 @@ def test_typing_shows_what_the_encode_node_reports(front_end, script, area):
 def test_faults_stand_at_their_lines(front_end, renderer, script, area):
     write(front_end, f"asleep\n[Wolf] runs\n{'very ' * 80}\nawake # at last")
     rows(front_end).nth(1).get_by_text("[Wolf] is not known").wait_for()
-    told = [rows(front_end).nth(place).get_attribute("aria-label") for place in range(4)]
-    assert told[0] == "Frame 1: 7 of 75 tokens" and told[3] == "Frame 4: 7 of 75 tokens"
-    assert "too long for one prompt (86 of 75)" in told[2] and told[2].startswith("Frame 3: 86 of 75 tokens")
+    labels = [rows(front_end).nth(place).get_attribute("aria-label") for place in range(4)]
+    assert labels[0] == "Frame 1: 7 of 75 tokens" and labels[3] == "Frame 4: 7 of 75 tokens"
+    assert "too long for one prompt (86 of 75)" in labels[2] and labels[2].startswith("Frame 3: 86 of 75 tokens")
     assert "the story cannot run: see frame 2" in front_end.page.locator(f"{PANEL} .sum").inner_text()
     front_end.look(f"Editor with faults, {renderer} nodes")
     write(front_end, "asleep\n[Fox runs")

@@ -123,8 +123,8 @@ class Reference:
         if not positive:
             return self.network.unconditional(len(characters))
         features = [character.parts[0][0] for character in characters]
-        asked = (torch.stack([getattr(each, name) for each in features]) for name in ("id_embed", "character", "face"))
-        return self.network(*(features.double() for features in asked))
+        inputs = (torch.stack([getattr(each, name) for each in features]) for name in ("id_embed", "character", "face"))
+        return self.network(*(features.double() for features in inputs))
 
     def looks(self, casts, positive=(0,), strength=0.8, regions=None, text=None):
         """A function of MODEL that adds attention to the pictures in every layer.

@@ -207,7 +207,7 @@ def nan():
 
 
 @pytest.mark.parametrize(
-    "inputs, said",
+    "inputs, message",
     [
         ({"image": picture(batch=3)}, "image contains 3 images, but one is needed"),
         ({"image": picture(batch=0)}, "image contains 0 images"),
@@ -227,10 +227,10 @@ def nan():
         ({"mode": FACE}, "but neither face_analysis nor face_crop is connected"),
     ],
 )
-def test_what_is_of_no_use_is_refused_with_what_to_change(host, graph, vit_h, inputs, said):
+def test_what_is_of_no_use_is_refused_with_what_to_change(host, graph, vit_h, inputs, message):
     character(graph, host, vit_h, **inputs)
     graph.capture(x=[str(len(graph)), 0])
-    with pytest.raises(Exception, match=said) as refused:
+    with pytest.raises(Exception, match=message) as refused:
         host.run(graph)
     assert refused.value.node == "StoryLoom_Character" and str(refused.value).endswith(".")
 

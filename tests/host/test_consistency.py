@@ -15,7 +15,7 @@ from story_graphs import COMPARE, STORY
 CLIP = "storyloom-host-tiny"
 NAN = float("nan")
 SCENES = (("snow", "sleeping", "none"), ("train", "standing", "book"), ("beach", "jumping", "none"))
-TOLD = {"identity": "a fox in a blue coat", "frames": "asleep in the snow\nreading on a train\njumping on the beach"}
+TEXTS = {"identity": "a fox in a blue coat", "frames": "asleep in the snow\nreading on a train\njumping on the beach"}
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +28,8 @@ def drawn(host):
         pictures = []
         for (place, action, prop), (fur, trousers, hat) in zip(SCENES, chosen, strict=True):
             figure = scene.Figure("fox", fur, "blue", trousers, hat)
-            told = scene.Scene(place, action, prop, (figure,))
-            pictures.append(draw(told, np.random.default_rng(1)))
+            shown = scene.Scene(place, action, prop, (figure,))
+            pictures.append(draw(shown, np.random.default_rng(1)))
         batch = torch.from_numpy(np.stack(pictures)).float() / 255
         return batch.repeat_interleave(8, 1).repeat_interleave(8, 2)
 
@@ -81,23 +81,23 @@ def written(host, folder="StoryLoom"):
 
 
 def test_the_demo_reader_measures_a_story_and_everything_is_written(host, graph, drawn):
-    story = graph.add("StoryLoom_Script", **STORY | TOLD)()
+    story = graph.add("StoryLoom_Script", **STORY | TEXTS)()
     measured(graph, given(graph, host, drawn[0]), story=story, clip=graph.add("StoryLoom_DemoSimilarity")())
     before = written(host)
     result = host.run(graph, fresh=True)
-    found = result.measures
-    assert found.prompts == (
+    measures = result.measures
+    assert measures.prompts == (
         "a fox in a blue coat asleep in the snow",
         "a fox in a blue coat reading on a train",
         "a fox in a blue coat jumping on the beach",
     )
     pairs = [(1 + 0 + 1 + 0 + 0) / 5, (1 + 1 + 1 + 0 + 0) / 5, (1 + 0 + 1 + 1 + 0) / 5]
-    assert found.clip_i[[0, 0, 1], [1, 2, 2]].tolist() == pytest.approx(pairs)
-    assert found.means() == pytest.approx({"clip_i": sum(pairs) / 3, "clip_t_cosine": 1})
+    assert measures.clip_i[[0, 0, 1], [1, 2, 2]].tolist() == pytest.approx(pairs)
+    assert measures.means() == pytest.approx({"clip_i": sum(pairs) / 3, "clip_t_cosine": 1})
     assert "CLIP" not in result.report and "Same figures (demo reader)" in result.report
     (file,) = set(written(host)) - set(before)
-    told = json.loads(file.read_text(encoding="utf-8"))
-    assert told == found.to_json() and f"Saved: StoryLoom/{file.name}" in result.report
+    saved = json.loads(file.read_text(encoding="utf-8"))
+    assert saved == measures.to_json() and f"Saved: StoryLoom/{file.name}" in result.report
     assert not list(file.parent.glob("*.tmp"))
     for picture in (result.matrix, result.plot):
         assert picture.dtype == torch.float32 and picture.shape[0] == 1 and picture.shape[3] == 3
@@ -133,14 +133,14 @@ def test_open_clip_measures_as_the_library_does(host, graph, clip_file, drawn):
     reference = host.pack("measures.clip").load_open_clip(CLIP, clip_file)
 
     def figures(pictures):
-        found = host.pack("measures.measuring").measure(pictures, lines.split("\n")[:3], reference, reference)
-        return found.clip_i, *found.clip_t.values()
+        measures = host.pack("measures.measuring").measure(pictures, lines.split("\n")[:3], reference, reference)
+        return measures.clip_i, *measures.clip_t.values()
 
     ours = result.measures
     assert list(ours.clip_t) == ["clip_score", "clip_score_file_name", "cosine"]
     bound = rounding(figures, images)
-    for found, expected in zip((ours.clip_i, *ours.clip_t.values()), figures(images), strict=True):
-        assert (found - expected).abs().max() < bound < 1e-2
+    for value, expected in zip((ours.clip_i, *ours.clip_t.values()), figures(images), strict=True):
+        assert (value - expected).abs().max() < bound < 1e-2
     assert f"{CLIP} (tiny.safetensors)" in result.report
     import comfy.model_management
 
@@ -157,14 +157,14 @@ def test_clip_i_comes_from_the_encoder_that_is_connected_for_it(host, graph, cli
     images, clip = given(graph, host, drawn[0]), loaded(graph)
     vision = given(graph, host, Vision())
     measured(graph, images, clip=clip, clip_vision=vision, prompts="a\nb\nc")
-    found = host.run(graph).measures
+    measures = host.run(graph).measures
     pairwise = host.pack("measures.consistency").pairwise
 
     def expected(pictures):
         return pairwise(pictures.mean((1, 2)))
 
-    assert (found.clip_i - expected(drawn[0])).abs().max() < rounding(expected, drawn[0]) < 1e-4
-    assert found.encoders == {"clip_i": "CLIP_VISION", "clip_t": f"{CLIP} (tiny.safetensors)"}
+    assert (measures.clip_i - expected(drawn[0])).abs().max() < rounding(expected, drawn[0]) < 1e-4
+    assert measures.encoders == {"clip_i": "CLIP_VISION", "clip_t": f"{CLIP} (tiny.safetensors)"}
     other = type(graph)()
     measured(
         other, given(other, host, drawn[0]), clip=loaded(other), clip_image=other.add("StoryLoom_DemoSimilarity")()
@@ -182,9 +182,9 @@ def test_masks_take_the_background_away_from_clip_i(host, graph, clip_file):
     for name, chosen in (("white", inputs), ("whole", {"clip": inputs["clip"]})):
         node = graph.add("StoryLoom_Consistency", images=pictures, background="white", **chosen)
         graph.capture(**{name: node(3)})
-    found = host.run(graph)
-    assert 1 - found.white.clip_i[0, 1].item() < 1e-9, "the same character on the same paper"
-    assert found.whole.clip_i[0, 1].item() < 0.9999 and "background white" in found.white.encoders["clip_i"]
+    results = host.run(graph)
+    assert 1 - results.white.clip_i[0, 1].item() < 1e-9, "the same character on the same paper"
+    assert results.whole.clip_i[0, 1].item() < 0.9999 and "background white" in results.white.encoders["clip_i"]
 
 
 class Faces:
@@ -208,11 +208,11 @@ def test_one_image_has_no_pairs_and_says_so(host, graph, drawn):
 @can_be_killed
 def test_numbers_that_are_written_while_the_server_is_killed_are_whole(host, drawn):
     module, reader = host.pack("nodes.consistency"), host.pack("models.demo.similarity").DemoReader()
-    found = host.pack("measures.measuring").measure(drawn[0].repeat(8, 1, 1, 1), None, reader)
+    measures = host.pack("measures.measuring").measure(drawn[0].repeat(8, 1, 1, 1), None, reader)
     folder = Path(host.base, "output", "killed")
-    killed = sum(1 for _ in killed_at_every_point(lambda _: module.saved(found, "killed/numbers"), folder))
+    killed = sum(1 for _ in killed_at_every_point(lambda _: module.saved(measures, "killed/numbers"), folder))
     files = list(folder.glob("*.json"))
-    assert killed > len(files) > 2 and all(json.loads(file.read_bytes()) == found.to_json() for file in files)
+    assert killed > len(files) > 2 and all(json.loads(file.read_bytes()) == measures.to_json() for file in files)
 
 
 def failure(host, graph):
@@ -228,7 +228,7 @@ def failure(host, graph):
         ({}, "nothing to measure with: connect Load OpenCLIP"),
         ({"clip": "demo", "story": {"frames": "asleep in the snow"}}, "story has 1 frames, but there are 3 images"),
         ({"clip": "demo", "prompts": "one\ntwo"}, "prompts has 2 lines, but there are 3 images"),
-        ({"clip": "demo", "prompts": "one\ntwo\nthree", "story": TOLD}, "disconnect story, or empty prompts"),
+        ({"clip": "demo", "prompts": "one\ntwo\nthree", "story": TEXTS}, "disconnect story, or empty prompts"),
         ({"clip": "demo", "masks": torch.ones(2, 8, 8)}, "for 3 images"),
         ({"clip": "demo", "masks": torch.zeros(3, 8, 8)}, "mask for image 1 is empty"),
         ({"clip": "demo", "images": torch.full((3, 48, 48, 3), NAN)}, "Image 1, 2, 3: the values contain NaN"),
@@ -270,13 +270,13 @@ def test_a_prefix_with_a_folder_counts_on(host, graph, drawn):
     measured(graph, images, clip=demo, filename_prefix="mine/%year%/story")
     host.run(graph, fresh=True)
     host.run(graph, fresh=True)
-    found = sorted(path.name for path in (host.base / "output" / "mine").glob("*/*.json"))
-    assert found == ["story_00001_.json", "story_00002_.json"]
+    names = sorted(path.name for path in (host.base / "output" / "mine").glob("*/*.json"))
+    assert names == ["story_00001_.json", "story_00002_.json"]
 
 
 def test_weights_that_are_none_stop_with_one_sentence(host, graph, clip_file):
     graph.capture(x=loaded(graph, "broken.pt"))
-    assert "broken.pt" in (told := failure(host, graph)) and "download it again" in told
+    assert "broken.pt" in (message := failure(host, graph)) and "download it again" in message
     other = type(graph)()
     tag = {"architecture": CLIP, "weights": "cached: openai", "download": False}
     other.capture(x=other.add("StoryLoom_LoadOpenCLIP", **tag)())
@@ -288,8 +288,8 @@ def test_weights_that_are_none_stop_with_one_sentence(host, graph, clip_file):
 
 def compared(graph, host, drawn, measures=True, **inputs):
     reader, measure = host.pack("models.demo.similarity").DemoReader(), host.pack("measures.measuring").measure
-    links = {"story": graph.add("StoryLoom_Script", **STORY | TOLD)()}
-    prompts = [f"{TOLD['identity']} {frame}" for frame in TOLD["frames"].split("\n")]
+    links = {"story": graph.add("StoryLoom_Script", **STORY | TEXTS)()}
+    prompts = [f"{TEXTS['identity']} {frame}" for frame in TEXTS["frames"].split("\n")]
     for side, images in zip("ab", drawn, strict=True):
         links[f"images_{side}"] = given(graph, host, images)
         if measures:

@@ -130,8 +130,8 @@ def test_it_predicts_v_from_zero_terminal_snr(demo):
 
 
 def story_parts(graph, story, size=192):
-    told = {"identity": story.identity_text(), "frames": story.frames_text()}
-    return build(graph, "EncodePerFrame", (size, size), loader="StoryLoom_DemoModel", **told)
+    texts = {"identity": story.identity_text(), "frames": story.frames_text()}
+    return build(graph, "EncodePerFrame", (size, size), loader="StoryLoom_DemoModel", **texts)
 
 
 @pytest.mark.parametrize(("sampler", "scheduler"), SAMPLERS)

@@ -7,7 +7,7 @@ from story_makers import APPLY
 
 from storyloom.world.reader import Reader
 
-TOLD = {"identity": "a fox in a blue coat", "frames": "jumping on the beach\nwith an umbrella in the city"}
+TEXTS = {"identity": "a fox in a blue coat", "frames": "jumping on the beach\nwith an umbrella in the city"}
 
 
 def load(host):
@@ -31,7 +31,7 @@ def character(host, vision, seed=1):
 
 def story(host, graph, loaded, size):
     """Links to what a sampler needs, and a function that gives the model with the stand-in on it."""
-    parts = build(graph, "EncodePerFrame", size, loader="StoryLoom_DemoModel", **TOLD)
+    parts = build(graph, "EncodePerFrame", size, loader="StoryLoom_DemoModel", **TEXTS)
     maker = call(graph, host, lambda _: loaded[0], parts["story"])
 
     def applied(seed=1, **changes):

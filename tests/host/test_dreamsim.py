@@ -26,7 +26,7 @@ class Networks(torch.nn.Module):
 @pytest.fixture
 def read(host, monkeypatch):
     """A stand-in for the package `dreamsim` with its files: weak references to the networks that were read."""
-    found = []
+    references = []
     module = types.ModuleType("dreamsim")
 
     def prepare(picture):
@@ -35,7 +35,7 @@ def read(host, monkeypatch):
     def dreamsim(**settings):
         assert settings["device"] == "cpu", "ComfyUI moves it"
         networks = Networks()
-        found.append(weakref.ref(networks))
+        references.append(weakref.ref(networks))
         return networks, prepare
 
     module.dreamsim = dreamsim
@@ -43,7 +43,7 @@ def read(host, monkeypatch):
     kinds = {kind: () for kind in ("ensemble", "dino_vitb16")}
     monkeypatch.setattr(host.pack("measures.dreamsim"), "DREAMSIM_FILES", kinds)
     monkeypatch.setattr(host.pack("nodes.similarity"), "_kept", weakref.WeakValueDictionary())
-    return found
+    return references
 
 
 def measured(new_graph, host, seed=1, kind="ensemble"):
@@ -118,8 +118,8 @@ def test_it_goes_with_comfyuis_caches_and_with_the_node(host, new_graph, read, h
 
 def test_it_measures_what_the_package_embeds(host, new_graph, read):
     graph = measured(new_graph, host)
-    found = host.run(graph, fresh=True).measures
+    measures = host.run(graph, fresh=True).measures
     pictures = torch.rand(3, 8, 8, 3, generator=torch.Generator().manual_seed(1))
     shown = (pictures * 255).round() / 255
     unit = torch.nn.functional.normalize(shown.mean((1, 2)).double() * torch.tensor([1.0, 2.0, 3.0]), dim=1)
-    assert (found.dreamsim - (1 - unit @ unit.T)).abs().max() < 1e-2
+    assert (measures.dreamsim - (1 - unit @ unit.T)).abs().max() < 1e-2

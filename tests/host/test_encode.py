@@ -47,9 +47,9 @@ def test_every_part_gets_its_own_rows_also_when_words_repeat(host, graph, models
     assert ids.index(EOT) == tokens.eot == 1 + sum(map(len, (tokens.identity, *tokens.frames)))
     assert context.shape == (5, 77, WIDTH) and tokens.length == 77
     assert text_of(tokenizer, tokens.identity, ids) == "aredfoxinaredcoat,red"
-    found = [text_of(tokenizer, rows, ids) for rows in tokens.frames]
-    assert found[:2] == ["aredfox", "fox,aredfox!"]
-    assert found[3:] == ["red", "café#1naïve漢字"]
+    texts = [text_of(tokenizer, rows, ids) for rows in tokens.frames]
+    assert texts[:2] == ["aredfox", "fox,aredfox!"]
+    assert texts[3:] == ["red", "café#1naïve漢字"]
 
 
 def test_the_identity_is_encoded_the_same_in_front_of_any_story(host, graph, models):
@@ -149,26 +149,26 @@ def test_every_cast_is_a_story_of_its_own_and_frames_of_nobody_are_plain(host, g
 
 
 @pytest.mark.parametrize(
-    "window, told",
+    "window, windows",
     [
         ("circular", [(0, 1, 2), (1, 2, 3), (2, 3, 4), (3, 4, 0), (4, 0, 1)]),
         ("trailing", [(0, 1, 2), (0, 1, 2), (0, 1, 2), (1, 2, 3), (2, 3, 4)]),
     ],
 )
 @pytest.mark.parametrize("pooled", ["full", "frame"])
-def test_a_story_over_75_tokens_is_told_in_windows(host, graph, models, window, told, pooled):
+def test_a_story_over_75_tokens_is_told_in_windows(host, graph, models, window, windows, pooled):
     frames = [f"{word} " + "word " * 20 for word in ("asleep", "reading", "drinking", "swimming", "waving")]
     encode(graph, frames="\n".join(frames), window=window, pooled=pooled)
     seen = host.run(graph)
     ((context, info),) = seen.out
-    for frame, others in enumerate(told):
+    for frame, others in enumerate(windows):
         text = " ".join([STORY["identity"], *(frames[other].strip() for other in others)])
         plain, summary = stock(host, models, text)
         assert torch.equal(context[frame], express(host, plain[0], [7, 21, 21, 21], others.index(frame)))
         if pooled == "frame":
             summary = stock(host, models, f"{STORY['identity']} {frames[frame].strip()}")[1]
         assert torch.equal(info["pooled_output"][frame], summary[0])
-    numbers = ", ".join(str(other + 1) for other in told[4])
+    numbers = ", ".join(str(other + 1) for other in windows[4])
     assert f"window: frames {numbers}; 70 of 75 tokens, 5 free; expressed: 5" in seen.report
 
 

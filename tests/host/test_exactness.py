@@ -33,11 +33,11 @@ def distances(host, graph, ours, models):
     return {name: distance(seen["ours"]["samples"], seen[name]["samples"]) for name in models}
 
 
-def assert_told_apart(found):
+def assert_faults_detected(differences):
     """The first of these is the right one, and all others are faults."""
-    right, *faults = found
-    assert 100 * found[right] < CLOSE
-    assert all(found[fault] > 20 * CLOSE for fault in faults), found
+    right, *faults = differences
+    assert 100 * differences[right] < CLOSE
+    assert all(differences[fault] > 20 * CLOSE for fault in faults), differences
 
 
 def test_ipca_of_another_weight_or_with_one_column_too_many(host, graph):
@@ -46,8 +46,8 @@ def test_ipca_of_another_weight_or_with_one_column_too_many(host, graph):
         return lambda model: call(graph, host, patch, model)
 
     faults = {"weight": biased(1.98, 8), "one too many": biased(2.0, 9), "one too few": biased(2.0, 7)}
-    found = distances(host, graph, lambda model: ipca(graph, model), {"right": biased(2.0, 8), **faults})
-    assert_told_apart(found)
+    differences = distances(host, graph, lambda model: ipca(graph, model), {"right": biased(2.0, 8), **faults})
+    assert_faults_detected(differences)
 
 
 def test_csa_with_one_token_too_many_another_seed_or_step(host, graph):
@@ -68,8 +68,8 @@ def test_csa_with_one_token_too_many_another_seed_or_step(host, graph):
         return lambda model: call(graph, host, patch, model)
 
     faults = {"one too many": masked(draw=one_more), "seed": masked(seed=4), "step": masked(draw=later)}
-    found = distances(host, graph, lambda model: csa(graph, model), {"right": masked(), **faults})
-    assert_told_apart(found)
+    differences = distances(host, graph, lambda model: csa(graph, model), {"right": masked(), **faults})
+    assert_faults_detected(differences)
 
 
 def test_storymaker_of_another_strength(host, graph, maker, weights):
@@ -82,10 +82,10 @@ def test_storymaker_of_another_strength(host, graph, maker, weights):
         return lambda model: call(graph, host, patch, model)
 
     faults = {"tokens": known(0.79, 0.8), "changes": known(0.8, 0.79)}
-    found = distances(
+    differences = distances(
         host, graph, lambda model: apply(graph, host, model, maker, fox), {"right": known(0.8, 0.8), **faults}
     )
-    assert_told_apart(found)
+    assert_faults_detected(differences)
 
 
 def test_freeu_of_another_factor(host, graph):
@@ -95,7 +95,7 @@ def test_freeu_of_another_factor(host, graph):
     faults = {
         name: filtered(**{name: value}) for name, value in {"b1": 1.09, "b2": 1.19, "s1": 0.59, "s2": 0.39}.items()
     }
-    assert_told_apart(distances(host, graph, filtered(), {"right": filtered(), **faults}))
+    assert_faults_detected(distances(host, graph, filtered(), {"right": filtered(), **faults}))
 
 
 def rounded(tensor):

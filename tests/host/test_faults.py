@@ -136,9 +136,9 @@ def test_after_an_exception_of_another_node_in_the_middle_of_sampling(host, grap
         model.set_model_attn1_patch(on_call(20, fail, lambda q, k, v, options: (q, k, v)))
         return model
 
-    event, told = ended(host, story(graph, host, maker, fox, patched=faulty))
-    assert (event, told["node_type"]) == ("execution_error", "KSampler")
-    assert "another node's mistake" in told["exception_message"]
+    event, data = ended(host, story(graph, host, maker, fox, patched=faulty))
+    assert (event, data["node_type"]) == ("execution_error", "KSampler")
+    assert "another node's mistake" in data["exception_message"]
     next_is_right()
 
 
@@ -150,7 +150,7 @@ def test_after_no_memory_was_left_to_gather_what_others_show(
         raise torch.OutOfMemoryError("nothing is left")
 
     disturb(host, monkeypatch, "attention.gathering", "ImageGroup.of", number, full)
-    event, told = ended(host, story(graph, host, maker, fox))
-    assert (event, told["node_type"]) == ("execution_error", "KSampler")
-    assert "nothing is left" in told["exception_message"]
+    event, data = ended(host, story(graph, host, maker, fox))
+    assert (event, data["node_type"]) == ("execution_error", "KSampler")
+    assert "nothing is left" in data["exception_message"]
     next_is_right()

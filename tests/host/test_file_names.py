@@ -24,7 +24,7 @@ def clock(host, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "form, told",
+    "form, expected",
     [
         ("yyyy-MM-dd", "2026-03-07"),
         ("yy/M/d", "26/3/7"),
@@ -37,8 +37,8 @@ def clock(host, monkeypatch):
         ("mad", "5a7"),
     ],
 )
-def test_every_part_of_a_date_is_filled_in_as_the_interface_does(dated, form, told):
-    assert dated(f"StoryLoom/%date:{form}%/page") == f"StoryLoom/{told}/page"
+def test_every_part_of_a_date_is_filled_in_as_the_interface_does(dated, form, expected):
+    assert dated(f"StoryLoom/%date:{form}%/page") == f"StoryLoom/{expected}/page"
 
 
 def test_the_last_and_the_first_of_everything(dated):
@@ -72,7 +72,7 @@ def test_a_prefix_from_the_api_has_its_dates_and_comfyui_s_own_placeholders(host
 
 @pytest.mark.parametrize("node", NODES)
 @pytest.mark.parametrize(
-    "prefix, told",
+    "prefix, message",
     [
         (
             "a/%date:hh:mm%",
@@ -87,11 +87,13 @@ def test_a_prefix_from_the_api_has_its_dates_and_comfyui_s_own_placeholders(host
         ("a%date:" + "yyyy" * 60 + "%", "is too long for a file"),
     ],
 )
-def test_a_date_that_is_none_or_leads_elsewhere_is_refused_before_anything_runs(host, graph, clock, node, prefix, told):
+def test_a_date_that_is_none_or_leads_elsewhere_is_refused_before_anything_runs(
+    host, graph, clock, node, prefix, message
+):
     save(graph, host, node, prefix)
     with pytest.raises(Exception) as refused:
         host.validate(graph)
-    assert told in refused.value.errors[node][0]["details"]
+    assert message in refused.value.errors[node][0]["details"]
 
 
 def save(graph, host, node, prefix):

@@ -42,9 +42,9 @@ def another(host, tmp_path, monkeypatch, caplog):
         caplog.clear()
         with caplog.at_level(logging.DEBUG):
             done = asyncio.run(nodes.load_custom_node(str(folder), module_parent="custom_nodes"))
-        told = [record for record in caplog.records if record.name.startswith(name)]
-        errors = [record.getMessage() for record in told if record.levelno == logging.ERROR]
-        traces = [record.exc_info for record in told if record.levelno == logging.DEBUG and record.exc_info]
+        records = [record for record in caplog.records if record.name.startswith(name)]
+        errors = [record.getMessage() for record in records if record.levelno == logging.ERROR]
+        traces = [record.exc_info for record in records if record.levelno == logging.DEBUG and record.exc_info]
         return SimpleNamespace(done=done, nodes=sorted(nodes.NODE_CLASS_MAPPINGS), errors=errors, traces=traces)
 
     yield load
@@ -136,12 +136,12 @@ def test_suffixes_of_another_pack_stay_in_their_collection_and_ours_come_to_them
     folder_paths.folder_names_and_paths["storymaker"] = ([place], listed)
     loaded = another()
     assert loaded.nodes == CATALOGUE and not loaded.errors
-    paths, found = folder_paths.folder_names_and_paths["storymaker"]
+    paths, suffixes = folder_paths.folder_names_and_paths["storymaker"]
     ours = [".safetensors", ".pt", ".pth"]
-    assert type(found) is type(listed) and set(found) == {*before, *ours} and len(found) == 5
-    assert isinstance(listed, frozenset | tuple) or found is listed, "they may hold it elsewhere"
+    assert type(suffixes) is type(listed) and set(suffixes) == {*before, *ours} and len(suffixes) == 5
+    assert isinstance(listed, frozenset | tuple) or suffixes is listed, "they may hold it elsewhere"
     if isinstance(listed, list | tuple):
-        assert list(found) == before + ours
+        assert list(suffixes) == before + ours
     assert paths[0] == place and [os.path.basename(path) for path in paths[1:]] == [
         "storymaker",
         "photomaker",

@@ -14,15 +14,15 @@ def loaded(monkeypatch):
     import comfy.model_management
     import comfy.sampler_helpers
 
-    load, asked = comfy.model_management.load_models_gpu, []
+    load, requests = comfy.model_management.load_models_gpu, []
 
     def load_models_gpu(models, memory_required=0, minimum_memory_required=None, **kwargs):
         if minimum_memory_required is not None:
-            asked.append((memory_required, minimum_memory_required))
+            requests.append((memory_required, minimum_memory_required))
         return load(models, memory_required=memory_required, minimum_memory_required=minimum_memory_required, **kwargs)
 
     monkeypatch.setattr(comfy.model_management, "load_models_gpu", load_models_gpu)
-    return asked
+    return requests
 
 
 def largest(images, tokens=32 * 24, channels=32, itemsize=4):

@@ -101,29 +101,29 @@ def test_a_warm_unet_call_never_waits_for_the_card(on_a_card, networks, rows, na
 
 @pytest.mark.parametrize("name", PATCHES)
 def test_memory_is_back_to_where_it_was(on_a_card, card, networks, rows, plain, name):
-    found, _ = card.measure.measure_memory(rows[name], networks[0], card.device)
-    assert found.left == 0
-    assert found.peak > 0
+    memory, _ = card.measure.measure_memory(rows[name], networks[0], card.device)
+    assert memory.left == 0
+    assert memory.peak > 0
 
 
 @pytest.mark.parametrize("name", ["CSA 0.5", "CSA 0.5, 2 anchors"])
 def test_csa_s_slices_equal_the_whole(host, monkeypatch, rows, plain, name):
     """One image at a time instead of all at once: the kernel answers for fewer rows, and each row as before."""
-    consistent, asked = host.pack("attention.consistent"), []
+    consistent, counts = host.pack("attention.consistent"), []
     group = host.pack("attention.gathering").ImageGroup
     within = group.within
 
     def counted(images, limit, k):
-        asked.append(len(within(images, limit, k)))
+        counts.append(len(within(images, limit, k)))
         return within(images, limit, k)
 
     monkeypatch.setattr(group, "within", counted)
     whole = rows[name].draw()
-    assert set(asked) == {1}
-    asked.clear()
+    assert set(counts) == {1}
+    counts.clear()
     monkeypatch.setattr(consistent, "GATHER_LIMIT", 1)
     sliced = rows[name].draw()
-    assert max(asked) > 1
+    assert max(counts) > 1
     apart, moved = (sliced - whole).norm(), (whole - plain).norm()
     assert apart < (moved / 3 if ON_A_CARD else moved / 100)  # a card may take another kernel for fewer rows
     assert apart < (0.02 if ON_A_CARD else 1e-5) * whole.norm()

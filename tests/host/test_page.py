@@ -61,9 +61,9 @@ def test_a_graph_saved_before_there_were_layouts_gives_the_same_page(host, graph
     "layout, pages", [("grid", 2), ("four_panel", 2), ("classic", 2), ("strip", 2), ("column", 2), ("rows", 1)]
 )
 def test_every_layout_makes_a_batch_of_pages_of_one_size(host, graph, layout, pages):
-    found = page_of(host, graph, story=WIDE_STORY, layout=layout, panels_per_page=3, title="A title", page_width=700)
-    assert found.shape[0] == pages and found.shape[2:] == (700, 3)
-    assert 0 <= found.min() and found.max() <= 1
+    batch = page_of(host, graph, story=WIDE_STORY, layout=layout, panels_per_page=3, title="A title", page_width=700)
+    assert batch.shape[0] == pages and batch.shape[2:] == (700, 3)
+    assert 0 <= batch.min() and batch.max() <= 1
 
 
 def test_captions_off_is_no_caption_anywhere(host, graph):
@@ -98,13 +98,13 @@ def test_fonts_of_the_models_folder_can_be_chosen(host, graph, tmp_path):
     try:
         options = {entry.id: entry for entry in host.pack("nodes.page").Page.GET_SCHEMA().inputs}["font"].options
         assert options[0] == "built-in" and "Own.ttf" in options and "notes.txt" not in options
-        found = page_of(host, graph, story=WIDE_STORY, font="Own.ttf")
+        own = page_of(host, graph, story=WIDE_STORY, font="Own.ttf")
         shutil.rmtree(tmp_path)
         same = page_of(host, type(graph)(), story=WIDE_STORY)
     finally:
         paths.remove(str(tmp_path))
         folder_paths.filename_list_cache.pop("storyloom_fonts", None)
-    assert found.shape == same.shape and (found - same).abs().mean() < 0.002, "it is the built-in font's own file"
+    assert own.shape == same.shape and (own - same).abs().mean() < 0.002, "it is the built-in font's own file"
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
@@ -112,6 +112,6 @@ def test_fonts_of_the_models_folder_can_be_chosen(host, graph, tmp_path):
 def test_grey_and_transparent_images_of_any_precision_make_a_page(host, graph, channels, kind):
     images = torch.full((2, 64, 96, channels), 0.5, dtype=kind)
     images[0, 0, 0] = float("nan")
-    (found,) = host.pack("nodes.page").Page.execute(images, **OLD).args
-    assert found.shape == (1, 64 + 48, 2 * 96 + 12 + 48, 3) and not found.isnan().any()
-    assert found[0, 24 + 32, 24 + 48, 0] == pytest.approx(0.5 if channels < 4 else 0.75, abs=0.01)
+    (page,) = host.pack("nodes.page").Page.execute(images, **OLD).args
+    assert page.shape == (1, 64 + 48, 2 * 96 + 12 + 48, 3) and not page.isnan().any()
+    assert page[0, 24 + 32, 24 + 48, 0] == pytest.approx(0.5 if channels < 4 else 0.75, abs=0.01)

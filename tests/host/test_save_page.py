@@ -55,15 +55,15 @@ def test_every_page_is_a_file_that_the_node_shows_and_hands_on(host, graph, fold
     images = pages(3)
     node = save(graph, given(graph, host, images), f"{folder}/page")
     graph.capture(pages=node())
-    told = shown(host, graph, node)["images"]
+    files = shown(host, graph, node)["images"]
     expected = [f"page_0000{number}_.png" for number in (1, 2, 3)]
-    assert [dict(file) for file in told] == [
+    assert [dict(file) for file in files] == [
         {"filename": name, "subfolder": folder, "type": "output"} for name in expected
     ]
     assert names(host, folder) == expected
     for name, image in zip(expected, images, strict=True):
-        found = np.asarray(Image.open(host.base / "output" / folder / name))
-        assert (found == (image * 255).round().numpy()).all()
+        pixels = np.asarray(Image.open(host.base / "output" / folder / name))
+        assert (pixels == (image * 255).round().numpy()).all()
     assert torch.equal(host.run(graph).pages, images)
 
 
@@ -79,15 +79,15 @@ def test_the_formats_are_what_they_are_called(host, graph, folder, kind):
 
 def test_a_pdf_has_all_pages_and_the_node_shows_them_as_pictures(host, graph, folder):
     images = pages(3)
-    told = shown(host, graph, save(graph, given(graph, host, images), f"{folder}/story", "pdf"))
+    output = shown(host, graph, save(graph, given(graph, host, images), f"{folder}/story", "pdf"))
     assert names(host, folder) == ["story_00001_.pdf"]
     content = (host.base / "output" / folder / "story_00001_.pdf").read_bytes()
     assert content.startswith(b"%PDF-") and content.rstrip().endswith(b"%%EOF") and content.count(b"/MediaBox") == 3
-    assert list(told["text"]) == [os.path.join(folder, "story_00001_.pdf")]
-    assert [file["type"] for file in told["images"]] == ["temp"] * 3
-    for file, image in zip(told["images"], images, strict=True):
-        found = np.asarray(Image.open(host.base / "temp" / file["subfolder"] / file["filename"]))
-        assert np.abs(found - (image * 255).numpy()).max() <= 1
+    assert list(output["text"]) == [os.path.join(folder, "story_00001_.pdf")]
+    assert [file["type"] for file in output["images"]] == ["temp"] * 3
+    for file, image in zip(output["images"], images, strict=True):
+        pixels = np.asarray(Image.open(host.base / "temp" / file["subfolder"] / file["filename"]))
+        assert np.abs(pixels - (image * 255).numpy()).max() <= 1
 
 
 @pytest.mark.parametrize("disabled", [False, True])
@@ -141,9 +141,9 @@ def test_pages_of_any_kind_are_saved_and_what_is_no_number_is_black(host, graph,
     images[0, 0] = float("nan")
     for kind in ("png", "webp", "jpg", "pdf"):
         shown(host, graph, save(graph, given(graph, host, images), f"{folder}/{kind}", kind))
-    found = Image.open(host.base / "output" / folder / "png_00001_.png")
-    assert found.mode == mode
-    pixels = np.asarray(found).reshape(SIZE[1], SIZE[0], channels)
+    image = Image.open(host.base / "output" / folder / "png_00001_.png")
+    assert image.mode == mode
+    pixels = np.asarray(image).reshape(SIZE[1], SIZE[0], channels)
     assert (pixels[0] == 0).all() and (pixels[1:] == 255).all()
 
 
@@ -183,8 +183,9 @@ def test_a_full_disk_leaves_the_pages_before_whole(host, graph, folder, monkeypa
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(Exception) as stopped:
         host.run(graph)
-    told = str(stopped.value)
-    assert f"File {whole + 1} of {1 if kind == 'pdf' else 4} could not be written" in told and "No space left" in told
+    message = str(stopped.value)
+    assert f"File {whole + 1} of {1 if kind == 'pdf' else 4} could not be written" in message
+    assert "No space left" in message
     assert names(host, folder) == [f"page_0000{number + 1}_.png" for number in range(whole)]
     for name in names(host, folder):
         Image.open(host.base / "output" / folder / name).load()

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import strategies as some
 from story_graphs import SVR
-from test_fuzz import FLOATS, TEXT, clear, fuzz, told  # noqa: F401, told is a fixture
+from test_fuzz import FLOATS, TEXT, clear, fuzz, tried  # noqa: F401, tried is a fixture
 from waiting import LIMIT
 
 from storyloom.prompts.script import StoryScriptError, parse_story
@@ -53,10 +53,10 @@ def run(registered):
 
 
 @pytest.fixture
-def ask(run):
+def post(run):
     """Send bodies at once; returns (status, answer) of each."""
 
-    def ask(*bodies, headers=JSON):
+    def post(*bodies, headers=JSON):
         async def one(client, body):
             body = body if isinstance(body, (str, bytes)) or hasattr(body, "__aiter__") else json.dumps(body)
             async with client.post("/storyloom/script", data=body, headers=headers) as response:
@@ -67,7 +67,7 @@ def ask(run):
 
         return run(send)
 
-    return ask
+    return post
 
 
 def script(identity="a red fox", frames="asleep in the snow", style=""):
@@ -78,11 +78,11 @@ def test_the_pack_adds_its_route_once(registered):
     assert [(route.method, route.path) for route in registered] == [("POST", "/storyloom/script")]
 
 
-def test_a_story_has_the_tokens_that_the_encode_node_reports(host, graph, models, ask):
+def test_a_story_has_the_tokens_that_the_encode_node_reports(host, graph, models, post):
     texts = script(
         "[Fox] a red fox, smiling\n[Owl] an owl", "[Fox] naïve café 🦊\n[Owl] and [Fox] talk\n[Fox] (asleep:1.2)"
     )
-    ((status, answer),) = ask(texts)
+    ((status, answer),) = post(texts)
     story = graph.add("StoryLoom_Script", **texts)
     words = graph.add("StoryLoom_EncodeOnePrompt", clip=graph.add("TestTiny")(1), story=story(), **SVR)
     graph.capture(report=words(1), cond=words(0))
@@ -95,15 +95,15 @@ def test_a_story_has_the_tokens_that_the_encode_node_reports(host, graph, models
     assert f"window: frame 2; {by_cast[('Owl', 'Fox')]} of 75 tokens" in report
 
 
-def test_faults_come_with_their_lines(ask):
-    ((status, answer),) = ask(script(frames="asleep\n[Wolf] runs\n# x\nembedding:\nawake", style="nothing"))
+def test_faults_come_with_their_lines(post):
+    ((status, answer),) = post(script(frames="asleep\n[Wolf] runs\n# x\nembedding:\nawake", style="nothing"))
     assert status == 200
     assert [bool(line["fault"]) for line in answer["lines"]] == [False, True, True, False, False]
     assert "without a name" in answer["lines"][3]["warning"]
     assert [(fault["box"], fault["line"]) for fault in answer["faults"]] == [("style", None)]
 
 
-def test_what_is_no_script_is_refused_in_a_sentence(ask, routes):
+def test_what_is_no_script_is_refused_in_a_sentence(post, routes):
     bodies = [
         "",
         "{",
@@ -114,25 +114,25 @@ def test_what_is_no_script_is_refused_in_a_sentence(ask, routes):
         "[" * 90_000,
         b"\xff{}",
     ]
-    for status, answer in ask(*bodies[:4]) + ask(*bodies[4:]):
+    for status, answer in post(*bodies[:4]) + post(*bodies[4:]):
         assert status == 400 and answer["error"].startswith("The body")
-    assert ask("identity=x", headers={"Content-Type": "text/plain"})[0][0] == 415
-    status, answer = ask(script(frames="a" * (routes.BODY + 1)))[0]
+    assert post("identity=x", headers={"Content-Type": "text/plain"})[0][0] == 415
+    status, answer = post(script(frames="a" * (routes.BODY + 1)))[0]
     assert status == 413 and "longer than 100 kB" in answer["error"]
-    assert ask({})[0] == (200, {"room": 75, "lines": [], "totals": [], "faults": []}), "nothing is known yet"
+    assert post({})[0] == (200, {"room": 75, "lines": [], "totals": [], "faults": []}), "nothing is known yet"
 
 
-def test_many_requests_at_once_are_answered_or_put_off(ask, routes):
-    answers = ask(*[script(frames=f"frame {number}") for number in range(40)])
+def test_many_requests_at_once_are_answered_or_put_off(post, routes):
+    answers = post(*[script(frames=f"frame {number}") for number in range(40)])
     assert {status for status, _ in answers} <= {200, 503}
     assert sum(status == 200 for status, _ in answers) >= routes.WAITING
     assert all(answer["lines"][0]["caption"].startswith("frame") for status, answer in answers if status == 200)
-    assert ask(script())[0][0] == 200 and routes.measurer().waiting == 0
+    assert post(script())[0][0] == 200 and routes.measurer().waiting == 0
 
 
-def test_a_script_that_takes_too_long_is_put_off(ask, routes, monkeypatch):
+def test_a_script_that_takes_too_long_is_put_off(post, routes, monkeypatch):
     monkeypatch.setattr(routes, "SECONDS", -1)
-    status, answer = ask(script())[0]
+    status, answer = post(script())[0]
     assert status == 503 and "It can still be run" in answer["error"]
     monkeypatch.undo()
     assert routes.measurer().waiting == 0
@@ -187,9 +187,9 @@ def answered(status, answer):
 
 
 @fuzz(300, body=BODIES, encoding=some.sampled_from(["utf-8", "utf-8", "utf-16", "utf-32-be"]), kind=TYPES)
-def test_whatever_is_sent_is_measured_or_refused_in_a_sentence(ask, body, encoding, kind):
+def test_whatever_is_sent_is_measured_or_refused_in_a_sentence(post, body, encoding, kind):
     sent = as_sent(body, encoding)
-    ((status, answer),) = ask(sent, headers={"Content-Type": kind})
+    ((status, answer),) = post(sent, headers={"Content-Type": kind})
     measured = answered(status, answer)
     if kind.lower().startswith("application/json") and isinstance(body, dict) and encoding == "utf-8":
         texts = [body.get(box) for box in BOXES]
@@ -198,20 +198,20 @@ def test_whatever_is_sent_is_measured_or_refused_in_a_sentence(ask, body, encodi
 
 
 @fuzz(150, identity=TEXT, frames=TEXT, style=TEXT)
-def test_a_script_has_faults_where_the_node_refuses_it(ask, identity, frames, style):
-    ((status, answer),) = ask(as_sent(script(identity, frames, style)))
+def test_a_script_has_faults_where_the_node_refuses_it(post, identity, frames, style):
+    ((status, answer),) = post(as_sent(script(identity, frames, style)))
     assert answered(status, answer)
-    found = answer["faults"] + [line for line in answer["lines"] if line["fault"]]
+    faults = answer["faults"] + [line for line in answer["lines"] if line["fault"]]
     try:
         parse_story(identity, frames, style)
     except StoryScriptError:
-        assert found
+        assert faults
     else:
-        assert not found
+        assert not faults
 
 
 @fuzz(40, sizes=some.lists(some.integers(0, 40_000), max_size=8), letter=some.sampled_from(["a", " ", "(", "\\n"]))
-def test_a_body_without_a_length_is_read_up_to_the_bound(ask, routes, sizes, letter):
+def test_a_body_without_a_length_is_read_up_to_the_bound(post, routes, sizes, letter):
     sent = 0
 
     async def pieces():
@@ -222,12 +222,12 @@ def test_a_body_without_a_length_is_read_up_to_the_bound(ask, routes, sizes, let
             yield letter.encode() * size
         yield b'"}'
 
-    ((status, answer),) = ask(pieces())
+    ((status, answer),) = post(pieces())
     measured = answered(status, answer)
     assert measured == (sent * len(letter) + 14 <= routes.BODY)
 
 
-def test_a_body_that_comes_too_slowly_is_not_waited_for(run, ask, routes, monkeypatch):
+def test_a_body_that_comes_too_slowly_is_not_waited_for(run, post, routes, monkeypatch):
     monkeypatch.setattr(routes, "ARRIVAL", 0.1)
 
     async def crawl(client):
@@ -241,14 +241,14 @@ def test_a_body_that_comes_too_slowly_is_not_waited_for(run, ask, routes, monkey
     status, answer = run(crawl)
     assert status == 408 and "was not received within" in answer["error"]
     monkeypatch.undo()
-    assert ask(script())[0][0] == 200
+    assert post(script())[0][0] == 200
 
 
-def test_a_compressed_body_is_refused(ask):
+def test_a_compressed_body_is_refused(post):
     bomb = gzip.compress(b" " * (64 << 20))
-    ((status, answer),) = ask(bomb, headers=JSON | {"Content-Encoding": "gzip"})
+    ((status, answer),) = post(bomb, headers=JSON | {"Content-Encoding": "gzip"})
     assert status == 415 and "compressed" in answer["error"]
-    assert ask(b"no gzip", headers=JSON | {"Content-Encoding": "gzip"})[0][0] == 415
+    assert post(b"no gzip", headers=JSON | {"Content-Encoding": "gzip"})[0][0] == 415
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ def test_a_compressed_body_is_refused(ask):
     ids=["half a body", "no chunk, of which aiohttp says nothing"],
 )
 def test_a_body_that_breaks_off_is_no_fault_of_the_server(
-    run, ask, routes, monkeypatch, caplog, head, body, ends, status
+    run, post, routes, monkeypatch, caplog, head, body, ends, status
 ):
     reads, body_of = asyncio.Event(), routes.body_of
 
@@ -274,15 +274,15 @@ def test_a_body_that_breaks_off_is_no_fault_of_the_server(
         writer.write(body)
         if ends:
             writer.write_eof()
-        said = await reader.readline()
+        status_line = await reader.readline()
         writer.close()
-        return said
+        return status_line
 
     monkeypatch.setattr(routes, "body_of", read)
     monkeypatch.setattr(routes, "ARRIVAL", LIMIT if ends else 0.3)
     assert run(broken).split(b" ")[1:2] == status
     monkeypatch.undo()
-    assert ask(script())[0][0] == 200
+    assert post(script())[0][0] == 200
     assert "routes.py" not in caplog.text
 
 
@@ -300,17 +300,17 @@ def test_a_body_that_aiohttp_cannot_read_is_refused(routes):
     assert refused.value.status == 400
 
 
-def test_what_all_frames_repeat_is_bounded(ask, routes, monkeypatch):
+def test_what_all_frames_repeat_is_bounded(post, routes, monkeypatch):
     """A style of 50 kB around 5,000 frames would otherwise be tokens of gigabytes."""
     monkeypatch.setattr(routes, "CHARACTERS", 200_000)
     texts = script(frames="\n".join(f"[NC] a{number}" for number in range(60)), style="x " * 3000 + "{prompt}")
-    assert ask(texts | {"frames": "[NC] a"})[0][0] == 200
-    ((status, answer),) = ask(texts)
+    assert post(texts | {"frames": "[NC] a"})[0][0] == 200
+    ((status, answer),) = post(texts)
     assert status == 413 and "With identity and style in every frame" in answer["error"]
 
 
 @pytest.mark.parametrize("depth, warned", [(100, False), (101, True), (20_000, True)])
-def test_parentheses_in_each_other_are_measured_or_told_at_their_line(ask, depth, warned):
-    ((status, answer),) = ask(script(frames="asleep\n" + "(" * depth + "awake" + ")" * depth))
+def test_parentheses_in_each_other_are_measured_or_told_at_their_line(post, depth, warned):
+    ((status, answer),) = post(script(frames="asleep\n" + "(" * depth + "awake" + ")" * depth))
     assert status == 200 and not answer["faults"]
     assert ["more than 100 deep" in line["warning"] for line in answer["lines"]] == [False, warned]

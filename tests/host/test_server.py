@@ -90,33 +90,33 @@ STORIES = {
 
 def story(name, turn):
     """A story's prompt, which saves latents. turn: another one each time, so that no node's result is used again."""
-    told, model = STORIES[name], ["loaded", 0]
+    chosen, model = STORIES[name], ["loaded", 0]
     who = {"name": "", "clip_vision": ["adapter", 1], "image": ["picture", 0], "mode": "appearance only"}
     nodes = NODES | {
-        "script": ("StoryLoom_Script", {"identity": "a fox", "frames": told["frames"] + "\n" * turn, "style": ""}),
+        "script": ("StoryLoom_Script", {"identity": "a fox", "frames": chosen["frames"] + "\n" * turn, "style": ""}),
         "who": ("StoryLoom_Character", who),
     }
-    if told["lora"]:
-        settings = {"lora_name": LORA, "strength_model": told["lora"], "model": model}
+    if chosen["lora"]:
+        settings = {"lora_name": LORA, "strength_model": chosen["lora"], "model": model}
         nodes["lora"], model = ("LoraLoaderModelOnly", settings), ["lora", 0]
-    for patch in told["patches"]:
+    for patch in chosen["patches"]:
         kind, settings = EVERY_PATCH[patch]
         nodes[patch], model = (kind, settings | {"model": model}), [patch, 0]
     ends = {"model": model, "positive": ["encoded", 0], "negative": ["nothing", 0], "latent_image": ["latent", 0]}
-    nodes["drawn"] = ("KSampler", SAMPLER | {"seed": told["seed"]} | ends)
+    nodes["drawn"] = ("KSampler", SAMPLER | {"seed": chosen["seed"]} | ends)
     return {key: {"class_type": kind, "inputs": inputs} for key, (kind, inputs) in nodes.items()}
 
 
 def latents(server, prompts):
     """Queue all prompts, and return what each saved once all are drawn."""
-    found = []
+    tensors = []
     for prompt_id in [server.submit(prompt) for prompt in prompts]:
         entry = server.wait(prompt_id, timeout=LIMIT)
         cached = [data["nodes"] for kind, data in entry["status"]["messages"] if kind == "execution_cached"]
         assert "drawn" not in sum(cached, [])
         (saved,) = entry["outputs"]["saved"]["latents"]
-        found.append(load_file(server.base / "output" / saved["subfolder"] / saved["filename"])["latent_tensor"])
-    return found
+        tensors.append(load_file(server.base / "output" / saved["subfolder"] / saved["filename"])["latent_tensor"])
+    return tensors
 
 
 @pytest.fixture(scope="module")
@@ -138,8 +138,8 @@ def elsewhere(host, loras):
 def test_stories_in_turns_are_as_another_process_draws_each(server, elsewhere):
     """Two models, two seeds, all patches; and without them: what is bypassed in a graph is not in its prompt."""
     order = ["fox", "another model", "bypassed", "fox", "another model"]
-    found = latents(server, [story(name, turn) for turn, name in enumerate(order)])
-    for name, latent in zip(order, found, strict=True):
+    tensors = latents(server, [story(name, turn) for turn, name in enumerate(order)])
+    for name, latent in zip(order, tensors, strict=True):
         assert latent.isfinite().all() and torch.equal(latent, elsewhere[name]), name
     fox, other, bypassed = (elsewhere[name] for name in STORIES)
     assert distance(fox, bypassed) > 0.02 and distance(other[:2], fox) > 0.02
@@ -172,14 +172,14 @@ def test_hostile_files_are_refused_and_the_server_goes_on(server, host):
         prompt["csa"]["inputs"]["model"] = ["apply", 0]
         return prompt
 
-    for prompt, said in (
+    for prompt, message in (
         (pictured("hostile.bin"), "which weights do not need"),
         (pictured("half.safetensors"), "is damaged or incomplete"),
         (pictured("nan.bin"), "1 not finite: ip_adapter.7.to_k_ip.weight"),
         (pictured("empty.bin"), "is empty"),
         (pictured(None, "nan.safetensors"), "0.face contains NaN or infinity"),
     ):
-        with pytest.raises(PromptFailed, match=said):
+        with pytest.raises(PromptFailed, match=message):
             page(server, prompt)
     assert not Path("/tmp/storyloom-was-here").exists()
     assert page(server, pictured(None)).std() > 5
@@ -196,7 +196,7 @@ def test_a_faulty_script_is_refused_before_anything_runs_and_the_server_goes_on(
     assert page(server, demo(3)).size
 
 
-def asked(server, body, *headers):
+def request(server, body, *headers):
     """Send a body to the route of the script's editor as it is; returns the connection."""
     connection = socket.create_connection(("127.0.0.1", server.port), timeout=LIMIT)
     lines = ["POST /storyloom/script HTTP/1.1", f"Host: 127.0.0.1:{server.port}", "Connection: close", *headers]
@@ -216,34 +216,34 @@ def test_the_route_refuses_what_is_no_script_and_the_server_goes_on(server):
         return body, f"Content-Length: {len(body)}"
 
     good = json.dumps({"identity": "a fox", "frames": "asleep", "style": ""}).encode()
-    slow = asked(server, good[:9], typed, f"Content-Length: {len(good)}")
+    slow = request(server, good[:9], typed, f"Content-Length: {len(good)}")
     for expected, sent in (
-        (200, asked(server, *length(good), typed)),
-        (400, asked(server, *length(b"[" * 90_000), typed)),
-        (400, asked(server, *length(b"\xff"), typed)),
-        (413, asked(server, b"%x\r\n" % (1 << 20) + b" " * (1 << 20), typed, cut)),
-        (415, asked(server, *length(gzip.compress(b" " * (64 << 20))), typed, "Content-Encoding: gzip")),
-        (415, asked(server, *length(good), "Content-Type: text/plain", "Origin: http://127.0.0.1")),
-        (403, asked(server, *length(good), typed, "Origin: http://example.com")),
+        (200, request(server, *length(good), typed)),
+        (400, request(server, *length(b"[" * 90_000), typed)),
+        (400, request(server, *length(b"\xff"), typed)),
+        (413, request(server, b"%x\r\n" % (1 << 20) + b" " * (1 << 20), typed, cut)),
+        (415, request(server, *length(gzip.compress(b" " * (64 << 20))), typed, "Content-Encoding: gzip")),
+        (415, request(server, *length(good), "Content-Type: text/plain", "Origin: http://127.0.0.1")),
+        (403, request(server, *length(good), typed, "Origin: http://example.com")),
     ):
         assert status(sent) == expected
-    many = [asked(server, *length(good), typed) for _ in range(100)]
-    found = Counter(map(status, many))
-    assert found.keys() <= {200, 503} and found[200] >= 8
+    many = [request(server, *length(good), typed) for _ in range(100)]
+    statuses = Counter(map(status, many))
+    assert statuses.keys() <= {200, 503} and statuses[200] >= 8
     assert page(server, demo(3)).size
     assert status(slow) == 408
-    assert status(asked(server, *length(good), typed)) == 200
+    assert status(request(server, *length(good), typed)) == 200
     log = server.log.read_text(encoding="utf-8", errors="replace")
     assert "routes.py" not in log
 
 
 def test_the_blueprints_are_served_as_they_lie_in_the_pack(server):
-    def ask(path=""):
+    def get(path=""):
         with urllib.request.urlopen(f"{server.url}/global_subgraphs{path}") as answer:
             return json.load(answer)
 
-    ours = {key: entry for key, entry in ask().items() if entry["info"]["node_pack"] == "custom_nodes.storyloom"}
+    ours = {key: entry for key, entry in get().items() if entry["info"]["node_pack"] == "custom_nodes.storyloom"}
     files = {path.stem: path for path in (PACK / "subgraphs").glob("*.json")}
     assert sorted(entry["name"] for entry in ours.values()) == sorted(files) and files
     for key, entry in ours.items():
-        assert ask(f"/{key}")["data"] == files[entry["name"]].read_text(encoding="utf-8")
+        assert get(f"/{key}")["data"] == files[entry["name"]].read_text(encoding="utf-8")

@@ -389,8 +389,11 @@ def test_a_run_without_its_characters_is_as_without_the_node_and_warns_once(host
     seen = host.run(graph)
     assert torch.equal(seen.ours["samples"], seen.plain["samples"])
     (message,) = [r.getMessage() for r in caplog.records if "has no effect" in r.getMessage()]
-    told = {"nobody of them": "none of its characters is in these frames", "window": "lies between start_percent 0.9"}
-    assert message.startswith("Apply StoryMaker has no effect in this run: ") and told[case] in message
+    reasons = {
+        "nobody of them": "none of its characters is in these frames",
+        "window": "lies between start_percent 0.9",
+    }
+    assert message.startswith("Apply StoryMaker has no effect in this run: ") and reasons[case] in message
 
 
 def test_a_name_that_the_story_does_not_know_is_refused(host, graph, maker):
@@ -536,7 +539,7 @@ def test_another_number_of_masks_than_of_images_is_refused(host, graph, maker, f
 
 
 @pytest.mark.parametrize(
-    "case, said",
+    "case, reason",
     [
         ("nan", r"region_2 contains NaN or infinity: check the node that produced it"),
         ("nothing", r"region_2 has shape \[1, 0, 8\] instead of \[masks, height, width\]: connect a MASK"),
@@ -548,13 +551,13 @@ def test_another_number_of_masks_than_of_images_is_refused(host, graph, maker, f
         ("window", "start_percent 0.9 is after end_percent 0.2"),
     ],
 )
-def test_what_is_of_no_use_is_refused_with_what_to_change(host, graph, maker, fox, case, said):
+def test_what_is_of_no_use_is_refused_with_what_to_change(host, graph, maker, fox, case, reason):
     parts = build(graph, size=(64, 64))
     other = someone(host, 2, "Fox", image=48) if case == "width" else someone(host, 2)
     wrong = {"nan": torch.full((1, 8, 8), torch.nan), "nothing": torch.ones(1, 0, 8)}.get(case)
     regions = [None, wrong, torch.ones(1, 8, 8) if case == "nobody's" else None]
     settings = {"start_percent": 0.9, "end_percent": 0.2} if case == "window" else {}
     graph.capture(x=apply(graph, host, parts["model"], maker, fox, other, regions=regions, **settings))
-    with pytest.raises(Exception, match=said) as refused:
+    with pytest.raises(Exception, match=reason) as refused:
         host.run(graph)
     assert refused.value.node == "StoryLoom_ApplyStoryMaker" and str(refused.value).endswith(".")

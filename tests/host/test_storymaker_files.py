@@ -122,7 +122,7 @@ def another_adapter(path, host):
 
 
 @pytest.mark.parametrize(
-    "write, said",
+    "write, expected",
     [
         (hostile, r"loads \w+.system, which weights do not need, so it was not opened"),
         (bare_pickle, "is not a weights file, so it was not opened"),
@@ -134,13 +134,13 @@ def another_adapter(path, host):
     ],
     ids=["hostile", "bare pickle", "truncated", "0 bytes", "a web page", "NaN", "another adapter"],
 )
-def test_a_file_of_no_use_is_refused_in_a_sentence_and_the_next_prompt_runs(host, graph, folder, write, said):
+def test_a_file_of_no_use_is_refused_in_a_sentence_and_the_next_prompt_runs(host, graph, folder, write, expected):
     write(folder / "mask.bin", host)
     load(graph)
-    with pytest.raises(Exception, match=said) as refused:
+    with pytest.raises(Exception, match=expected) as refused:
         host.run(graph)
-    told = str(refused.value)
-    assert refused.value.node == "StoryLoom_LoadStoryMaker" and "\n" not in told and told.endswith(".")
+    message = str(refused.value)
+    assert refused.value.node == "StoryLoom_LoadStoryMaker" and "\n" not in message and message.endswith(".")
     assert not Path("/tmp/storyloom-was-here").exists()
     graph = type(graph)()
     graph.capture(story=graph.add("StoryLoom_Script", identity="a fox", frames="asleep", style="")())

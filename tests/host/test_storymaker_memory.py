@@ -21,17 +21,17 @@ def numbers_of(casts):
 
 @pytest.fixture
 def seen(maker):
-    """What is loaded whenever a projection is computed."""
-    found = []
+    """The models on the device at each computation of a projection."""
+    resident = []
 
     def look(*_):
         import comfy.model_management
 
         loaded = [entry.model for entry in comfy.model_management.current_loaded_models]
-        found.append({patcher.model for patcher in loaded if patcher is not None})
+        resident.append({patcher.model for patcher in loaded if patcher is not None})
 
     hooks = [module.register_forward_hook(look) for module in maker.adapter.projections.values()]
-    yield found
+    yield resident
     for hook in hooks:
         hook.remove()
 
@@ -41,16 +41,16 @@ def loads(maker, monkeypatch):
     """The models of every call of ComfyUI's loader that holds this adapter."""
     import comfy.model_management as management
 
-    load, found = management.load_models_gpu, []
+    load, calls = management.load_models_gpu, []
 
     def noted(models, *args, **kwargs):
         if any(patcher.model is maker.adapter for patcher in models):
-            found.append([patcher.model for patcher in models])
+            calls.append([patcher.model for patcher in models])
         return load(models, *args, **kwargs)
 
     management.unload_all_models()
     monkeypatch.setattr(management, "load_models_gpu", noted)
-    return found
+    return calls
 
 
 def watched(graph, host, maker, model, calls, stop=None):

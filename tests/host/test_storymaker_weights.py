@@ -22,11 +22,11 @@ def counted(maker, monkeypatch):
     def count(name):
         counts[name] = counts.get(name, 0) + 1
 
-    def asked(*args, **kwargs):
+    def counted(*args, **kwargs):
         count("tokens")
         return tokens(*args, **kwargs)
 
-    monkeypatch.setattr(maker.adapter, "tokens", asked)
+    monkeypatch.setattr(maker.adapter, "tokens", counted)
     hooks = [
         module.register_forward_hook(lambda *_, name=name: count(name))
         for name, module in maker.adapter.projections.items()
@@ -121,13 +121,13 @@ def test_changes_of_the_model_are_the_edited_weights(host, maker, weights, model
     edited = Reference(host, weights).edits(0.7)(models[0]).model.diffusion_model.state_dict()
     plain = models[0].model.diffusion_model.state_dict()
     with kept_double():
-        found = {
+        patched = {
             name.removeprefix("diffusion_model."): model.patch_weight_to_device(name, return_weight=True)
             for name in model.patches
         }
     changed = {name for name in edited if not torch.equal(edited[name], plain[name])}
-    assert set(found) == changed
-    assert max(distance(edited[name], found[name]) for name in changed) < CLOSE
+    assert set(patched) == changed
+    assert max(distance(edited[name], patched[name]) for name in changed) < CLOSE
 
 
 def test_changes_that_find_no_layer_are_refused_and_named(host, graph, weights, caplog):
@@ -172,15 +172,15 @@ def test_all_560_changes_of_the_whole_file_find_their_layer_in_a_full_size_sdxl(
 
 
 @pytest.mark.parametrize(
-    "family, said", [("SD15", "SD15\\) are 768 wide"), ("SSD1B", "the 13 of this model \\(SSD1B\\) differ")]
+    "family, reason", [("SD15", "SD15\\) are 768 wide"), ("SSD1B", "the 13 of this model \\(SSD1B\\) differ")]
 )
-def test_other_families_are_refused_by_name(host, graph, maker, family, said):
+def test_other_families_are_refused_by_name(host, graph, maker, family, reason):
     from tiny_models import SD15, SDXL, tiny_model
 
     smaller = SDXL | {"transformer_depth": [0, 0, 1, 1, 1, 1], "transformer_depth_middle": 0}
     layout = {"SD15": SD15, "SSD1B": smaller}[family]
     model = call(graph, host, lambda _: tiny_model(family, layout), "")
     graph.capture(x=apply(graph, host, model, maker, someone(host, 1)))
-    with pytest.raises(Exception, match=said) as refused:
+    with pytest.raises(Exception, match=reason) as refused:
         host.run(graph)
     assert refused.value.node == "StoryLoom_ApplyStoryMaker" and "load an SDXL checkpoint" in str(refused.value)

@@ -104,8 +104,8 @@ def message(graph, host, node, name, linked):
     return None
 
 
-def said(refused):
-    """What ComfyUI says of widgets before it runs anything, or else what a node says."""
+def details_of(refused):
+    """ComfyUI's details of refused widgets, or else the message of the node that raised."""
     errors = [error["details"] for each in getattr(refused, "errors", {}).values() for error in each]
     return " ".join(errors) or str(refused)
 
@@ -123,10 +123,10 @@ def test_no_name_leads_out_of_its_folder(host, graph, places, node):
     for pattern in NAMES:
         name = pattern.replace("{outside}", str(outside)).replace("{}", suffix)
         for linked in (False, True):
-            told = message(graph, host, node, name, linked)
-            assert told, f"{name!r} is taken"
+            error = message(graph, host, node, name, linked)
+            assert error, f"{name!r} is taken"
             known = ("not_in_list", "not in list", "not found", "There is no ", "failed validation")
-            assert any(words in told for words in known), (name, told)
+            assert any(words in error for words in known), (name, error)
     assert {place: everything(place) for place in before} == before
 
 
@@ -153,10 +153,10 @@ def test_no_prefix_leads_out_of_the_output_folder(host, graph, tmp_path, node):
                 host.run(graph)
                 taken.add(pattern)
             except Exception as refused:
-                told = said(refused)
+                error = details_of(refused)
                 known = ("has no file name", "is outside the output folder", "too long for a file")
-                assert "filename_prefix" in told and any(words in told for words in known), (name[:40], told[:300])
-                assert len(told) < 300
+                assert "filename_prefix" in error and any(words in error for words in known), (name[:40], error[:300])
+                assert len(error) < 300
     assert taken == {"~/secret{}"}
     shown = Path(folder_paths.get_temp_directory())
     written = {path for path in everything(host.base) if path not in before[host.base] and path.parent != shown}
@@ -176,9 +176,9 @@ def test_links_in_a_models_folder_are_followed_as_comfyui_does_and_never_written
     (folder / "round.safetensors").symlink_to(folder / "round.safetensors")
     assert message(graph, host, "StoryLoom_LoadCharacter", "linked.safetensors", linked=True) is None
     for name in ("passwd", "nowhere", "round"):
-        told = message(graph, host, "StoryLoom_LoadCharacter", f"{name}.safetensors", linked=True)
-        assert "cannot be read as a character" in told or "not found" in told, told
-        assert "root:" not in told
+        error = message(graph, host, "StoryLoom_LoadCharacter", f"{name}.safetensors", linked=True)
+        assert "cannot be read as a character" in error or "not found" in error, error
+        assert "root:" not in error
     import folder_paths
 
     output = Path(folder_paths.get_output_directory(), "storyloom_characters")
@@ -199,7 +199,7 @@ def numbers_of(node_id):
 
 
 def set_to(host, new_graph, maker, models, node_id, linked, **values):
-    """What is said of a node with values in some widgets and ordinary things around them; None: it is taken."""
+    """The error of a node with values in some widgets and ordinary things around them; None if it runs."""
     around = {
         "MODEL": models[0],
         "CLIP": models[1],
@@ -220,7 +220,7 @@ def set_to(host, new_graph, maker, models, node_id, linked, **values):
     try:
         host.run(graph)
     except Exception as refused:
-        return said(refused)
+        return details_of(refused)
     return None
 
 
@@ -228,20 +228,20 @@ def set_to(host, new_graph, maker, models, node_id, linked, **values):
 def test_a_number_outside_its_range_is_refused_where_it_is_set(host, new_graph, models, maker, node_id):
     """Through a link, where ComfyUI does not look at what arrives, and typed, where it takes NaN."""
     nan, endless = float("nan"), float("inf")
-    say = partial(set_to, host, new_graph, maker, models, node_id)
+    message_of = partial(set_to, host, new_graph, maker, models, node_id)
     widgets = numbers_of(node_id)
     for widget in widgets:
         whole = widget.get_io_type() == "INT"
         beyond = [widget.min - 1, widget.max + 1, 10**5000] + [widget.min + 0.5] * whole
         for value in (nan, endless, -endless, np.float32("nan"), *beyond, "1" * 1000, None, [1], 1j):
-            told = say(linked=True, **{widget.id: value})
+            error = message_of(linked=True, **{widget.id: value})
             kind = "a whole number" if whole else "a number"
-            assert told and re.fullmatch(f"{widget.id} is .+: type or connect {kind} from .+ to .+\\.", told), value
-            assert len(told) < 200
+            assert error and re.fullmatch(f"{widget.id} is .+: type or connect {kind} from .+ to .+\\.", error), value
+            assert len(error) < 200
         for value in (nan, endless, -endless):
-            told = say(linked=False, **{widget.id: value})
-            assert told and re.search(rf"\b{widget.id}\b", told), value
-    assert not widgets or say(linked=True, **{each.id: np.float64(each.default) for each in widgets}) is None
+            error = message_of(linked=False, **{widget.id: value})
+            assert error and re.search(rf"\b{widget.id}\b", error), value
+    assert not widgets or message_of(linked=True, **{each.id: np.float64(each.default) for each in widgets}) is None
 
 
 def test_an_adapter_is_written_in_a_line(maker):
@@ -295,9 +295,9 @@ def test_texts_that_nobody_types_are_encoded_or_refused_in_words(host, graph, cl
         try:
             ((context, _),) = host.run(graph).encoded
         except Exception as refused:
-            told = said(refused)
+            error = details_of(refused)
             known = ("Shorten", "no tokens", "not balanced", "tokenized differently", "unpaired surrogate")
-            assert any(words in told for words in known) and len(told) < 1000, (text[:40], told[:300])
+            assert any(words in error for words in known) and len(error) < 1000, (text[:40], error[:300])
         else:
             assert context.isfinite().all(), text[:40]
     parts = build(graph, "EncodePerFrame", size=(64, 64))

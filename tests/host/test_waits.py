@@ -51,9 +51,9 @@ def watched(graph, host, model, seen):
             if not seen:
                 seen.append(None)
                 return executor(*args, **kwargs)
-            with Waits("cpu") as waits, PackWaits() as told:
+            with Waits("cpu") as waits, PackWaits() as pack_waits:
                 out = executor(*args, **kwargs)
-            seen.append((Counter(waits.found), told.found))
+            seen.append((Counter(waits.recorded), pack_waits.recorded))
             return out
 
         patcher.add_wrapper_with_key("apply_model", "test", apply_model)
@@ -76,5 +76,5 @@ def test_a_warm_call_of_the_unet_waits_for_nothing_more_than_without_the_patches
     drawn = host.run(graph)
     assert drawn.plain["samples"].shape == drawn.ours["samples"].shape
     _, (usual, _) = plain
-    assert len(ours) == 3 and [told for _, told in ours[1:]] == [[], []]
+    assert len(ours) == 3 and [own for _, own in ours[1:]] == [[], []]
     assert all(not waits - usual for waits, _ in ours[1:])
