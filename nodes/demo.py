@@ -36,7 +36,7 @@ class DemoModel(io.ComfyNode):
                 "A tiny SDXL that comes with the pack and draws pixel-art stories in seconds on any machine: a cat, "
                 "fox, rabbit, bear, robot or girl in nine places. It has SDXL's blocks, tokenizer and conditioning, so "
                 "a workflow built on it also runs on a real checkpoint: replace it with Load Checkpoint. Use 192x192, "
-                "16 steps and cfg 5. The log lists the words that it does not know."
+                "16 steps and cfg 5. The log lists words that it was not trained on."
             ),
             search_aliases=["test model", "no download", "tiny SDXL", "pixel art", "StoryLoom demo"],
             inputs=[],
@@ -165,7 +165,7 @@ class _DemoEncoders(SDXLClipModel):
         tokens = [token for chunk in token_weight_pairs["l"] for token, *_ in chunk if isinstance(token, int)]
         unknown = demo.unknown_words(tokens, self.spelling, self.vocabulary)
         if unknown:
-            logging.warning("The demo model does not know: %s. It draws the rest.", ", ".join(unknown))
+            logging.warning("The demo model was not trained on: %s. It draws the rest.", ", ".join(unknown))
         return super().encode_token_weights(token_weight_pairs)
 
 

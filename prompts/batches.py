@@ -47,7 +47,7 @@ def plan_batches(frames: int, size: int, anchors: int) -> BatchPlan:
         return BatchPlan(frames, min(anchors, frames), (tuple(range(frames)),))
     if anchors >= size:
         raise ValueError(
-            f"A batch of {size} images has no room for frames beside {anchors} anchors. Raise batch_size above "
+            f"A batch of {size} images with {anchors} anchors has no room for other frames. Raise batch_size above "
             "anchors, or use fewer anchors."
         )
     shared, room = tuple(range(anchors)), size - anchors
@@ -65,7 +65,8 @@ def split_rows(rows: Tensor, frames: Sequence[int], count: int, what: str = "row
         return rows
     if rows.shape[0] != count:
         raise ValueError(
-            f"has {rows.shape[0]} {what}, but the story has {count} frames. It needs one per frame, or a single one."
+            f"has {rows.shape[0]} {what}, but the story has {count} frames. It needs one per frame, or one for all "
+            "frames."
         )
     return rows[list(frames)]
 

@@ -10,10 +10,10 @@ from .tokens import ROOM, first_upper, in_tokens
 from .windows import FramePrompt
 
 EFFECTS = {
-    "svr": "expressed by SVR, the other frames of its window suppressed",
-    "svr_eot": "expressed by SVR (end-of-text scaled), the other frames of its window suppressed",
-    "npr": "its token rows times 2, those of the other frames in its window times 0.5",
-    "none": "not reweighted, uses the prompt of its whole window",
+    "svr": "SVR expresses it and suppresses the other frames of its window",
+    "svr_eot": "SVR (end-of-text scaled) expresses it and suppresses the other frames of its window",
+    "npr": "its token rows are multiplied by 2, those of the other frames of its window by 0.5",
+    "none": "it is not reweighted and uses the prompt of its whole window",
 }
 
 

@@ -51,7 +51,7 @@ def warn_of_unknown_words(vocabulary: Container[int], story: Story) -> None:
     texts = (*(character.description for character in story.characters), *(frame.text for frame in story.frames))
     unknown = demo.unknown_words(token_ids(" ".join([before, *texts, after])), spelling(), vocabulary)
     if unknown:
-        logging.warning("The demo model does not know: %s. It draws the rest.", ", ".join(unknown))
+        logging.warning("The demo model was not trained on: %s. It draws the rest.", ", ".join(unknown))
 
 
 def build_with_weights(make: Callable[[], nn.Module], weights: Mapping[str, Tensor]) -> nn.Module:

@@ -254,13 +254,13 @@ def _small(picture: np.ndarray) -> np.ndarray:
     picture = np.asarray(picture)
     shape = picture.shape
     if len(shape) != 3 or shape[0] != shape[1] or shape[0] == 0 or shape[0] % SIZE or shape[2] != 3:
-        raise ValueError(f"The reader needs a square image [S, S, 3] with S a multiple of {SIZE}, got {list(shape)}.")
+        raise ValueError(f"The reader expects a square image [S, S, 3] with S a multiple of {SIZE}, got {list(shape)}.")
     if not np.issubdtype(picture.dtype, np.floating):
-        raise ValueError(f"The reader needs colours as floats from 0 to 1, got {picture.dtype}; divide by 255.")
+        raise ValueError(f"The reader expects colours as floats from 0 to 1, got {picture.dtype}; divide by 255.")
     block = shape[0] // SIZE
     small = picture.reshape(SIZE, block, SIZE, block, 3).mean((1, 3)).astype(np.float32)
     if not np.isfinite(small).all():
-        raise ValueError("The reader needs colours from 0 to 1, but some are not finite.")
+        raise ValueError("The reader expects colours from 0 to 1, but some are not finite.")
     return small
 
 

@@ -156,7 +156,7 @@ def test_a_story_that_fits_is_one_batch(host, graph):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"anchors": 3}, "A batch of 3 images has no room for frames beside 3 anchors"),
+        ({"anchors": 3}, "A batch of 3 images with 3 anchors has no room for other frames"),
         ({"image": 2}, "the input image has 2 rows, but the story has 5 frames"),
     ],
 )

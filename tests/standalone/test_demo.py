@@ -23,7 +23,7 @@ def test_words_that_it_does_not_know_are_named_once(caplog):
     messages = warnings(
         caplog, "a fox asleep in the and ink of", "[Fox] a vermillion fox", frames, "ink of {prompt} gouache"
     )
-    assert messages == ["The demo model does not know: vermillion, lighthouse, key, gouache. It draws the rest."]
+    assert messages == ["The demo model was not trained on: vermillion, lighthouse, key, gouache. It draws the rest."]
 
 
 def test_known_words_are_not_worth_a_word(caplog):

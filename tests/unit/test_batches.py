@@ -23,7 +23,8 @@ from storyloom.prompts.tokens import StoryTokens
 @given(frames=st.integers(1, 60), size=st.integers(1, 12), anchors=st.integers(0, 11))
 def test_every_frame_is_drawn_and_every_batch_has_the_same_size_and_anchors(frames, size, anchors):
     if frames > size and anchors >= size:
-        with pytest.raises(ValueError, match=f"batch of {size} images has no room for frames beside {anchors} anchors"):
+        message = f"A batch of {size} images with {anchors} anchors has no room for other frames."
+        with pytest.raises(ValueError, match=message):
             plan_batches(frames, size, anchors)
         return
     plan = plan_batches(frames, size, anchors)

@@ -119,6 +119,6 @@ def test_quoted_messages_are_those_of_the_code():
 
 
 def test_a_message_that_nobody_gives_is_found():
-    assert exists("A batch of 2 images has no room for frames beside 2 anchors.")
+    assert exists("A batch of 2 images with 2 anchors has no room for other frames.")
     assert not exists("A batch of 2 images has too much room for its anchors.")
     assert not exists("start_percent 0.8 is after end_percent 0.5, so the node would never act.")
