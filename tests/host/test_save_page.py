@@ -191,7 +191,7 @@ def test_a_full_disk_leaves_the_pages_before_whole(host, graph, folder, monkeypa
         Image.open(host.base / "output" / folder / name).load()
 
 
-def test_a_file_where_a_folder_is_needed_is_told(host, graph, folder):
+def test_a_file_where_a_folder_is_needed_is_reported(host, graph, folder):
     (host.base / "output" / folder).mkdir(parents=True)
     (host.base / "output" / folder / "file").write_text("here")
     save(graph, given(graph, host, pages(1)), f"{folder}/file/page")

@@ -80,7 +80,7 @@ def measured(pair, texts=None, encoder="ViT", **more):
     )
 
 
-def test_differences_are_told_with_sign_and_name():
+def test_differences_are_reported_with_sign_and_name():
     scores = {"clip_score": 0.9, "cosine": 0.3}
     a, b = measured(0.812, scores), measured(0.874, {"clip_score": 0.85, "cosine": 0.31})
     assert differences(a, b) == ["CLIP-I 0.812 -> 0.874 (+0.062)", "CLIP-T (clip_score) 0.900 -> 0.850 (-0.050)"]
@@ -89,7 +89,7 @@ def test_differences_are_told_with_sign_and_name():
     assert differences(a, b)[1] == "DreamSim distance 0.400 -> 0.200 (-0.200, lower means more similar)"
 
 
-def test_what_cannot_be_compared_is_said():
+def test_what_cannot_be_compared_is_reported():
     assert differences(measured(0.5), measured(0.6, encoder="bigG")) == [
         "CLIP-I was measured with ViT and bigG: not compared"
     ]

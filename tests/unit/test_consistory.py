@@ -824,7 +824,7 @@ class TestMeasuring:
         for name, cell_ in zip(names, ours.split("|")[4:6], strict=True):
             assert cell_.split()[0] == f"{np.mean([each[name] for each in means]):.4f}"
 
-    def test_missing_weights_lose_no_pictures_and_are_told(self, drawn, tmp_path):
+    def test_missing_weights_lose_no_pictures_and_are_reported(self, drawn, tmp_path):
         store, plan, options = drawn
         line = ["--prompts", "demo", "--limit", "2", "--method", "svr", "--out", str(tmp_path)]
         options = parse([*line, "--clip-i", str(tmp_path / "none"), "--clip-t", str(tmp_path / "none")])

@@ -72,7 +72,7 @@ def test_comfyui_may_be_an_archive_and_wheels_bring_nothing_along(check, comfyui
     assert "/comfyui --json" in calls
 
 
-def test_a_comfyui_that_is_not_there_is_said_at_once(check, tmp_path):
+def test_a_comfyui_that_is_not_there_is_reported_at_once(check, tmp_path):
     assert check("--comfyui", tmp_path / "none", "--out", tmp_path / "out") == (1, "")
 
 

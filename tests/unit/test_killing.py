@@ -55,7 +55,7 @@ def test_a_writer_that_can_leave_half_a_file_or_none_is_caught(tmp_path, put):
     assert not all(whole)
 
 
-def test_a_point_that_is_not_reached_is_told(tmp_path):
+def test_a_point_that_is_not_reached_is_reported(tmp_path):
     with pytest.raises(AssertionError, match="nothing is written into"):
         next(killed_at_every_point(lambda _: None, tmp_path))
 

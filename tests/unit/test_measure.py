@@ -50,7 +50,7 @@ def test_a_long_story_tells_how_many_prompts_it_takes():
     assert measure().totals[0].prompts == 1
 
 
-def test_every_faulty_line_is_told_and_the_others_go_on():
+def test_every_faulty_line_is_reported_and_the_others_are_measured():
     measured = measure(frames="asleep\n[Wolf] runs\n# only this\n(open\nawake")
     assert [bool(line.fault) for line in measured.lines] == [False, True, True, False, False]
     assert "[Wolf] is not known" in measured.lines[1].fault and "only a caption" in measured.lines[2].fault

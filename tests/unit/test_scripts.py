@@ -763,7 +763,7 @@ class TestPackaging:
         assert extra in environment.EXTRAS
         assert environment.requirements(extra) == project["project"]["optional-dependencies"][extra]
 
-    def test_an_extra_that_is_not_there_is_told(self, environment):
+    def test_an_extra_that_is_not_there_is_reported(self, environment):
         with pytest.raises(environment.SetupError, match="no line 'magic = "):
             environment.requirements("magic")
 

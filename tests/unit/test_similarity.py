@@ -93,7 +93,7 @@ def test_transparent_pictures_are_on_white(encoder):
 
 
 @needs_open_clip
-def test_a_text_that_is_too_long_is_told(encoder, caplog):
+def test_a_text_that_is_too_long_is_reported(encoder, caplog):
     encoder.texts(["fox"])
     assert not caplog.records
     encoder.texts(["fox", "fox " * 90])

@@ -143,7 +143,7 @@ def test_the_number_type_is_kept(dtype):
     assert {x.dtype for x in tensors} == {dtype}
 
 
-def test_tensors_of_other_parts_are_told_and_do_no_harm():
+def test_tensors_of_other_parts_are_reported_and_do_no_harm():
     weights = load_storymaker(published() | {"optimizer": {"step": torch.zeros(1)}, "epoch": torch.zeros(1)})
     assert weights.unused == ("optimizer.step", "epoch") and weights.missing == "" and len(weights.lora) == 1120
 
@@ -189,7 +189,7 @@ def test_unknown_tensors_are_named():
         ("3.to_v_lora.down.weight", (128,), "ip_adapter.3.to_v_lora.down.weight [128] instead of [128, 2048]"),
     ],
 )
-def test_a_wrong_shape_is_told_with_the_right_one(name, shape, expected):
+def test_a_wrong_shape_is_reported_with_the_right_one(name, shape, expected):
     def change(ppr, adapter):
         part = ppr if name in ppr else adapter
         part[name] = torch.empty(shape, device="meta")
@@ -550,7 +550,7 @@ def test_a_conversion_that_fails_leaves_nothing_behind(converter, mask, monkeypa
     assert sorted(path.name for path in mask.parent.iterdir()) == ["mask.bin", "mask.safetensors"]
 
 
-def test_values_that_do_not_fit_the_number_type_are_told(converter, whole, mask):
+def test_values_that_do_not_fit_the_number_type_are_reported(converter, whole, mask):
     whole["ip_adapter"]["9.to_k_ip.weight"] = torch.full((8, 16), 1e6)
     save_file(flat(whole), mask)
     target = mask.with_name("out.safetensors")
@@ -566,7 +566,7 @@ def test_half_a_file_is_not_converted(converter, whole, mask):
         converter.convert(mask, mask.with_name("out.safetensors"))
 
 
-def test_a_folder_that_is_not_there_is_told_at_once(converter, tmp_path):
+def test_a_folder_that_is_not_there_is_reported_at_once(converter, tmp_path):
     with pytest.raises(converter.ConversionError, match="does not exist"):
         converter.convert(tmp_path / "mask.bin", tmp_path / "nowhere" / "out.safetensors")
 

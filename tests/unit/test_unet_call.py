@@ -445,7 +445,7 @@ def test_a_batch_of_another_size_than_the_story_is_refused(images, weight):
         sample([IdentityPreserving(weight, 0.0, 1.0, {})], {"positive": [encoded(story(7, 7))]}, images)
 
 
-def test_settings_without_effect_are_told_once(caplog):
+def test_settings_without_effect_are_reported_once(caplog):
     sample([IdentityPreserving(2.0, 0.0, 1.0, {})], {"positive": [encoded()]})
     sample([IdentityPreserving(2.0, 0.6, 0.9, {})], {"positive": [encoded(story(7, 7))]})
     sample([IdentityPreserving(2.0, 0.0, 0.1, {})], {"positive": [encoded(story(7, 7))]})
