@@ -96,7 +96,8 @@ def _chunks(sampler: SamplerCall, options: Mapping[str, Any], latents: Tensor, c
 
     if counted and fits:
         layout = "in order", tuple(keys), rows
-        usual = sampler.cache.get_or_make(layout, lambda: _is_ordinary(by_content(), ordinary))
+        everyone = tuple(range(images)) if sampler.images is None else sampler.images
+        usual = sampler.cache.get_or_make(layout, lambda: _is_ordinary(by_content(), ordinary, everyone))
         return ordinary if usual else by_content() or ordinary
     chunks = by_content()
     if chunks is None and not counted:
@@ -104,12 +105,12 @@ def _chunks(sampler: SamplerCall, options: Mapping[str, Any], latents: Tensor, c
     return chunks or ordinary
 
 
-def _is_ordinary(recognised: Sequence[Chunk] | None, ordinary: Sequence[Chunk]) -> bool:
-    """Whether rows are in the ordinary order, as far as they were recognised."""
+def _is_ordinary(recognised: Sequence[Chunk] | None, ordinary: Sequence[Chunk], images: tuple[int, ...]) -> bool:
+    """Whether rows are in the ordinary order, as far as they were recognised. images: batch indices of each chunk."""
     if recognised is None:
         return True
-    chunks = [(chunk.rows, chunk.conditioning, chunk.whole) for chunk in recognised]
-    return chunks == [(chunk.rows, chunk.conditioning, True) for chunk in ordinary]
+    chunks = [(chunk.rows, chunk.conditioning, chunk.images) for chunk in recognised]
+    return chunks == [(chunk.rows, chunk.conditioning, images) for chunk in ordinary]
 
 
 def _recognised(

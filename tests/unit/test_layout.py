@@ -134,6 +134,13 @@ def test_a_wrapped_call_in_another_order_is_recognised(whole, texts):
     assert first.conditioning.story and not second.conditioning.story and first.images == second.images == (0, 1, 2)
 
 
+def test_a_wrapped_call_with_images_in_another_order_is_recognised(whole, texts):
+    latents, context = stacked(whole, texts, [(*SIDE, 0, 0)])
+    turned = [2, 1, 0, 5, 4, 3]
+    call = read_call(options_of(sampler_call(whole, texts, wrapped=True)), latents[turned], context[turned])
+    assert [chunk.images for chunk in call.chunks] == [(2, 1, 0)] * 2
+
+
 def test_stacked_tiles_are_chunks_of_their_own(whole, texts):
     boxes = [(4, 5, 0, 0), (4, 5, 2, 3)]
     call = read_call(options_of(sampler_call(whole, texts)), *stacked(whole, texts, boxes))
