@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from .conditioning import TAG
+from .options import StoryOptions
+from .tag import tag_of, tag_text
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ def split_info(
     """A conditioning's dict for the given frames: tensors with a row per frame and the story's tag are cut.
 
     anchors: number of first frames that begin every batch, stored in the tag.
-    Raises ValueError for a ControlNet whose hint has an image per frame: hints must be split before they are applied.
+    Raises ValueError for a ControlNet whose hint has an image per frame: hints must be split before they are applied,
+    and as `tag_of` does.
     """
     control = info.get("control")
     while control is not None:
@@ -88,12 +91,13 @@ def split_info(
                 "to the same Split node, and apply the ControlNet to its outputs."
             )
         control = control.previous_controlnet
-    cut = {}
+    story = tag_of(info)
+    cut = {} if story is None else StoryOptions()
     for key, value in info.items():
         if isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == count > 1:
             value = value[list(frames)]
-        elif key == TAG and len(value.rows) == count:
-            value = replace(value, rows=tuple(value.rows[frame] for frame in frames), anchors=anchors)
+        elif key == TAG and len(story.rows) == count:
+            value = tag_text(replace(story, rows=tuple(story.rows[frame] for frame in frames), anchors=anchors))
         cut[key] = value
     return cut
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from .tokens import StoryTokens
 
 TAG = "storyloom"
-"""Key of the StoryCond in a conditioning's dict."""
+"""Key of the StoryCond in a conditioning's dict, where it is text (`tag.tag_text`)."""
 
 ENCODER_WIDTHS = (768, 1280)
 """Channels of CLIP-L and CLIP-G in SDXL's context."""

@@ -14,9 +14,12 @@ import torch
 from torch import Tensor
 
 from .conditioning import TAG, StoryCond, StoryRow, batch_contexts, per_encoder
+from .lengths import Length, check_lengths
+from .options import StoryOptions
 from .script import Story
 from .svr import SVRSettings, express_frame, express_frame_naively
-from .tokens import StoryTokens, Tokenize, Tokens, locate_frame
+from .tag import tag_text
+from .tokens import StoryTokens, Tokenize, Tokens, count_words, locate_frame
 from .windows import FramePrompt
 
 Entry = tuple[Tensor, dict[str, Any]]
@@ -41,17 +44,20 @@ def one_prompt(
 
     prompts: of all frames, from `frame_prompts`. reweighting: as in `expressed`; frames without a character are not
     reweighted. pooled: the pooled output of the row's whole prompt, zeros, or that of the identity with the row's own
-    frame only. Raises ValueError as `expressed` does.
+    frame only. Raises ValueError as `expressed` and `check_lengths` do, and when an encoder returns another number of
+    rows than the prompt has.
     """
+    check_lengths([Length(prompt.frame, prompt.used, prompt.tokens.length) for prompt in prompts])
     summarised = [prompt.alone if pooled == "frame" else prompt.text for prompt in prompts]
     texts = dict.fromkeys([*(prompt.text for prompt in prompts), *summarised])
     encoded = dict(zip(texts, encode([tokenize(text) for text in texts]), strict=True))
     rows = tuple(StoryRow(p.frame, p.characters, p.tokens, p.descriptions) for p in prompts)
     entries = []
     for number, (_, info) in enumerate(encoded[prompts[0].text]):
+        whole = [_with_known_rows(encoded[p.text][number][0], p.tokens) for p in prompts]
         contexts = [
-            expressed(encoded[p.text][number][0], p.tokens, p.index, reweighting if p.characters else "none", settings)
-            for p in prompts
+            expressed(context, p.tokens, p.index, reweighting if p.characters else "none", settings)
+            for context, p in zip(whole, prompts, strict=True)
         ]
         summary = torch.cat([encoded[text][number][1]["pooled_output"] for text in summarised])
         entries.append(_tagged(contexts, info, torch.zeros_like(summary) if pooled == "zero" else summary, rows))
@@ -59,11 +65,16 @@ def one_prompt(
 
 
 def frame_by_frame(tokenize: Tokenize, encode: Encode, story: Story, *, weights: bool = True) -> list[Entry]:
-    """Encode every frame's own prompt. weights: as in `frame_prompts`. Raises ValueError as `locate_frame` does."""
+    """Encode every frame's own prompt.
+
+    weights: as in `frame_prompts`. Raises ValueError as `locate_frame` and `check_lengths` do, and when an encoder
+    returns another number of rows than the prompt has.
+    """
     located = [
         locate_frame(tokenize, frame, story.style_around, f"frame {number}", weights=weights)
         for number, frame in enumerate(story.frames, start=1)
     ]
+    check_lengths([Length(i, count_words(tokens), spans.tokens.length) for i, (spans, tokens) in enumerate(located)])
     rows = tuple(
         StoryRow(i, frame.characters, spans.tokens, spans.descriptions)
         for i, (frame, (spans, _)) in enumerate(zip(story.frames, located, strict=True))
@@ -71,7 +82,8 @@ def frame_by_frame(tokenize: Tokenize, encode: Encode, story: Story, *, weights:
     entries = []
     for together in zip(*encode([tokens for _, tokens in located]), strict=True):
         summary = torch.cat([info["pooled_output"] for _, info in together])
-        entries.append(_tagged([context for context, _ in together], together[0][1], summary, rows))
+        contexts = [_with_known_rows(context, row.tokens) for (context, _), row in zip(together, rows, strict=True)]
+        entries.append(_tagged(contexts, together[0][1], summary, rows))
     return entries
 
 
@@ -99,8 +111,20 @@ def expressed(
     return out
 
 
+def _with_known_rows(context: Tensor, tokens: StoryTokens) -> Tensor:
+    """The context [1, T, D] of a prompt. Raises ValueError when its rows are not those of the prompt's tokens."""
+    if context.shape[1] != tokens.length:
+        raise ValueError(
+            f"The input clip encodes the {tokens.length} tokens of a prompt as {context.shape[1]} rows, so it is "
+            "unknown which rows belong to which words. A node between the checkpoint and this one changes the "
+            "encoding, such as CLIP NegPip. Connect the checkpoint's CLIP."
+        )
+    return context
+
+
 def _tagged(contexts: list[Tensor], info: dict[str, Any], summary: Tensor, rows: tuple[StoryRow, ...]) -> Entry:
     """A story's conditioning, batched over frames."""
     batch = batch_contexts(contexts)
     cast = tuple(dict.fromkeys(name for row in rows for name in row.characters))
-    return batch, {**info, "pooled_output": summary, TAG: StoryCond(rows, batch.shape[1], cast)}
+    story = StoryCond(rows, batch.shape[1], cast)
+    return batch, StoryOptions({**info, "pooled_output": summary, TAG: tag_text(story)})

@@ -65,6 +65,11 @@ def count_tokens(tokenize: Tokenize, parts: Sequence[str], names: Sequence[str],
     return [len(words["l"]) for words in _separate(tokenize, parts, names, weights)]
 
 
+def count_words(tokens: Tokens) -> int:
+    """Number of tokens of text, without start, end and padding."""
+    return len(_words(tokens["l"]))
+
+
 def locate_story(
     tokenize: Tokenize, parts: Sequence[str], names: Sequence[str], *, weights: bool = True
 ) -> tuple[StoryTokens, Tokens]:

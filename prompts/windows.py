@@ -14,7 +14,7 @@ from typing import Literal, get_args
 
 from .casts import Cast, casts_of
 from .script import Story
-from .tokens import ROOM, StoryTokens, Tokenize, count_tokens, locate_frame, locate_story
+from .tokens import ROOM, StoryTokens, Tokenize, count_tokens, count_words, locate_frame, locate_story
 
 WindowKind = Literal["circular", "trailing"]
 WINDOW_KINDS: tuple[WindowKind, ...] = get_args(WindowKind)
@@ -126,5 +126,5 @@ def _single_prompt(tokenize: Tokenize, story: Story, number: int, weights: bool)
     frame = story.frames[number]
     text = f"{before}{frame.text}{after}"
     spans, joined = locate_frame(tokenize, frame, (before, after), f"frame {number + 1}", weights=weights)
-    used = sum(1 for chunk in joined["l"] for *_, word in chunk if word)
+    used = count_words(joined)
     return FramePrompt(number, (), (number,), text, text, used, spans.tokens, spans.descriptions)

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..prompts.conditioning import TAG, StoryCond
+from ..prompts.tag import tag_of
 from .call import Conditioning
 
 ROLE = "storyloom_role"
@@ -24,7 +25,7 @@ def marked(conds: Mapping[str, list[dict]], original: Mapping[str, list[dict]]) 
     zeros, and for a region the host appends a copy of the dict, with the context of the other side, to that side's own.
     """
     stories = {
-        id(context_of(cond)): cond[TAG]
+        id(context_of(cond)): tag_of(cond)
         for name, group in conds.items()
         for cond in group[: len(original.get(name, group))]
         if TAG in cond and context_of(cond) is not None and context_of(cond).any()
@@ -33,12 +34,6 @@ def marked(conds: Mapping[str, list[dict]], original: Mapping[str, list[dict]]) 
         name: [_with_marks(cond, name, stories.get(id(context_of(cond)))) for cond in group]
         for name, group in conds.items()
     }
-
-
-def story_of(cond: Mapping[str, Any]) -> StoryCond | None:
-    """The story of a conditioning that is not encoded for the UNet yet; None also when its context is all zeros."""
-    context = cond.get("cross_attn")
-    return cond.get(TAG) if context is not None and context.any() else None
 
 
 def _with_marks(cond: dict, role: str, story: StoryCond | None) -> dict:
@@ -50,7 +45,7 @@ def conditioning_of(cond: Mapping[str, Any]) -> Conditioning:
     """A run's conditioning as UNet calls see it."""
     area = cond.get("area")
     positive = cond.get(ROLE) not in UNCONDITIONAL
-    return Conditioning(cond.get(TAG), _context_length(cond), positive, None if area is None else tuple(area))
+    return Conditioning(tag_of(cond), _context_length(cond), positive, None if area is None else tuple(area))
 
 
 def context_of(cond: Mapping[str, Any]) -> Tensor | None:

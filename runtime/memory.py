@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from torch import Tensor
 
 from ..prompts.conditioning import TAG, StoryCond
+from ..prompts.tag import tag_of
 
 PREPARE_SAMPLING = "prepare_sampling"
 """ComfyUI's name for the function that estimates a run's memory and loads its models."""
@@ -126,4 +127,4 @@ def _is_owned(model_options: Mapping[str, Any]) -> bool:
 
 
 def _stories(conds: Mapping[str, Iterable[Mapping[str, Any]]]) -> Iterable[StoryCond]:
-    return (cond[TAG] for group in conds.values() for cond in group if TAG in cond)
+    return (tag_of(cond) for group in conds.values() for cond in group if TAG in cond)

@@ -18,10 +18,12 @@ from typing import Any
 from torch import Tensor
 
 from ..prompts.conditioning import TAG, StoryCond
+from ..prompts.options import check_batch
+from ..prompts.tag import story_of
 from .cache import RunCache
 from .chain import HostAttend
 from .compiled import can_compile
-from .conditionings import UNCONDITIONAL, marked, story_of
+from .conditionings import UNCONDITIONAL, marked
 from .memory import MEMORY_KEY, PREPARE_SAMPLING, Gathering, MemoryWrapper
 from .patch import Patch, ScheduledPatch
 from .precompute import OUTER_SAMPLE, PRECOMPUTED, RunConditioning, precompute
@@ -103,7 +105,7 @@ class StorySampling:
 
     def _plan(self, stories: Sequence[StoryCond], images: int, sigmas: Tensor, model_sampling) -> Plan:
         for story in stories:
-            _check_batch(story, images)
+            check_batch(story, images)
         story = stories[0] if stories else None
         steps = tuple(sigmas[:-1].tolist())
         to_sigma = model_sampling.percent_to_sigma
@@ -183,18 +185,6 @@ def _compiling(model_options: Mapping[str, Any]) -> Mapping[str, Any] | None:
         'silently do nothing. Choose the backend "inductor".'
     )
     return None
-
-
-def _check_batch(story: StoryCond, images: int) -> None:
-    if len(story.rows) != images:
-        raise ValueError(
-            f"The story has {_counted(len(story.rows), 'frame')} but the latent batch has {_counted(images, 'image')}. "
-            'Use "Empty story latent" with this story connected, or a latent batch with one image per frame.'
-        )
-
-
-def _counted(number: int, thing: str) -> str:
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def _no_effect_reason(

@@ -17,6 +17,8 @@ from ...models.storymaker.characters import CharacterFeatures, CharacterReferenc
 from ...models.storymaker.ppr import PositionalPerceiverResampler
 from ...models.storymaker.weights import LAYER_SLOTS, StoryMakerWeights
 from ...prompts.conditioning import TAG, StoryCond, StoryRow
+from ...prompts.options import StoryOptions
+from ...prompts.tag import tag_text
 from ...prompts.tokens import StoryTokens
 from .. import svr
 from ..cost import SDXL
@@ -156,7 +158,8 @@ class Story:
             StoryRow(frame, ("",), self.tokens, (self.tokens.identity,)) for frame in range(len(self.contexts))
         )
         tag = StoryCond(rows, self.tokens.length, ("",))
-        return [[self.contexts, {"pooled_output": self.pooled.expand(self.frames, -1), TAG: tag}]]
+        pooled = self.pooled.expand(self.frames, -1)
+        return [[self.contexts, StoryOptions({"pooled_output": pooled, TAG: tag_text(tag)})]]
 
     def plain(self, contexts: Tensor) -> list:
         """The CONDITIONING of these contexts, without a tag."""

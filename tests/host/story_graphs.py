@@ -150,6 +150,11 @@ def watched(graph, host, model, seen):
     return call(graph, host, watch, model)
 
 
+def tag_of(host, info):
+    """The story in a conditioning's dict."""
+    return host.pack("prompts.tag").tag_of(info)
+
+
 def story_rows(calls):
     """What the UNet said to the story in the first of these calls that held it, and how many calls there were."""
     for seen in calls:

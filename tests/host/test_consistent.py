@@ -21,6 +21,7 @@ from story_graphs import (
     log_bias,
     lora,
     sample,
+    tag_of,
     watched,
 )
 
@@ -103,7 +104,7 @@ def test_anchors_are_the_same_to_the_last_bit_in_every_batch_of_one_size(host, g
     def only(*numbers):
         def pick(conditioning):
             ((context, info),) = conditioning
-            tag, rows = info["storyloom"], list(numbers)
+            tag, rows = tag_of(host, info), list(numbers)
             tag = story(tuple(tag.rows[n] for n in rows), tag.length)
             return [[context[rows], {**info, "pooled_output": info["pooled_output"][rows], "storyloom": tag}]]
 

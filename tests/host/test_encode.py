@@ -5,7 +5,7 @@ from functools import cache
 import pytest
 import torch
 from rounding import rounding
-from story_graphs import CAST, CAST_COLUMNS, CAST_PROMPTS, STORY, SVR, build
+from story_graphs import CAST, CAST_COLUMNS, CAST_PROMPTS, STORY, SVR, build, tag_of
 from tiny_models import TEXT
 
 EOT = 49407
@@ -41,7 +41,7 @@ def test_every_part_gets_its_own_rows_also_when_words_repeat(host, graph, models
     encode(graph, identity="a red fox in a red coat, red", frames="\n".join(f.replace("#", "\\#") for f in frames))
     ((context, info),) = host.run(graph).out
     tokenizer = models[1].tokenizer.clip_l.tokenizer
-    tokens = info["storyloom"].rows[0].tokens
+    tokens = tag_of(host, info).rows[0].tokens
     text = "a red fox in a red coat, red " + " ".join(frames)
     ids = [token for token, _ in models[1].tokenize(text)["l"][0]]
     assert ids.index(EOT) == tokens.eot == 1 + sum(map(len, (tokens.identity, *tokens.frames)))
@@ -55,7 +55,7 @@ def test_every_part_gets_its_own_rows_also_when_words_repeat(host, graph, models
 def test_the_identity_is_encoded_the_same_in_front_of_any_story(host, graph, models):
     encode(graph)
     ((context, info),) = host.run(graph).out
-    rows = info["storyloom"].rows[0].tokens.identity.stop
+    rows = tag_of(host, info).rows[0].tokens.identity.stop
     alone, _ = stock(host, models, STORY["identity"])
     whole, _ = stock(host, models, " ".join([STORY["identity"], *STORY["frames"].split("\n")]))
     assert torch.equal(alone[0, :rows], whole[0, :rows])
@@ -87,7 +87,7 @@ def test_every_frame_expresses_its_own_words(host, graph, models, mode, eot):
     encode(graph, reweighting=mode)
     ((context, info),) = host.run(graph).out
     whole, pooled = stock(host, models, " ".join([STORY["identity"], *STORY["frames"].split("\n")]))
-    tokens = info["storyloom"].rows[0].tokens
+    tokens = tag_of(host, info).rows[0].tokens
     for frame, row in enumerate(context):
 
         def expected(hidden, frame=frame):
@@ -106,7 +106,7 @@ def test_a_story_that_fits_one_prompt_has_no_windows(host, graph, models, window
     encode(graph, window=window)
     ((context, info),) = host.run(graph).out
     whole, pooled = stock(host, models, " ".join([STORY["identity"], *STORY["frames"].split("\n")]))
-    assert {row.tokens for row in info["storyloom"].rows} == {hand_counted(host, [7, 4, 4, 2])}
+    assert {row.tokens for row in tag_of(host, info).rows} == {hand_counted(host, [7, 4, 4, 2])}
     for frame in range(3):
         assert torch.equal(context[frame], express(host, whole[0], [7, 4, 4, 2], frame))
     assert torch.equal(info["pooled_output"], pooled.repeat(3, 1))
@@ -140,7 +140,7 @@ def test_every_cast_is_a_story_of_its_own_and_frames_of_nobody_are_plain(host, g
             expected = express(host, plain[0], counted, place) if tokens else plain[0]
             assert torch.equal(context[frame], expected), frame
             assert torch.equal(info["pooled_output"][frame], pooled[0])
-    tag = info["storyloom"]
+    tag = tag_of(host, info)
     assert [row.frame for row in tag.rows] == [0, 1, 2, 3] and tag.length == 77
     assert [row.characters for row in tag.rows] == [("Fox",), (), ("Fox", "Owl"), ("Fox",)]
     assert [tag.identity_columns(row) for row in range(4)] == [tuple(columns) for columns in CAST_COLUMNS]
@@ -204,7 +204,7 @@ def test_naive_reweighting_doubles_the_frame_and_halves_the_others(host, graph, 
     whole, _ = stock(host, models, " ".join([STORY["identity"], *STORY["frames"].split("\n")]))
     encode(graph, reweighting="npr")
     ((context, info),) = host.run(graph).out
-    tokens = info["storyloom"].rows[0].tokens
+    tokens = tag_of(host, info).rows[0].tokens
     factors = torch.ones(3, 77, 1)
     for frame in range(3):
         for k, rows in enumerate(tokens.frames):
@@ -241,7 +241,7 @@ def test_a_style_surrounds_the_identity_in_one_prompt(host, graph, models):
     ((context, info),) = host.run(graph).out
     text = "ink drawing of a red fox in a blue coat, detailed asleep in the snow reading on a train drinking tea"
     assert torch.equal(context[0], stock(host, models, text)[0][0])
-    assert len(info["storyloom"].rows[0].tokens.identity) == 7 + 5
+    assert len(tag_of(host, info).rows[0].tokens.identity) == 7 + 5
 
 
 def save_embedding(host, name, rows_l, rows_g):
@@ -278,7 +278,7 @@ def test_embeddings_take_their_rows(host, graph, models, embeddings):
     script = {"identity": "a fox embedding:three in snow", "frames": "embedding:three, asleep\nreading embedding:three"}
     encode(graph, reweighting="none", **script)
     ((context, info),) = host.run(graph, fresh=True).out
-    tokens = info["storyloom"].rows[0].tokens
+    tokens = tag_of(host, info).rows[0].tokens
     assert [len(rows) for rows in (tokens.identity, *tokens.frames)] == [2 + 3 + 2, 3 + 2, 1 + 3]
     text = "a fox embedding:three in snow embedding:three, asleep reading embedding:three"
     assert torch.equal(context[0], stock(host, models, text)[0][0])
@@ -346,7 +346,7 @@ def test_frame_by_frame_equals_the_stock_node_for_every_frame(host, graph, model
     for row, pooled, text in zip(context, info["pooled_output"], texts, strict=True):
         expected, summary = stock(host, models, text)
         assert torch.equal(row, expected[0]) and torch.equal(pooled, summary[0])
-    rows = info["storyloom"].rows
+    rows = tag_of(host, info).rows
     assert [row.characters for row in rows] == [("Fox",), (), ("Crow", "Fox")]
     assert [len(row.descriptions) for row in rows] == [1, 0, 2]
 
@@ -359,7 +359,7 @@ def test_frames_of_unequal_length_are_repeated_to_a_common_one(host, graph, mode
     longer, _ = stock(host, models, f"a fox {long}".strip())
     assert context.shape[1] == 2 * 77
     assert torch.equal(context[0], short[0].repeat(2, 1)) and torch.equal(context[1], longer[0])
-    tag = info["storyloom"]
+    tag = tag_of(host, info)
     assert tag.identity_columns(0) == (0, 1, 2, 77, 78, 79) and tag.identity_columns(1) == (0, 1, 2)
 
 
@@ -373,7 +373,7 @@ def test_the_report_names_tokens_and_what_is_suppressed(host, graph):
 def test_more_frames_than_one_prompt_holds_frame_by_frame(host, graph):
     encode(graph, "EncodePerFrame", frames="\n".join(f"chapter {number}, a long one" for number in range(16)))
     ((context, info),) = host.run(graph).out
-    assert context.shape == (16, 77, WIDTH) and len(info["storyloom"].rows) == 16
+    assert context.shape == (16, 77, WIDTH) and len(tag_of(host, info).rows) == 16
 
 
 @pytest.mark.parametrize("shared", [True, False])

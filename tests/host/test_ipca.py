@@ -16,6 +16,7 @@ from story_graphs import (
     sample,
     story_place,
     story_rows,
+    tag_of,
     watched,
 )
 
@@ -188,7 +189,7 @@ def test_a_batch_of_frames_equals_single_runs(host, graph):
 
     def only(number):
         def pick(conditioning):
-            (context, info), tag = conditioning[0], conditioning[0][1]["storyloom"]
+            (context, info), tag = conditioning[0], tag_of(host, conditioning[0][1])
             rows = frame.StoryCond((tag.rows[number],), tag.length)
             pooled = info["pooled_output"][number : number + 1]
             return [[context[number : number + 1], {**info, "pooled_output": pooled, "storyloom": rows}]]

@@ -20,6 +20,7 @@ from story_graphs import (
     ipca,
     lora,
     sample,
+    tag_of,
     watched,
 )
 from story_makers import IMAGE, Reference, apply, loaded_for, pooled, someone
@@ -374,7 +375,7 @@ def test_a_run_without_its_characters_is_as_without_the_node_and_warns_once(host
 
     def some(conditioning):
         ((context, info),) = conditioning
-        tag = info["storyloom"]
+        tag = tag_of(host, info)
         tag = type(tag)(tag.rows[rows], tag.length, tag.cast)
         return [[context[rows], {**info, "pooled_output": info["pooled_output"][rows], "storyloom": tag}]]
 

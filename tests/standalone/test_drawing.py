@@ -11,6 +11,7 @@ from storyloom.attention.identity import IdentityPreserving
 from storyloom.prompts.conditioning import per_encoder
 from storyloom.prompts.script import parse_story
 from storyloom.prompts.svr import SVRSettings, express_frame
+from storyloom.prompts.tag import tag_of
 from storyloom.runtime.sampling import with_patch
 from storyloom.standalone import StoryPipeline
 from storyloom.standalone.layers import SLOTS, Cached, attend, replaceable_attention, transformers
@@ -202,7 +203,7 @@ def test_svr_eot_is_the_benchmarks_variant(small):
     story = parse_story("a red fox", "asleep\nreading")
     pipeline = StoryPipeline(small)
     (variant, info), (plain, _) = (pipeline.conditioning(story, METHODS[name][0]) for name in ("svr-eot", "none"))
-    tokens = info["storyloom"].rows[0].tokens
+    tokens = tag_of(info).rows[0].tokens
     for frame, row in enumerate(variant):
         edit = partial(express_frame, tokens=tokens, frame=frame, settings=SVRSettings(eot="scale"))
         assert torch.equal(row, per_encoder(plain[frame], edit))

@@ -17,6 +17,7 @@ from storyloom.prompts.batches import (
     split_rows,
 )
 from storyloom.prompts.conditioning import StoryCond, StoryRow
+from storyloom.prompts.tag import tag_of, tag_text
 from storyloom.prompts.tokens import StoryTokens
 
 
@@ -62,12 +63,12 @@ def story(count):
 
 def test_a_conditioning_keeps_its_tag_and_what_has_no_row_per_frame():
     context, pooled = torch.arange(5.0).view(5, 1, 1), torch.arange(5.0).view(5, 1)
-    info = {"pooled_output": pooled, "storyloom": story(5), "strength": 0.5, "mask": torch.ones(1, 8, 8)}
+    info = {"pooled_output": pooled, "storyloom": tag_text(story(5)), "strength": 0.5, "mask": torch.ones(1, 8, 8)}
     ((rows, cut),) = split_conditioning([[context, info]], (0, 3, 3), 5)
     assert rows.flatten().tolist() == cut["pooled_output"].flatten().tolist() == [0, 3, 3]
-    assert [row.frame for row in cut["storyloom"].rows] == [0, 3, 3]
+    assert [row.frame for row in tag_of(cut).rows] == [0, 3, 3]
     assert cut["strength"] == 0.5 and cut["mask"] is info["mask"]
-    assert len(info["storyloom"].rows) == 5 and info["pooled_output"] is pooled
+    assert tag_of(info) == story(5) and info["pooled_output"] is pooled
 
 
 def test_a_conditioning_of_one_row_holds_for_every_batch():

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from storyloom.prompts import encode as encoding
-from storyloom.prompts.conditioning import TAG, per_encoder
+from storyloom.prompts.conditioning import per_encoder
 from storyloom.prompts.encode import expressed, frame_by_frame
 from storyloom.prompts.report import one_prompt_report
 from storyloom.prompts.script import parse_story
 from storyloom.prompts.svr import SVRSettings, express_frame, express_frame_naively
+from storyloom.prompts.tag import tag_of
 from storyloom.prompts.tokens import StoryTokens
 from storyloom.prompts.windows import frame_prompts
 
@@ -59,7 +60,7 @@ def whole(number=0):
 def test_every_row_of_one_prompt_expresses_its_frame(reweighting):
     ((context, info),) = one_prompt(tokenize, Encoders(), STORY, reweighting, SETTINGS)
     (plain, plain_info) = whole()
-    tokens = info[TAG].rows[0].tokens
+    tokens = tag_of(info).rows[0].tokens
     edits = {
         "svr": lambda frame: lambda part: express_frame(part, tokens, frame, SETTINGS),
         "svr_eot": lambda frame: lambda part: express_frame(part, tokens, frame, replace(SETTINGS, eot="scale")),
@@ -68,8 +69,8 @@ def test_every_row_of_one_prompt_expresses_its_frame(reweighting):
     }
     for frame, row in enumerate(context):
         assert torch.equal(row, per_encoder(plain[0], edits[reweighting](frame)))
-    assert [row.frame for row in info[TAG].rows] == [0, 1, 2] and info[TAG].length == 77
-    assert all(row.descriptions == (tokens.identity,) for row in info[TAG].rows) and len(tokens.identity) == 7
+    assert [row.frame for row in tag_of(info).rows] == [0, 1, 2] and tag_of(info).length == 77
+    assert all(row.descriptions == (tokens.identity,) for row in tag_of(info).rows) and len(tokens.identity) == 7
     assert torch.equal(info["pooled_output"], plain_info["pooled_output"].repeat(3, 1))
 
 
@@ -108,8 +109,8 @@ def test_frames_alone_are_repeated_to_a_common_length():
     assert context.shape == (2, 154, 2048)
     assert torch.equal(context[0], short[0][0].repeat(2, 1)) and torch.equal(context[1], long[0][0])
     assert torch.equal(info["pooled_output"], torch.cat([short[1]["pooled_output"], long[1]["pooled_output"]]))
-    assert [row.characters for row in info[TAG].rows] == [("Fox",), ()]
-    assert [row.descriptions for row in info[TAG].rows] == [(range(1, 4),), ()]
+    assert [row.characters for row in tag_of(info).rows] == [("Fox",), ()]
+    assert [row.descriptions for row in tag_of(info).rows] == [(range(1, 4),), ()]
 
 
 def test_numbers_that_are_not_finite_are_refused():
@@ -138,10 +139,10 @@ def test_every_cast_is_a_prompt_of_its_own_and_the_rows_come_in_story_order(rewe
     encode = Encoders()
     ((context, info),) = one_prompt(tokenize, encode, CAST, reweighting, SETTINGS)
     assert sorted(encode.received[0]) == sorted({text for text, _, _ in EXPECTED}), "every prompt is encoded once"
-    assert [row.frame for row in info[TAG].rows] == [*range(6)]
-    assert [row.characters for row in info[TAG].rows] == [frame.characters for frame in CAST.frames]
+    assert [row.frame for row in tag_of(info).rows] == [*range(6)]
+    assert [row.characters for row in tag_of(info).rows] == [frame.characters for frame in CAST.frames]
     for row, summary, tagged, (text, frames, place) in zip(
-        context, info["pooled_output"], info[TAG].rows, EXPECTED, strict=True
+        context, info["pooled_output"], tag_of(info).rows, EXPECTED, strict=True
     ):
         plain, plain_info = Encoders().encoded(tokenize(text), 0)
         assert torch.equal(summary, plain_info["pooled_output"][0])
@@ -151,7 +152,7 @@ def test_every_cast_is_a_prompt_of_its_own_and_the_rows_come_in_story_order(rewe
         tokens = StoryTokens(range(1, frames[0].start), tuple(frames), frames[-1].stop, 77)
         assert tagged.tokens == tokens and tagged.descriptions == (tokens.identity,)
         assert torch.equal(row, expressed(plain, tokens, place, reweighting, SETTINGS)[0])
-    columns = [len(info[TAG].identity_columns(row)) for row in range(6)]
+    columns = [len(tag_of(info).identity_columns(row)) for row in range(6)]
     assert columns == [8, 0, 12, 8, 12, 8]
 
 
@@ -170,14 +171,14 @@ def test_a_long_frame_without_a_character_lengthens_every_row():
     plain, _ = Encoders().encoded(tokenize("a fox asleep awake"), 0)
     snow, _ = Encoders().encoded(tokenize("snow " * 80), 0)
     assert torch.equal(context[2], plain[0].repeat(2, 1)) and torch.equal(context[1], snow[0])
-    assert info[TAG].identity_columns(0) == (0, 1, 2, 77, 78, 79) and info[TAG].identity_columns(1) == ()
+    assert tag_of(info).identity_columns(0) == (0, 1, 2, 77, 78, 79) and tag_of(info).identity_columns(1) == ()
 
 
 def test_a_story_of_nobody_is_encoded_plainly():
     story = parse_story("a fox", "[NC] a beach\n[NC] the sea")
     ((context, info),) = one_prompt(tokenize, Encoders(), story, "svr")
     ((alone, alone_info),) = frame_by_frame(tokenize, Encoders(), story)
-    assert torch.equal(context, alone) and info[TAG] == alone_info[TAG]
+    assert torch.equal(context, alone) and tag_of(info) == tag_of(alone_info)
 
 
 @pytest.mark.parametrize("kind", ["circular", "trailing"])
@@ -196,7 +197,7 @@ def test_windows_are_prompts_that_express_their_frame(kind):
         expected = expressed(plain, tokens, window.index(number), "svr", SETTINGS)
         assert torch.equal(context[number], expected[0])
         assert torch.equal(info["pooled_output"][number], plain_info["pooled_output"][0])
-    assert {row.tokens for row in info[TAG].rows} == {tokens}
+    assert {row.tokens for row in tag_of(info).rows} == {tokens}
     assert len(encode.received[0]) == len(set(windows)), "a window that frames share is encoded once"
 
 
