@@ -59,7 +59,7 @@ def story_of(cond: Mapping[str, Any]) -> StoryCond | None:
 def _story(version: Any, length: Any, cast: Any, anchors: Any, rows: Any) -> StoryCond:
     _require(version == VERSION and isinstance(rows, list) and rows)
     anchors = None if anchors is None else _number(anchors)
-    story = StoryCond(tuple(_row(*row) for row in rows), _number(length), _names(cast), anchors)
+    story = StoryCond(tuple(_row(*row) for row in rows), _number(length, least=1), _names(cast), anchors)
     _require(all(story.length % row.tokens.length == 0 for row in story.rows))
     return story
 

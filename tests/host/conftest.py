@@ -35,6 +35,7 @@ EXTRAS = [
     "nodes_torch_compile",
     "nodes_model_advanced",
     "nodes_freelunch",
+    "nodes_rebatch",
 ]
 
 
