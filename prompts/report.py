@@ -23,6 +23,7 @@ def one_prompt_report(story: Story, prompts: Sequence[FramePrompt], reweighting:
     prompts: of all frames, from `frame_prompts`; reweighting: a key of EFFECTS.
     """
     lines = [f"Every frame: {EFFECTS[reweighting]}."]
+    images = "1 image" if len(prompts) == 1 else f"{len(prompts)} images"
     own = {}
     for cast in casts_of(story):
         own |= zip(cast.frames, cast.words, strict=True)
@@ -39,6 +40,10 @@ def one_prompt_report(story: Story, prompts: Sequence[FramePrompt], reweighting:
         others = [frame for frame in prompt.window if frame != prompt.frame]
         effect = f"; expressed: {number}; suppressed: {_numbers(others) or 'none'}" if reweighting != "none" else ""
         lines.append(window + effect)
+    lines.append(
+        f"Latent batch: {images}, one per frame; sampling stops with another number. This is not checked for a "
+        "conditioning that was saved and loaded, unless the model has a StoryLoom node."
+    )
     return "\n".join(lines)
 
 

@@ -222,7 +222,7 @@ def test_the_report_tells_casts_and_frames_without_a_character():
     assert "Frame 2: 7 tokens: ink of an empty beach, fine\n    no character: encoded alone, nothing suppr" in text
     assert "Frame 4: 3 tokens (rows 9-11): reading a book\n    window: frames 1, 4; 11 of 75 tokens" in text
     assert "Frame 6: 1 token (row 8): flies\n    window: frame 6; 8 of 75 tokens, 67 free; expressed: 6; su" in text
-    assert text.endswith("suppressed: none")
+    assert "suppressed: none\nLatent batch: 6 images, one per frame" in text
 
 
 def test_the_report_tells_windows():
@@ -231,3 +231,28 @@ def test_the_report_tells_windows():
     assert "window: frames 3, 4, 5; 63 of 75 tokens, 12 free; expressed: 5; suppressed: 3, 4" in report(
         story, kind="trailing"
     )
+
+
+class Changed(Encoders):
+    """Encoders that return two rows for every token, as CLIP NegPip."""
+
+    def encoded(self, tokens, number):
+        context, info = super().encoded(tokens, number)
+        return context.repeat_interleave(2, 1), info
+
+
+@pytest.mark.parametrize("reweighting", ["svr", "npr", "none", "frame by frame"])
+def test_rows_that_are_not_those_of_the_tokens_are_refused(reweighting):
+    with pytest.raises(ValueError, match="encodes the 77 tokens of a prompt as 154 rows.* Connect the checkpoint's"):
+        if reweighting == "frame by frame":
+            frame_by_frame(tokenize, Changed(), STORY)
+        else:
+            one_prompt(tokenize, Changed(), STORY, reweighting)
+
+
+def test_a_conditioning_holds_only_plain_values():
+    for _, info in [
+        *frame_by_frame(tokenize, Encoders(), STORY),
+        *one_prompt(tokenize, Encoders(), STORY, "svr"),
+    ]:
+        assert {type(value) for value in info.values()} == {torch.Tensor, int, str}
