@@ -27,6 +27,7 @@ import numpy as np
 
 from ..models.demo import model as demo
 from ..models.files import write_whole
+from ..prompts.svr import NPRSettings, SVRSettings
 from ..world.draw import draw
 from ..world.measures import Effect, Estimate, StoryPictures, effect, paired_difference
 from ..world.reader import Reader, accuracy, confusion
@@ -43,8 +44,13 @@ METHODS = {
     "frames": "frame prompts",
     "none": "concatenation",
     "npr": "NPR",
+    "npr-plus": "NPR+ (only enhances)",
+    "npr-minus": "NPR- (only suppresses)",
     "svr": "SVR",
     "svr-eot": "SVR, end of text scaled",
+    "svr-eot-kept": "SVR, end of text kept",
+    "svr-joint": "SVR, joint suppression",
+    "svr-identity": "SVR, identity enhanced",
     "svr+ipca": "SVR + IPCA",
     "ipca": "IPCA on frame prompts",
     "csa": "CSA on frame prompts",
@@ -54,6 +60,15 @@ METHODS = {
 }
 FULL = {"sampling_rate": 1.0, "skip_first_steps": 0, "sharing_blocks": "all"}
 """Settings of "CSA at its fullest": every frame sees all tokens of all others, in all blocks and steps."""
+VARIANTS = {
+    "csa-full": ("csa", FULL),
+    "svr-eot-kept": ("svr", {"svr": SVRSettings(eot="keep")}),
+    "svr-joint": ("svr", {"svr": SVRSettings(suppress="jointly")}),
+    "svr-identity": ("svr", {"svr": SVRSettings(enhance_identity=True)}),
+    "npr-plus": ("npr", {"npr": NPRSettings(suppress=1.0)}),
+    "npr-minus": ("npr", {"npr": NPRSettings(express=1.0)}),
+}
+"""Part of a method's name -> the part of StoryPipeline's method, and its settings: the paper's ablations."""
 NOISE = {True: "same", False: "different"}
 COMPARED = (
     ("svr", "none"),
@@ -96,9 +111,12 @@ def pictures_of(pipeline, story: WorldStory, **settings) -> np.ndarray:
 def draw_story(method: str, shared_noise: bool, number: int, steps: int) -> np.ndarray:
     """Pictures of story `number`, uint8 [frames, 24, 24, 3]."""
     settings = {"shared_noise": shared_noise, "steps": steps, "seed": FIRST_SEED + number}
-    if "csa-full" in method:
-        settings |= FULL
-    settings["method"] = method.replace("csa-full", "csa")
+    parts = method.split("+")
+    for number_of_part, part in enumerate(parts):
+        if part in VARIANTS:
+            parts[number_of_part], changes = VARIANTS[part]
+            settings |= changes
+    settings["method"] = "+".join(parts)
     return (pictures_of(_pipeline, random_story(FIRST_STORY + number), **settings) * 255).round().astype(np.uint8)
 
 

@@ -17,7 +17,7 @@ from .conditioning import TAG, StoryCond, StoryRow, batch_contexts, per_encoder
 from .lengths import Length, check_lengths
 from .options import StoryOptions
 from .script import Story
-from .svr import SVRSettings, express_frame, express_frame_naively
+from .svr import NPR, NPRSettings, SVRSettings, express_frame, express_frame_naively
 from .tag import tag_text
 from .tokens import StoryTokens, Tokenize, Tokens, count_words, locate_frame
 from .windows import FramePrompt
@@ -39,13 +39,14 @@ def one_prompt(
     reweighting: Reweighting,
     settings: SVRSettings = PUBLISHED,
     pooled: Literal["full", "zero", "frame"] = "full",
+    npr: NPRSettings = NPR,
 ) -> list[Entry]:
     """Encode every frame with the prompt that it shares with others of its cast; each row expresses its own frame.
 
-    prompts: of all frames, from `frame_prompts`. reweighting: as in `expressed`; frames without a character are not
-    reweighted. pooled: the pooled output of the row's whole prompt, zeros, or that of the identity with the row's own
-    frame only. Raises ValueError as `expressed` and `check_lengths` do, and when an encoder returns another number of
-    rows than the prompt has.
+    prompts: of all frames, from `frame_prompts`. reweighting, npr: as in `expressed`; frames without a character are
+    not reweighted. pooled: the pooled output of the row's whole prompt, zeros, or that of the identity with the row's
+    own frame only. Raises ValueError as `expressed` and `check_lengths` do, and when an encoder returns another number
+    of rows than the prompt has.
     """
     check_lengths([Length(prompt.frame, prompt.used, prompt.tokens.length) for prompt in prompts])
     summarised = [prompt.alone if pooled == "frame" else prompt.text for prompt in prompts]
@@ -56,7 +57,7 @@ def one_prompt(
     for number, (_, info) in enumerate(encoded[prompts[0].text]):
         whole = [_with_known_rows(encoded[p.text][number][0], p.tokens) for p in prompts]
         contexts = [
-            expressed(context, p.tokens, p.index, reweighting if p.characters else "none", settings)
+            expressed(context, p.tokens, p.index, reweighting if p.characters else "none", settings, npr)
             for context, p in zip(whole, prompts, strict=True)
         ]
         summary = torch.cat([encoded[text][number][1]["pooled_output"] for text in summarised])
@@ -88,18 +89,24 @@ def frame_by_frame(tokenize: Tokenize, encode: Encode, story: Story, *, weights:
 
 
 def expressed(
-    context: Tensor, tokens: StoryTokens, frame: int, reweighting: Reweighting, settings: SVRSettings
+    context: Tensor,
+    tokens: StoryTokens,
+    frame: int,
+    reweighting: Reweighting,
+    settings: SVRSettings,
+    npr: NPRSettings = NPR,
 ) -> Tensor:
     """A prompt's context [1, T, 2048] in which one frame is expressed.
 
     frame: index into `tokens.frames`.
-    reweighting: "svr" with `settings`, "svr_eot" the same with `eot` "scale", "npr" naive, "none" unchanged.
+    reweighting: "svr" with `settings`, "svr_eot" the same with `eot` "scale", "npr" naive with `npr`, "none"
+    unchanged.
     Raises ValueError when the result is not finite.
     """
     if reweighting == "none":
         out = context
     elif reweighting == "npr":
-        out = per_encoder(context[0], partial(express_frame_naively, tokens=tokens, frame=frame))[None]
+        out = per_encoder(context[0], partial(express_frame_naively, tokens=tokens, frame=frame, settings=npr))[None]
     else:
         settings = replace(settings, eot="scale") if reweighting == "svr_eot" else settings
         out = per_encoder(context[0], partial(express_frame, tokens=tokens, frame=frame, settings=settings))[None]

@@ -16,7 +16,6 @@ from torch import Tensor
 from .tokens import StoryTokens
 
 EOT_SCALE = 0.9
-NAIVE_EXPRESS, NAIVE_SUPPRESS = 2.0, 0.5
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,13 @@ class SVRSettings:
     A singular value s becomes beta * s * exp(-alpha * s): `weaken` for suppressed frames, `enhance` for the expressed.
     order  "weaken_first" as in the published code, or "enhance_first" as in the paper
     eot    "svr": the end-of-text rows are part of every decomposition; "scale": they are left out and multiplied by
-           0.9 in every call instead (as in the published benchmark)
+           0.9 in every call instead (as in the published benchmark); "keep": they are left as they are
+
+    The paper's appendix also compares two variants, which are off by default:
+    suppress          "one_by_one": one decomposition after the other for each suppressed frame; "jointly": a single
+                      decomposition of the rows of all suppressed frames
+    enhance_identity  whether the identity's rows are enhanced together with those of the expressed frame, in the same
+                      decomposition; then they differ from frame to frame
     """
 
     weaken_alpha: float = 0.01
@@ -34,8 +39,23 @@ class SVRSettings:
     enhance_alpha: float = -0.01
     enhance_beta: float = 1.0
     order: Literal["weaken_first", "enhance_first"] = "weaken_first"
-    eot: Literal["svr", "scale"] = "svr"
+    eot: Literal["svr", "scale", "keep"] = "svr"
+    suppress: Literal["one_by_one", "jointly"] = "one_by_one"
+    enhance_identity: bool = False
 
+
+@dataclass(frozen=True)
+class NPRSettings:
+    """Factors of naive prompt reweighting: for the rows of the expressed frame, and for those of each other frame.
+
+    The paper's NPR+ only enhances (suppress 1), its NPR- only suppresses (express 1).
+    """
+
+    express: float = 2.0
+    suppress: float = 0.5
+
+
+NPR = NPRSettings()
 
 def reweight_rows(hidden: Tensor, rows: Sequence[int] | Tensor, alpha: float, beta: float) -> Tensor:
     """Scale the singular values of some token rows: s -> beta * s * exp(-alpha * s).
@@ -58,33 +78,37 @@ def express_frame(hidden: Tensor, tokens: StoryTokens, frame: int, settings: SVR
     """Hidden states in which frame `frame` of the story is expressed and every other frame is suppressed.
 
     hidden: [T, D] one encoder's hidden states of the whole story; frame: index into `tokens.frames`. Returns a new
-    [T, D] of the same dtype, rounded to it after every call as published. The rows of the start token and the identity
-    are not changed.
+    [T, D] of the same dtype, rounded to it after every call as published. The start token's row is not changed, nor are
+    those of the identity unless `enhance_identity` is set.
     """
     eot = list(range(tokens.eot, tokens.length))
 
-    def reweight(h: Tensor, k: int, alpha: float, beta: float) -> Tensor:
-        rows = list(tokens.frames[k])
+    def reweight(h: Tensor, rows: list[int], alpha: float, beta: float) -> Tensor:
         if settings.eot == "svr":
             return reweight_rows(h, rows + eot, alpha, beta)
         h = reweight_rows(h, rows, alpha, beta)
-        h[eot] *= EOT_SCALE
+        if settings.eot == "scale":
+            h[eot] *= EOT_SCALE
         return h
 
-    weaken = [(k, settings.weaken_alpha, settings.weaken_beta) for k in range(len(tokens.frames)) if k != frame]
-    enhance = [(frame, settings.enhance_alpha, settings.enhance_beta)]
+    suppressed = [list(rows) for k, rows in enumerate(tokens.frames) if k != frame]
+    if settings.suppress == "jointly" and suppressed:
+        suppressed = [[row for rows in suppressed for row in rows]]
+    expressed = [*(tokens.identity if settings.enhance_identity else ()), *tokens.frames[frame]]
+    weaken = [(rows, settings.weaken_alpha, settings.weaken_beta) for rows in suppressed]
+    enhance = [(expressed, settings.enhance_alpha, settings.enhance_beta)]
     out = hidden.cpu()
-    for k, alpha, beta in weaken + enhance if settings.order == "weaken_first" else enhance + weaken:
-        out = reweight(out, k, alpha, beta)
+    for rows, alpha, beta in weaken + enhance if settings.order == "weaken_first" else enhance + weaken:
+        out = reweight(out, rows, alpha, beta)
     return out.to(hidden)
 
 
-def express_frame_naively(hidden: Tensor, tokens: StoryTokens, frame: int) -> Tensor:
+def express_frame_naively(hidden: Tensor, tokens: StoryTokens, frame: int, settings: NPRSettings = NPR) -> Tensor:
     """Naive prompt reweighting (NPR), the paper's baseline (appendix B.1): the frame's rows times 2, the others' 0.5.
 
     hidden: [T, D]. Returns a new [T, D]; end-of-text and identity rows are not changed.
     """
     out = hidden.clone()
     for k, rows in enumerate(tokens.frames):
-        out[list(rows)] *= NAIVE_EXPRESS if k == frame else NAIVE_SUPPRESS
+        out[list(rows)] *= settings.express if k == frame else settings.suppress
     return out

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..prompts import encode as stories
-from ..prompts.encode import Encode, Entry, Reweighting
+from ..prompts.encode import PUBLISHED, Encode, Entry, Reweighting
 from ..prompts.script import Story
+from ..prompts.svr import NPR, NPRSettings, SVRSettings
 from ..prompts.tokens import Tokenize, Tokens
 from ..prompts.windows import WindowKind, frame_prompts
 
@@ -15,11 +16,17 @@ EncodeText = Callable[[Tokens], Entry]
 
 
 def one_prompt(
-    tokenize: Tokenize, encode: EncodeText, story: Story, reweighting: Reweighting, window: WindowKind = "circular"
+    tokenize: Tokenize,
+    encode: EncodeText,
+    story: Story,
+    reweighting: Reweighting,
+    window: WindowKind = "circular",
+    svr: SVRSettings = PUBLISHED,
+    npr: NPRSettings = NPR,
 ) -> Entry:
-    """`prompts.encode.one_prompt` with the published settings; window: a kind of `prompts.windows.choose_windows`."""
+    """`prompts.encode.one_prompt`; window: a kind of `prompts.windows.choose_windows`."""
     prompts = frame_prompts(tokenize, story, window, weights=False)
-    (entry,) = stories.one_prompt(tokenize, _each(encode), prompts, reweighting)
+    (entry,) = stories.one_prompt(tokenize, _each(encode), prompts, reweighting, svr, npr=npr)
     return entry
 
 

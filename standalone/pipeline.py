@@ -18,8 +18,9 @@ from torch import Tensor
 from ..attention.consistent import ConsistentAttention
 from ..attention.identity import IdentityPreserving
 from ..pages.comic import PageStyle, comic_pages
-from ..prompts.encode import Entry, Reweighting
+from ..prompts.encode import PUBLISHED, Entry, Reweighting
 from ..prompts.script import Story, parse_story
+from ..prompts.svr import NPR, NPRSettings, SVRSettings
 from ..prompts.windows import WINDOW_KINDS, WindowKind
 from ..runtime.patch import check_window
 from ..runtime.sampling import with_patch
@@ -102,6 +103,8 @@ class StoryPipeline:
         negative: str | None = None,
         shared_noise: bool = True,
         window: WindowKind = "circular",
+        svr: SVRSettings = PUBLISHED,
+        npr: NPRSettings = NPR,
         captions: bool = True,
         page_style: PageStyle | None = None,
         progress: Progress | None = None,
@@ -112,7 +115,7 @@ class StoryPipeline:
         height: pixels, None for the model's own. identity_weight, start_percent, end_percent, blocks: for IPCA.
         sampling_rate, anchors, skip_first_steps, sharing_blocks: for CSA, which samples tokens with the same seed.
         negative: None for the published all-zero one. window: which frames share a prompt when the story is too long
-        for one, as in the node Encode story as one prompt. captions: whether the pages have captions. page_style: their
+        for one, as in the node Encode story as one prompt. svr, npr: constants of the reweighting. captions: whether the pages have captions. page_style: their
         look. progress: called as progress(steps done, total steps), None for a progress bar. Raises ValueError
         (StoryScriptError, StoryTooLongError) for invalid input, before drawing starts.
         """
@@ -131,7 +134,7 @@ class StoryPipeline:
         if shares_attention:
             where = blocks_of(self.model.unet, sharing_blocks)
             model = with_patch(model, ConsistentAttention(*sharing, 0.0, 1.0, where, seed), attend)
-        positive = self.conditioning(story, reweighting, window)
+        positive = self.conditioning(story, reweighting, window, svr, npr)
         self.model.on_story(story)
         latents = sample_euler(
             model,
@@ -147,11 +150,18 @@ class StoryPipeline:
         images = tuple(Image.fromarray(picture.numpy()) for picture in pictures)
         return DrawnStory(story, images, pages_of(story, images, captions, page_style), latents)
 
-    def conditioning(self, story: Story, reweighting: Reweighting | None, window: WindowKind = "circular") -> Entry:
+    def conditioning(
+        self,
+        story: Story,
+        reweighting: Reweighting | None,
+        window: WindowKind = "circular",
+        svr: SVRSettings = PUBLISHED,
+        npr: NPRSettings = NPR,
+    ) -> Entry:
         """The tagged conditioning of a story: as one reweighted prompt, or frame by frame if `reweighting` is None."""
         if reweighting is None:
             return frame_by_frame(tokenize, self.encode, story)
-        return one_prompt(tokenize, self.encode, story, reweighting, window)
+        return one_prompt(tokenize, self.encode, story, reweighting, window, svr, npr)
 
     def _negative(self, positive: Entry, text: str | None) -> Entry:
         if text is not None:
