@@ -6,8 +6,9 @@ Draws every story with every method on the demo model, without ComfyUI, reads al
 prints a table: the share of frames that show everything in their text (alignment), how often the looks that the
 identity leaves open agree between the frames of a story (consistency) and between stories (chance), and the gain of
 consistency over chance, with 95 % bootstrap intervals over stories. Results are saved in `out/effect/` after each
-story, so a stopped run can be resumed; `--page` also writes the tables and the picture to `docs/effect.md`. `--weights`
-measures other weights of the demo model under another `--label`.
+story, so a stopped run can be resumed; `--page` also writes the tables and the picture to `docs/effect.md`.
+`--ablations` measures the variants of SVR and NPR that the paper compares. `--weights` measures other weights of the
+demo model under another `--label`.
 """
 
 from __future__ import annotations
@@ -27,62 +28,20 @@ import numpy as np
 
 from ..models.demo import model as demo
 from ..models.files import write_whole
-from ..prompts.svr import NPRSettings, SVRSettings
 from ..world.draw import draw
 from ..world.measures import Effect, Estimate, StoryPictures, effect, paired_difference
 from ..world.reader import Reader, accuracy, confusion
 from ..world.scene import SIZE, Figure, Scene
 from ..world.stereotypes import imagine
 from ..world.stories import WorldStory, random_story, random_story_of_two
+from .methods import ABLATIONS, ABLATIONS_COMPARED, COMPARED, METHODS, settings_of, title
 
 ROOT = Path(__file__).absolute().parent.parent
 OUT = ROOT / "out" / "effect"
 PAGE = ROOT / "docs" / "effect.md"
 PICTURE = ROOT / "docs" / "images" / "effect.png"
 FIRST_STORY, FIRST_SEED = 20_000, 5_000
-METHODS = {
-    "frames": "frame prompts",
-    "none": "concatenation",
-    "npr": "NPR",
-    "npr-plus": "NPR+ (only enhances)",
-    "npr-minus": "NPR- (only suppresses)",
-    "svr": "SVR",
-    "svr-eot": "SVR, end of text scaled",
-    "svr-eot-kept": "SVR, end of text kept",
-    "svr-joint": "SVR, joint suppression",
-    "svr-identity": "SVR, identity enhanced",
-    "svr+ipca": "SVR + IPCA",
-    "ipca": "IPCA on frame prompts",
-    "csa": "CSA on frame prompts",
-    "csa+svr+ipca": "CSA + SVR + IPCA",
-    "csa-full": "CSA at its fullest",
-    "csa-full+svr+ipca": "CSA at its fullest + SVR + IPCA",
-}
-FULL = {"sampling_rate": 1.0, "skip_first_steps": 0, "sharing_blocks": "all"}
-"""Settings of "CSA at its fullest": every frame sees all tokens of all others, in all blocks and steps."""
-VARIANTS = {
-    "csa-full": ("csa", FULL),
-    "svr-eot-kept": ("svr", {"svr": SVRSettings(eot="keep")}),
-    "svr-joint": ("svr", {"svr": SVRSettings(suppress="jointly")}),
-    "svr-identity": ("svr", {"svr": SVRSettings(enhance_identity=True)}),
-    "npr-plus": ("npr", {"npr": NPRSettings(suppress=1.0)}),
-    "npr-minus": ("npr", {"npr": NPRSettings(express=1.0)}),
-}
-"""Part of a method's name -> the part of StoryPipeline's method, and its settings: the paper's ablations."""
 NOISE = {True: "same", False: "different"}
-COMPARED = (
-    ("svr", "none"),
-    ("svr", "npr"),
-    ("svr", "frames"),
-    ("svr-eot", "svr"),
-    ("svr+ipca", "svr"),
-    ("svr+ipca", "frames"),
-    ("ipca", "frames"),
-    ("csa", "frames"),
-    ("csa+svr+ipca", "svr+ipca"),
-    ("csa+svr+ipca", "frames"),
-    ("csa-full+svr+ipca", "svr+ipca"),
-)
 SHOWN = ("frames", "none", "svr", "svr+ipca", "csa+svr+ipca")
 """Methods in the picture of docs/effect.md, one row each."""
 
@@ -110,13 +69,7 @@ def pictures_of(pipeline, story: WorldStory, **settings) -> np.ndarray:
 
 def draw_story(method: str, shared_noise: bool, number: int, steps: int) -> np.ndarray:
     """Pictures of story `number`, uint8 [frames, 24, 24, 3]."""
-    settings = {"shared_noise": shared_noise, "steps": steps, "seed": FIRST_SEED + number}
-    parts = method.split("+")
-    for number_of_part, part in enumerate(parts):
-        if part in VARIANTS:
-            parts[number_of_part], changes = VARIANTS[part]
-            settings |= changes
-    settings["method"] = "+".join(parts)
+    settings = {"shared_noise": shared_noise, "steps": steps, "seed": FIRST_SEED + number} | settings_of(method)
     return (pictures_of(_pipeline, random_story(FIRST_STORY + number), **settings) * 255).round().astype(np.uint8)
 
 
@@ -174,11 +127,6 @@ def draw_all(results: Results, methods: Sequence[str], noises: Sequence[bool], o
             results.save(done.result(), *running[done])
 
 
-def title(method: str) -> str:
-    """A method's name in tables; its own name if it is not in METHODS."""
-    return METHODS.get(method, method)
-
-
 def percent(share: float, digits: int = 0) -> str:
     return "none" if np.isnan(share) else f"{100 * share:.{digits}f} %"
 
@@ -209,9 +157,11 @@ def rates_table(effects: dict[tuple[str, bool], Effect]) -> str:
     return table(rows, ("method", "noise", *names[:-1], "named looks"))
 
 
-def difference_table(stories: dict[tuple[str, bool], list[StoryPictures]]) -> str:
+def difference_table(
+    stories: dict[tuple[str, bool], list[StoryPictures]], compared: Sequence[tuple[str, str]] = COMPARED
+) -> str:
     rows = []
-    for (ours, theirs), noise in ((pair, noise) for pair in COMPARED for noise in NOISE):
+    for (ours, theirs), noise in ((pair, noise) for pair in compared for noise in NOISE):
         if (ours, noise) in stories and (theirs, noise) in stories:
             difference = paired_difference(stories[ours, noise], stories[theirs, noise])
             name = f"{title(ours)} over {title(theirs)}"
@@ -219,6 +169,12 @@ def difference_table(stories: dict[tuple[str, bool], list[StoryPictures]]) -> st
                 (name, NOISE[noise], *map(interval, (difference.alignment, difference.consistency, difference.gain)))
             )
     return table(rows, ("difference, story by story", "noise", "aligned frames", "same looks", "gain"))
+
+
+def ablation_tables(stories: dict[tuple[str, bool], list[StoryPictures]], count: int) -> str:
+    effects = {key: effect(pictures) for key, pictures in stories.items()}
+    tables = (effect_table(effects), rates_table(effects), difference_table(stories, ABLATIONS_COMPARED))
+    return "\n\n".join((f"The first {count} of the stories above:", *tables))
 
 
 def noisy_scenes(count: int, noise: float) -> Iterator[tuple[Scene, Scene]]:
@@ -277,10 +233,11 @@ def main() -> None:
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count() or 1, help="stories drawn in parallel (default: one per core)"
     )
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), metavar="METHOD")
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS | ABLATIONS), metavar="METHOD")
     parser.add_argument("--noise", nargs="+", choices=list(NOISE.values()), default=list(NOISE.values()))
     parser.add_argument("--weights", type=Path, default=demo.FILE, help="other weights of the demo model")
     parser.add_argument("--label", default="shipped", help="name of these weights on the page")
+    parser.add_argument("--ablations", action="store_true", help="measure the paper's ablations of SVR and NPR instead")
     parser.add_argument("--reader", action="store_true", help="measure the reader's accuracy instead of the methods")
     parser.add_argument("--page", action="store_true", help="write the result to docs/effect.md")
     options = parser.parse_args()
@@ -298,8 +255,11 @@ def measure(options) -> dict[str, str]:
     """Draw and read all stories. Returns section of docs/effect.md -> its tables."""
     results = Results(options.label, options.weights, options.steps)
     noises = [shared for shared, name in NOISE.items() if name in options.noise]
-    draw_all(results, options.methods, noises, options)
-    stories = {(m, n): results.stories(m, n, options.stories) for m in options.methods for n in noises}
+    methods = options.methods or list(ABLATIONS if options.ablations else METHODS)
+    draw_all(results, methods, noises, options)
+    stories = {(m, n): results.stories(m, n, options.stories) for m in methods for n in noises}
+    if options.ablations:
+        return {f"ablations {options.label}": ablation_tables(stories, options.stories)}
     if options.page and options.label == "shipped":
         picture(results, range(3), PICTURE)
     effects = {key: effect(pictures) for key, pictures in stories.items()}
