@@ -4,6 +4,10 @@ The published method samples the identity prompt once more to store its keys and
 and identity tokens to every frame's. They depend on the text alone, and the causal text encoders make the identity rows
 of the whole story equal to those of the identity prompt. So the stored columns are copies of columns that are there
 already: IPCA is ordinary cross-attention in which the identity columns count `weight` times (published: 2).
+
+This holds because reweighting leaves the identity rows as they are. If the identity is enhanced as well
+(`SVRSettings.enhance_identity`), they differ from the identity prompt's and between frames. IPCA then counts each
+frame's own, enhanced columns; the published second pass would have added the columns of the plain identity prompt.
 """
 
 from __future__ import annotations

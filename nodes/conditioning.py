@@ -121,6 +121,17 @@ class EncodeOnePrompt(io.ComfyNode):
                         "before it (paper). The report lists the windows."
                     ),
                 ),
+                io.Boolean.Input(
+                    "enhance_identity",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip=(
+                        "On: svr and svr_eot strengthen the identity together with the frame's own words. In the "
+                        "paper this keeps the character more alike but varies it less. Off: the identity stays as it "
+                        "is (published)."
+                    ),
+                ),
             ],
             outputs=[
                 io.Conditioning.Output(
@@ -153,12 +164,16 @@ class EncodeOnePrompt(io.ComfyNode):
         enhance_alpha,
         enhance_beta,
         window="circular",
+        enhance_identity=False,
     ) -> io.NodeOutput:
         tokenize = sdxl_tokenizer(clip, literal)
-        settings = SVRSettings(weaken_alpha, weaken_beta, enhance_alpha, enhance_beta, order)
+        settings = SVRSettings(
+            weaken_alpha, weaken_beta, enhance_alpha, enhance_beta, order, enhance_identity=enhance_identity
+        )
         prompts = frame_prompts(tokenize, story, window, weights=not literal)
         entries = one_prompt(tokenize, partial(encode_prompts, clip), prompts, reweighting, settings, pooled)
-        return io.NodeOutput([[*entry] for entry in entries], one_prompt_report(story, prompts, reweighting))
+        report = one_prompt_report(story, prompts, reweighting, enhance_identity)
+        return io.NodeOutput([[*entry] for entry in entries], report)
 
 
 class EncodePerFrame(io.ComfyNode):

@@ -43,10 +43,10 @@ def one_prompt(
 ) -> list[Entry]:
     """Encode every frame with the prompt that it shares with others of its cast; each row expresses its own frame.
 
-    prompts: of all frames, from `frame_prompts`. reweighting, npr: as in `expressed`; frames without a character are
-    not reweighted. pooled: the pooled output of the row's whole prompt, zeros, or that of the identity with the row's
-    own frame only. Raises ValueError as `expressed` and `check_lengths` do, and when an encoder returns another number
-    of rows than the prompt has.
+    prompts: of all frames, from `frame_prompts`. reweighting, settings, npr: as in `expressed`; frames without a
+    character are not reweighted. pooled: the pooled output of the row's whole prompt, zeros, or that of the identity
+    with the row's own frame only. Raises ValueError as `expressed` and `check_lengths` do, and when an encoder returns
+    another number of rows than the prompt has.
     """
     check_lengths([Length(prompt.frame, prompt.used, prompt.tokens.length) for prompt in prompts])
     summarised = [prompt.alone if pooled == "frame" else prompt.text for prompt in prompts]

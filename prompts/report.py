@@ -15,14 +15,18 @@ EFFECTS = {
     "npr": "its token rows are multiplied by 2, those of the other frames of its window by 0.5",
     "none": "it is not reweighted and uses the prompt of its whole window",
 }
+IDENTITY_ENHANCED = {name: ", and enhances the identity" for name in ("svr", "svr_eot")}
 
 
-def one_prompt_report(story: Story, prompts: Sequence[FramePrompt], reweighting: str) -> str:
+def one_prompt_report(
+    story: Story, prompts: Sequence[FramePrompt], reweighting: str, enhance_identity: bool = False
+) -> str:
     """The report of a story encoded as one prompt, as plain text.
 
-    prompts: of all frames, from `frame_prompts`; reweighting: a key of EFFECTS.
+    prompts: of all frames, from `frame_prompts`; reweighting: a key of EFFECTS; enhance_identity: as in SVRSettings.
     """
-    lines = [f"Every frame: {EFFECTS[reweighting]}."]
+    identity = IDENTITY_ENHANCED.get(reweighting, "") if enhance_identity else ""
+    lines = [f"Every frame: {EFFECTS[reweighting]}{identity}."]
     images = "1 image" if len(prompts) == 1 else f"{len(prompts)} images"
     own = {}
     for cast in casts_of(story):

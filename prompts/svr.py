@@ -57,6 +57,7 @@ class NPRSettings:
 
 NPR = NPRSettings()
 
+
 def reweight_rows(hidden: Tensor, rows: Sequence[int] | Tensor, alpha: float, beta: float) -> Tensor:
     """Scale the singular values of some token rows: s -> beta * s * exp(-alpha * s).
 

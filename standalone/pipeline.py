@@ -115,9 +115,10 @@ class StoryPipeline:
         height: pixels, None for the model's own. identity_weight, start_percent, end_percent, blocks: for IPCA.
         sampling_rate, anchors, skip_first_steps, sharing_blocks: for CSA, which samples tokens with the same seed.
         negative: None for the published all-zero one. window: which frames share a prompt when the story is too long
-        for one, as in the node Encode story as one prompt. svr, npr: constants of the reweighting. captions: whether the pages have captions. page_style: their
-        look. progress: called as progress(steps done, total steps), None for a progress bar. Raises ValueError
-        (StoryScriptError, StoryTooLongError) for invalid input, before drawing starts.
+        for one, as in the node Encode story as one prompt. svr, npr: constants and variants of the reweighting.
+        captions: whether the pages have captions. page_style: their look. progress: called as progress(steps done,
+        total steps), None for a progress bar. Raises ValueError (StoryScriptError, StoryTooLongError) for invalid
+        input, before drawing starts.
         """
         width, height = width or self.model.width, height or self.model.height
         percents = (start_percent, end_percent)

@@ -26,6 +26,7 @@ SVR = {
     "enhance_alpha": -0.01,
     "enhance_beta": 1.0,
     "window": "circular",
+    "enhance_identity": False,
 }
 IPCA = {"identity_weight": 2.0, "start_percent": 0.0, "end_percent": 1.0, "blocks": "all"}
 CSA = {

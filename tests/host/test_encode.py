@@ -63,7 +63,7 @@ def test_the_identity_is_encoded_the_same_in_front_of_any_story(host, graph, mod
         assert torch.equal(row[:rows], whole[0, :rows])
 
 
-def reference(hidden, tokens, frame, settings, eot="svr"):
+def reference(hidden, tokens, frame, settings, eot="svr", enhance_identity=False):
     """The published loop, from its description: tokens as columns, thin SVD, cast back after every call."""
     hidden = hidden.clone()
     rest = list(range(tokens.eot, 77))
@@ -78,7 +78,8 @@ def reference(hidden, tokens, frame, settings, eot="svr"):
     for k, rows in enumerate(tokens.frames):
         if k != frame:
             call(rows, settings["weaken_alpha"], settings["weaken_beta"])
-    call(tokens.frames[frame], settings["enhance_alpha"], settings["enhance_beta"])
+    expressed = [*(tokens.identity if enhance_identity else ()), *tokens.frames[frame]]
+    call(expressed, settings["enhance_alpha"], settings["enhance_beta"])
     return hidden
 
 
@@ -98,6 +99,35 @@ def test_every_frame_expresses_its_own_words(host, graph, models, mode, eot):
         assert (row - expected(whole[0])).abs().max() < rounding(expected, whole[0])
         assert (row - whole[0])[list(tokens.frames[frame])].abs().max() > 0.01, "nothing was reweighted"
     assert torch.equal(info["pooled_output"], pooled.repeat(3, 1))
+
+
+@pytest.mark.parametrize("mode, eot", [("svr", "svr"), ("svr_eot", "scale")])
+def test_an_enhanced_identity_grows_with_each_frames_own_words(host, graph, models, mode, eot):
+    encode(graph, reweighting=mode, enhance_identity=True)
+    seen = host.run(graph)
+    ((context, info),) = seen.out
+    whole, pooled = stock(host, models, " ".join([STORY["identity"], *STORY["frames"].split("\n")]))
+    tokens = info["storyloom"].rows[0].tokens
+    for frame, row in enumerate(context):
+
+        def expected(hidden, frame=frame):
+            parts = hidden.split(list(TEXT.values()), -1)
+            return torch.cat([reference(part, tokens, frame, SVR, eot, enhance_identity=True) for part in parts], -1)
+
+        assert (row - expected(whole[0])).abs().max() < rounding(expected, whole[0])
+        assert (row - whole[0])[list(tokens.identity)].abs().max() > 0.01, "the identity was not enhanced"
+    assert torch.equal(info["pooled_output"], pooled.repeat(3, 1))
+    assert "; the identity enhanced too." in seen.report.splitlines()[0]
+
+
+@pytest.mark.parametrize("mode", ["svr", "svr_eot", "npr", "none"])
+def test_an_identity_that_is_not_enhanced_is_bit_identical_to_a_graph_without_the_input(host, graph, mode):
+    encode(graph, reweighting=mode)
+    ((off, _),) = host.run(graph).out
+    for node in graph.values():
+        node["inputs"].pop("enhance_identity", None)
+    ((without, _),) = host.run(graph, fresh=True).out
+    assert torch.equal(off, without)
 
 
 @pytest.mark.parametrize("window", ["circular", "trailing"])
@@ -184,6 +214,7 @@ def test_settings_change_the_result_and_none_is_the_plain_story(host, graph, mod
         {"weaken_alpha": 0.1},
         {"enhance_beta": 2.0},
         {"enhance_alpha": -0.02},
+        {"enhance_identity": True},
     ):
         graph.clear()
         encode(graph, **changes)

@@ -34,6 +34,19 @@ def test_it_equals_a_log_bias_on_the_identity_columns(host, graph, weight, sampl
     assert differ(seen.ours, seen.plain)
 
 
+@pytest.mark.parametrize("weight", [2.0, 1.25])
+def test_an_enhanced_identity_counts_as_it_is_in_each_frames_row(host, graph, weight):
+    parts = build(graph, enhance_identity=True)
+    sample(graph, parts, "ours", model=ipca(graph, parts["model"], identity_weight=weight))
+    sample(graph, parts, "biased", model=call(graph, host, log_bias(weight), parts["model"]))
+    sample(graph, parts, "alone")
+    plain = build(graph)
+    sample(graph, plain, "not_enhanced", model=ipca(graph, plain["model"], identity_weight=weight))
+    seen = host.run(graph)
+    assert close(seen.ours, seen.biased)
+    assert differ(seen.ours, seen.alone) and differ(seen.ours, seen.not_enhanced)
+
+
 @pytest.mark.parametrize("sampler", ["euler", "heun"])
 def test_weight_1_and_a_window_that_never_opens_are_bit_identical_to_no_node(host, graph, sampler):
     parts = build(graph, size=(128, 192))

@@ -275,9 +275,12 @@ def test_a_wrong_value_is_one_error(host, graph, node_id, values):
     assert error["type"] in ("value_smaller_than_min", "value_bigger_than_max", "value_not_in_list")
 
 
-def test_a_graph_saved_before_there_were_windows_is_accepted(host, graph):
-    assert refused(host, graph, "StoryLoom_EncodeOnePrompt", window=OMITTED) == []
-    assert node_class("StoryLoom_EncodeOnePrompt").GET_SCHEMA().inputs[-1].id == "window", "after all saved values"
+@pytest.mark.parametrize("later", [["enhance_identity"], ["window", "enhance_identity"]])
+def test_a_graph_saved_before_there_were_these_inputs_is_accepted(host, graph, later):
+    assert refused(host, graph, "StoryLoom_EncodeOnePrompt", **dict.fromkeys(later, OMITTED)) == []
+    inputs = [given.id for given in node_class("StoryLoom_EncodeOnePrompt").GET_SCHEMA().inputs]
+    before = inputs.index("enhance_beta") + 1
+    assert inputs[before : before + 2] == ["window", "enhance_identity"], "after all saved values"
 
 
 @pytest.mark.parametrize("blocks", ["up 3", "output 3-1", "", "output, middle 0.x"])

@@ -9,6 +9,7 @@ from rounding import rounding
 
 from storyloom.attention.identity import IdentityPreserving, duplicate_columns, identity_cross_attention
 from storyloom.prompts.conditioning import StoryCond, StoryRow
+from storyloom.prompts.svr import SVRSettings, express_frame
 from storyloom.prompts.tokens import StoryTokens
 from storyloom.runtime.call import Chunk, Conditioning, UNetCall
 from storyloom.runtime.chain import Chain
@@ -67,6 +68,24 @@ def test_weight_2_is_the_published_attention_over_separately_given_identity_colu
     k[:, :8], v[:, :8] = stored_k, stored_v
     published = attend(q, torch.cat([k, stored_k], 1), torch.cat([v, stored_v], 1), HEADS)
     assert off(identity_cross_attention(q, k, v, HEADS, COLUMNS, 2, attend), published) < 1e-12
+
+
+def test_an_enhanced_identity_counts_as_it_is_in_each_row():
+    """[frame's K and V | its own enhanced columns again], not the columns of the plain identity prompt."""
+    generator = torch.Generator().manual_seed(2)
+    plain, to_k, to_v = (
+        torch.randn(*size, generator=generator, dtype=torch.float64) for size in ((77, 48), (48, 32), (48, 32))
+    )
+    tokens = StoryTokens(range(1, 8), (range(8, 12), range(12, 17), range(17, 20)), 20, 77)
+    settings = SVRSettings(enhance_alpha=-0.1, enhance_identity=True)
+    rows = torch.stack([express_frame(plain, tokens, frame, settings) for frame in range(3)]) / 48**0.5
+    q, k, v = qkv()[0], rows @ to_k, rows @ to_v
+    out = identity_cross_attention(q, k, v, HEADS, COLUMNS, 2, attend)
+    own = [torch.cat([part, part[:, :8]], 1) for part in (k, v)]
+    assert off(out, attend(q, *own, HEADS)) < 1e-12
+    stored = [(plain[:8] / 48**0.5 @ to).expand(3, -1, -1) for to in (to_k, to_v)]
+    both = [torch.cat(pair, 1) for pair in zip((k, v), stored, strict=True)]
+    assert off(out, attend(q, *both, HEADS)) > 1e-3
 
 
 def kernels(calls):

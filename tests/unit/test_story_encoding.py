@@ -1,6 +1,7 @@
 """A story's conditioning from any host's tokenizer and encoders."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from storyloom.prompts.conditioning import per_encoder
 from storyloom.prompts.encode import expressed, frame_by_frame
 from storyloom.prompts.report import one_prompt_report
 from storyloom.prompts.script import parse_story
-from storyloom.prompts.svr import SVRSettings, express_frame, express_frame_naively
+from storyloom.prompts.svr import NPRSettings, SVRSettings, express_frame, express_frame_naively
 from storyloom.prompts.tag import tag_of
 from storyloom.prompts.tokens import StoryTokens
 from storyloom.prompts.windows import frame_prompts
@@ -72,6 +73,39 @@ def test_every_row_of_one_prompt_expresses_its_frame(reweighting):
     assert [row.frame for row in tag_of(info).rows] == [0, 1, 2] and tag_of(info).length == 77
     assert all(row.descriptions == (tokens.identity,) for row in tag_of(info).rows) and len(tokens.identity) == 7
     assert torch.equal(info["pooled_output"], plain_info["pooled_output"].repeat(3, 1))
+
+
+@pytest.mark.parametrize("reweighting, eot", [("svr", "svr"), ("svr_eot", "scale")])
+def test_an_enhanced_identity_is_that_of_each_row(reweighting, eot):
+    settings = replace(SETTINGS, enhance_identity=True)
+    ((context, info),) = one_prompt(tokenize, Encoders(), STORY, reweighting, settings)
+    tokens, plain = tag_of(info).rows[0].tokens, whole()[0][0]
+    for frame, row in enumerate(context):
+        edit = partial(express_frame, tokens=tokens, frame=frame, settings=replace(settings, eot=eot))
+        assert torch.equal(row, per_encoder(plain, edit))
+    identities = [row[list(tokens.identity)] for row in (plain, *context)]
+    assert all((a - b).abs().max() > 1e-2 for i, a in enumerate(identities) for b in identities[:i])
+    assert [tag_of(info).identity_columns(row) for row in range(3)] == [tuple(range(8))] * 3
+
+
+@pytest.mark.parametrize("reweighting", ["npr", "none"])
+def test_other_reweightings_leave_the_identity_as_it_is(reweighting):
+    plain, enhanced = (
+        one_prompt(tokenize, Encoders(), STORY, reweighting, replace(SETTINGS, enhance_identity=on))[0][0]
+        for on in (False, True)
+    )
+    assert torch.equal(plain, enhanced)
+
+
+def test_the_factors_of_naive_reweighting_reach_every_row():
+    npr = NPRSettings(express=1.0, suppress=0.25)
+    ((context, info),) = one_prompt(tokenize, Encoders(), STORY, "npr", SETTINGS, npr=npr)
+    tokens = tag_of(info).rows[0].tokens
+    for frame, row in enumerate(context):
+        expected = whole()[0][0].clone()
+        for k, rows in enumerate(tokens.frames):
+            expected[list(rows)] *= 1.0 if k == frame else 0.25
+        assert torch.equal(row, expected)
 
 
 def test_the_four_reweightings_differ():
@@ -213,7 +247,20 @@ def test_the_report_counts_tokens_and_names_what_is_suppressed():
         "Frame 2: 3 tokens (rows 9-11): reading a book\n"
         "    window: frames 1, 2, 3; 12 of 75 tokens, 63 free; expressed: 2; suppressed: 1, 3" in text
     )
+    assert "enhanced" not in text
     assert "suppressed" not in report(STORY, "none") and "frames 1, 2, 3; 12 of 75" in report(STORY, "none")
+
+
+def test_the_report_names_an_enhanced_identity_where_it_is():
+    prompts = frame_prompts(tokenize, STORY, "circular")
+    first = [
+        one_prompt_report(STORY, prompts, reweighting, enhance_identity=True).splitlines()[0]
+        for reweighting in ("svr", "svr_eot", "npr", "none")
+    ]
+    assert first[0] == (
+        "Every frame: SVR expresses it and suppresses the other frames of its window, and enhances the identity."
+    )
+    assert ["enhances the identity" in line for line in first] == [True, True, False, False]
 
 
 def test_the_report_tells_casts_and_frames_without_a_character():

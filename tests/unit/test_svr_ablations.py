@@ -1,4 +1,4 @@
-"""The paper's ablations of SVR and NPR: joint suppression, the identity enhanced, end-of-text rows kept, halves of NPR."""
+"""The paper's ablations: joint suppression, the identity enhanced, end-of-text rows kept, and the halves of NPR."""
 
 import itertools
 from dataclasses import replace
@@ -52,7 +52,7 @@ def by_svd(hidden, frame, order, eot, suppress, enhance_identity):
     return text
 
 
-@pytest.mark.parametrize("order, eot, suppress", itertools.product(ORDERS, ENDS, WAYS))
+@pytest.mark.parametrize("order, eot, suppress", list(itertools.product(ORDERS, ENDS, WAYS)))
 @pytest.mark.parametrize("enhance_identity", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 def test_every_combination_equals_its_definition_by_svd(order, eot, suppress, enhance_identity, dtype):
@@ -80,7 +80,7 @@ def test_each_ablation_acts_and_no_two_are_the_same():
         assert (a - b).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("order, eot", itertools.product(ORDERS, ENDS[:2]))
+@pytest.mark.parametrize("order, eot", list(itertools.product(ORDERS, ENDS[:2])))
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
 def test_off_is_bit_identical_to_the_published_calls_one_by_one(order, eot, dtype):
     expected = hidden_states(dtype=dtype)
@@ -95,7 +95,7 @@ def test_off_is_bit_identical_to_the_published_calls_one_by_one(order, eot, dtyp
     assert torch.equal(out, expected)
 
 
-@pytest.mark.parametrize("suppress, enhance_identity", itertools.product(WAYS, [False, True]))
+@pytest.mark.parametrize("suppress, enhance_identity", list(itertools.product(WAYS, [False, True])))
 @pytest.mark.parametrize("order", ORDERS)
 def test_kept_end_rows_are_bit_identical(order, suppress, enhance_identity):
     hidden = hidden_states(dtype=torch.float16)
@@ -135,7 +135,7 @@ def test_a_single_frame_has_nothing_to_suppress_jointly(eot):
     assert torch.equal(*results) and results[0].isfinite().all()
 
 
-@pytest.mark.parametrize("change", ABLATIONS.values())
+@pytest.mark.parametrize("change", list(ABLATIONS.values()))
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 @pytest.mark.parametrize("spoil", ["all zero", "a frame zero", "all equal", "identity equal", "end rows equal"])
 def test_degenerate_rows_stay_finite(change, dtype, spoil):
