@@ -117,7 +117,7 @@ def test_an_enhanced_identity_grows_with_each_frames_own_words(host, graph, mode
         assert (row - expected(whole[0])).abs().max() < rounding(expected, whole[0])
         assert (row - whole[0])[list(tokens.identity)].abs().max() > 0.01, "the identity was not enhanced"
     assert torch.equal(info["pooled_output"], pooled.repeat(3, 1))
-    assert "; the identity enhanced too." in seen.report.splitlines()[0]
+    assert ", and enhances the identity." in seen.report.splitlines()[0]
 
 
 @pytest.mark.parametrize("mode", ["svr", "svr_eot", "npr", "none"])

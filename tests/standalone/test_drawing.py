@@ -10,7 +10,7 @@ from rounding import rounding
 from storyloom.attention.identity import IdentityPreserving
 from storyloom.prompts.conditioning import per_encoder
 from storyloom.prompts.script import parse_story
-from storyloom.prompts.svr import SVRSettings, express_frame
+from storyloom.prompts.svr import NPRSettings, SVRSettings, express_frame
 from storyloom.prompts.tag import tag_of
 from storyloom.runtime.sampling import with_patch
 from storyloom.standalone import StoryPipeline
@@ -207,6 +207,24 @@ def test_svr_eot_is_the_benchmarks_variant(small):
     for frame, row in enumerate(variant):
         edit = partial(express_frame, tokens=tokens, frame=frame, settings=SVRSettings(eot="scale"))
         assert torch.equal(row, per_encoder(plain[frame], edit))
+
+
+@pytest.mark.parametrize(
+    "method, changes",
+    [
+        ("svr", {"svr": SVRSettings(suppress="jointly")}),
+        ("svr", {"svr": SVRSettings(enhance_identity=True)}),
+        ("svr+ipca", {"svr": SVRSettings(enhance_identity=True)}),
+        ("svr", {"svr": SVRSettings(eot="keep")}),
+        ("npr", {"npr": NPRSettings(suppress=1.0)}),
+        ("npr", {"npr": NPRSettings(express=1.0)}),
+    ],
+)
+def test_variants_of_the_reweighting_reach_the_picture_and_the_defaults_change_nothing(
+    draw, by_method, method, changes
+):
+    assert distance(latents(draw, method=method, **changes), by_method[method]) > 1e-4
+    assert torch.equal(latents(draw, method=method, svr=SVRSettings(), npr=NPRSettings()), by_method[method])
 
 
 def test_a_text_becomes_keys_and_values_once_in_a_run(draw, small):
