@@ -6,11 +6,13 @@ from functools import partial
 import comfy.utils
 from comfy_api.latest import io
 
-from ..prompts.encode import frame_by_frame, one_prompt
+from ..prompts.encode import frame_by_frame, one_prompt, without_photos
+from ..prompts.photomaker import photo_report, rows_frame_by_frame, rows_in_one_prompt
 from ..prompts.report import one_prompt_report
 from ..prompts.svr import SVRSettings
 from ..prompts.tokens import Tokens, without_word_ids
 from ..prompts.windows import WINDOW_KINDS, frame_prompts
+from .photomaker import fuse_photos, photo_inputs, with_photos
 from .ranges import in_range
 from .types import Story
 
@@ -132,6 +134,7 @@ class EncodeOnePrompt(io.ComfyNode):
                         "is (published)."
                     ),
                 ),
+                *photo_inputs(),
             ],
             outputs=[
                 io.Conditioning.Output(
@@ -165,14 +168,22 @@ class EncodeOnePrompt(io.ComfyNode):
         enhance_beta,
         window="circular",
         enhance_identity=False,
+        photomaker=None,
+        photo=None,
     ) -> io.NodeOutput:
+        story, person = with_photos(story, photomaker, photo)
         tokenize = sdxl_tokenizer(clip, literal)
         settings = SVRSettings(
             weaken_alpha, weaken_beta, enhance_alpha, enhance_beta, order, enhance_identity=enhance_identity
         )
         prompts = frame_prompts(tokenize, story, window, weights=not literal)
-        entries = one_prompt(tokenize, partial(encode_prompts, clip), prompts, reweighting, settings, pooled)
-        report = one_prompt_report(story, prompts, reweighting, enhance_identity)
+        report, fuse = one_prompt_report(story, prompts, reweighting, enhance_identity), without_photos
+        if person:
+            rows = rows_in_one_prompt(tokenize, story, person, prompts, weights=not literal)
+            fuse = fuse_photos(photomaker, photo, rows)
+            report += "\n" + photo_report(person, rows)
+        encode = partial(encode_prompts, clip)
+        entries = one_prompt(tokenize, encode, prompts, reweighting, settings, pooled, fuse=fuse)
         return io.NodeOutput([[*entry] for entry in entries], report)
 
 
@@ -205,6 +216,7 @@ class EncodePerFrame(io.ComfyNode):
                     advanced=True,
                     tooltip="On: (word:1.2) is read as plain text. Off: as a weight, as in CLIP Text Encode.",
                 ),
+                *photo_inputs(),
             ],
             outputs=[
                 io.Conditioning.Output(
@@ -217,9 +229,14 @@ class EncodePerFrame(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, clip, story, literal) -> io.NodeOutput:
+    def execute(cls, clip, story, literal, photomaker=None, photo=None) -> io.NodeOutput:
+        story, person = with_photos(story, photomaker, photo)
         tokenize = sdxl_tokenizer(clip, literal)
-        entries = frame_by_frame(tokenize, partial(encode_prompts, clip), story, weights=not literal)
+        fuse = without_photos
+        if person:
+            rows = rows_frame_by_frame(tokenize, story, person, weights=not literal)
+            fuse = fuse_photos(photomaker, photo, rows)
+        entries = frame_by_frame(tokenize, partial(encode_prompts, clip), story, weights=not literal, fuse=fuse)
         return io.NodeOutput([[*entry] for entry in entries])
 
 

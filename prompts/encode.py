@@ -28,8 +28,16 @@ Entry = tuple[Tensor, dict[str, Any]]
 Encode = Callable[[Sequence[Tokens]], Sequence[Sequence[Entry]]]
 """encode(prompts) -> for each prompt its entries of one row: one, or several if the encoders vary over the schedule."""
 
+Fuse = Callable[[int, Tensor], Tensor]
+"""fuse(frame, context [1, T, 2048]) -> the context with the photos of a character (PhotoMaker); frame: from 0."""
+
 Reweighting = Literal["svr", "svr_eot", "npr", "none"]
 PUBLISHED = SVRSettings()
+
+
+def without_photos(frame: int, context: Tensor) -> Tensor:
+    """The `Fuse` of a story without photos: every context unchanged."""
+    return context
 
 
 def one_prompt(
@@ -40,12 +48,14 @@ def one_prompt(
     settings: SVRSettings = PUBLISHED,
     pooled: Literal["full", "zero", "frame"] = "full",
     npr: NPRSettings = NPR,
+    fuse: Fuse = without_photos,
 ) -> list[Entry]:
     """Encode every frame with the prompt that it shares with others of its cast; each row expresses its own frame.
 
     prompts: of all frames, from `frame_prompts`. reweighting, settings, npr: as in `expressed`; frames without a
     character are not reweighted. pooled: the pooled output of the row's whole prompt, zeros, or that of the identity
-    with the row's own frame only. Raises ValueError as `expressed` and `check_lengths` do, and when an encoder returns
+    with the row's own frame only. fuse: applied before the reweighting, which does not change the rows of the identity
+    unless the settings enhance it. Raises ValueError as `expressed` and `check_lengths` do, and when an encoder returns
     another number of rows than the prompt has.
     """
     check_lengths([Length(prompt.frame, prompt.used, prompt.tokens.length) for prompt in prompts])
@@ -55,17 +65,19 @@ def one_prompt(
     rows = tuple(StoryRow(p.frame, p.characters, p.tokens, p.descriptions) for p in prompts)
     entries = []
     for number, (_, info) in enumerate(encoded[prompts[0].text]):
-        whole = [_with_known_rows(encoded[p.text][number][0], p.tokens) for p in prompts]
+        fused = [fuse(p.frame, _with_known_rows(encoded[p.text][number][0], p.tokens)) for p in prompts]
         contexts = [
             expressed(context, p.tokens, p.index, reweighting if p.characters else "none", settings, npr)
-            for context, p in zip(whole, prompts, strict=True)
+            for p, context in zip(prompts, fused, strict=True)
         ]
         summary = torch.cat([encoded[text][number][1]["pooled_output"] for text in summarised])
         entries.append(_tagged(contexts, info, torch.zeros_like(summary) if pooled == "zero" else summary, rows))
     return entries
 
 
-def frame_by_frame(tokenize: Tokenize, encode: Encode, story: Story, *, weights: bool = True) -> list[Entry]:
+def frame_by_frame(
+    tokenize: Tokenize, encode: Encode, story: Story, *, weights: bool = True, fuse: Fuse = without_photos
+) -> list[Entry]:
     """Encode every frame's own prompt.
 
     weights: as in `frame_prompts`. Raises ValueError as `locate_frame` and `check_lengths` do, and when an encoder
@@ -83,7 +95,10 @@ def frame_by_frame(tokenize: Tokenize, encode: Encode, story: Story, *, weights:
     entries = []
     for together in zip(*encode([tokens for _, tokens in located]), strict=True):
         summary = torch.cat([info["pooled_output"] for _, info in together])
-        contexts = [_with_known_rows(context, row.tokens) for (context, _), row in zip(together, rows, strict=True)]
+        contexts = [
+            fuse(frame, _with_known_rows(context, row.tokens))
+            for frame, ((context, _), row) in enumerate(zip(together, rows, strict=True))
+        ]
         entries.append(_tagged(contexts, together[0][1], summary, rows))
     return entries
 
