@@ -54,9 +54,9 @@ def one_prompt(
 
     prompts: of all frames, from `frame_prompts`. reweighting, settings, npr: as in `expressed`; frames without a
     character are not reweighted. pooled: the pooled output of the row's whole prompt, zeros, or that of the identity
-    with the row's own frame only. fuse: applied before the reweighting, which does not change the rows of the identity
-    unless the settings enhance it. Raises ValueError as `expressed` and `check_lengths` do, and when an encoder returns
-    another number of rows than the prompt has.
+    with the row's own frame only. fuse: applied to the encoders' own contexts, before the reweighting. Raises
+    ValueError as `expressed` and `check_lengths` do, and when an encoder returns another number of rows than the prompt
+    has.
     """
     check_lengths([Length(prompt.frame, prompt.used, prompt.tokens.length) for prompt in prompts])
     summarised = [prompt.alone if pooled == "frame" else prompt.text for prompt in prompts]

@@ -18,7 +18,7 @@ from graphs.host import running
 from graphs.parts import DEMO
 
 BORROWED = {
-    "Character from a Photo": ("Two People", "Change the Outfit"),
+    "Character from a Photo": ("Two People", "Change the Outfit", "PhotoMaker Story"),
     "With and Without": ("Did It Work",),
 }
 """Demo -> templates without a demo of their own, which take its picture."""

@@ -32,7 +32,7 @@ PAGE = {**same_name("page", "captions", "layout")}
 
 def blueprints() -> list[Blueprint]:
     """Every blueprint."""
-    loader = Node("CheckpointLoaderSimple", (0, 690), (420, 130))
+    loader = Node("CheckpointLoaderSimple", (0, 770), (420, 130))
     story = consistent("Story from a prompt", loader, STYLE, **PUBLISHED)
     long = long_story("Long story", loader, {**LONG_FOX, **STYLE}, **PUBLISHED)
     return [

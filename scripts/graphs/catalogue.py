@@ -14,6 +14,7 @@ from .templates import (
     consistent,
     long_story,
     one_prompt,
+    photomaker_story,
     two_characters,
     two_people,
     with_and_without,
@@ -29,6 +30,7 @@ TEMPLATES = (
     character_from_photo,
     two_people,
     change_the_outfit,
+    photomaker_story,
     with_and_without,
 )
 

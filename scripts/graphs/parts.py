@@ -16,12 +16,12 @@ DEMO_SIZE = 192
 """Width and height of the demo model's frames, in pixels."""
 CHECKPOINT_LOADER = Node(
     "CheckpointLoaderSimple",
-    (0, 690),
+    (0, 770),
     (420, 130),
     {"ckpt_name": files.CHECKPOINT},
     properties=files.model_property(files.CHECKPOINT, files.CHECKPOINT_URL, "checkpoints"),
 )
-DEMO_LOADER = Node("StoryLoom_DemoModel", (0, 690), (420, 130))
+DEMO_LOADER = Node("StoryLoom_DemoModel", (0, 770), (420, 130))
 PUBLISHED = {"size": 1024, "steps": 50, "scheduler": "ddim_uniform"}
 """Published settings of One-Prompt-One-Story for SDXL."""
 DEMO_SETTINGS = {"steps": 16, "scheduler": "normal"}

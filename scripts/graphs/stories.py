@@ -39,6 +39,8 @@ walking through a snowy forest # the forest quiet,
 with an umbrella in the city at night # the city wet.
 laughing on a beach # And then: the sea.""",
 }
+PHOTOGRAPHED = {**PERSON, "identity": "a man photomaker in a blue coat"}
+"""With PhotoMaker's trigger word after the noun for what the photo shows."""
 COUPLE = {
     "identity": """[Woman] a woman
 [Man] a man""",

@@ -1,15 +1,19 @@
 """PhotoMaker in the encode nodes: ComfyUI's own loader, model and node, on a small random file with the real names."""
 
 import asyncio
+import json
 import os
 import sys
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from story_graphs import SVR, call, close, differ, ipca, log_bias, sample, tag_of
 from tiny_models import WIDE, WIDE_TEXT, fill_, tiny_clip, tiny_model
 
+PACK = Path(__file__).resolve().parents[2]
 FILE = "photomaker-v1.bin"
 SMALL = {"num_hidden_layers": 1, "intermediate_size": 64}
 """Of the photo encoder; its widths are those of the file."""
@@ -251,3 +255,25 @@ def test_more_photos_than_the_prompt_has_room_for_are_an_error_that_counts_the_t
     encoded(graph, host, "EncodeOnePrompt", ONE, photos(70))
     with pytest.raises(Exception, match=r"together are 4 tokens too long for one prompt \(79 of 75\)"):
         host.run(graph)
+
+
+def test_the_template_draws_its_story_with_the_demo_model(host, new_graph, core):
+    import nodes
+
+    file = Path(nodes.folder_paths.get_input_directory()) / "photo.png"
+    file.parent.mkdir(exist_ok=True)
+    Image.fromarray((photos()[0] * 255).byte().numpy()).save(file)
+    prompt = json.loads((PACK / "workflows" / "api" / "PhotoMaker Story.json").read_text(encoding="utf-8"))
+    number = {node["class_type"]: key for key, node in prompt.items()}
+    prompt[number["CheckpointLoaderSimple"]] = {"class_type": "StoryLoom_DemoModel", "inputs": {}}
+    prompt[number["KSampler"]]["inputs"]["steps"] = 1
+    prompt[number["StoryLoom_EmptyLatent"]]["inputs"] |= {"width": 64, "height": 64}
+    for kind in ("PreviewAny", "PreviewImage", "StoryLoom_SavePage"):
+        del prompt[number[kind]]
+    prompt["kept"] = {"class_type": "TestCapture", "inputs": {"value": [number["VAEDecode"], 0], "name": "frames"}}
+    with_photo = host.run(new_graph(prompt)).frames
+    for name in ("photomaker", "photo"):
+        del prompt[number["StoryLoom_EncodeOnePrompt"]]["inputs"][name]
+    plain = host.run(new_graph(prompt)).frames
+    assert with_photo.shape == (4, 64, 64, 3) and not torch.equal(with_photo, plain)
+    file.unlink()

@@ -18,6 +18,7 @@ WORKFLOWS = PACK / "workflows"
 NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
 ONE, TOGETHER, TWO, LONG = REAL = ("One Prompt One Story", "Consistent Characters", "Two Characters", "Long Story")
 PHOTO, PEOPLE, OUTFIT = STORYMAKER = ("Character from a Photo", "Two People", "Change the Outfit")
+PHOTOMAKER = "PhotoMaker Story"
 BOTH, DID = "Demo - With and Without", "Did It Work"
 NOTES = {"MarkdownNote", "Note"}
 """Nodes that exist in the browser only."""
@@ -51,7 +52,7 @@ def classes(host):
     (host.base / "input").mkdir(exist_ok=True)  # Load Image lists it
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "server", SimpleNamespace(PromptServer=None))  # 0.19 imports it; none runs here
-        for name in ("nodes_preview_any", "nodes_images", "nodes_mask"):
+        for name in ("nodes_preview_any", "nodes_images", "nodes_mask", "nodes_photomaker"):
             path = os.path.join(os.environ["COMFYUI_PATH"], "comfy_extras", f"{name}.py")
             assert asyncio.run(nodes.load_custom_node(path, module_parent="comfy_extras"))
     return nodes.NODE_CLASS_MAPPINGS
@@ -73,6 +74,7 @@ FILES = {
     "storymaker": ("mask.bin",),
     "clip_vision": ("CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors",),
     "controlnet": ("controlnet-openpose-sdxl-1.0.safetensors",),
+    "photomaker": ("photomaker-v1.bin",),
     "insightface": ("models/buffalo_l/det_10g.onnx",),
     "storyloom_characters": ("person.safetensors",),
 }
@@ -144,7 +146,7 @@ def real_nodes(workflow):
 
 
 def test_all_workflows_are_here_in_both_formats_and_have_a_thumbnail():
-    assert NAMES == sorted([*REAL, *map(demo, REAL), DID, BOTH, *STORYMAKER, demo(PHOTO)])
+    assert NAMES == sorted([*REAL, *map(demo, REAL), DID, BOTH, *STORYMAKER, demo(PHOTO), PHOTOMAKER])
     assert NAMES == sorted(path.stem for path in (WORKFLOWS / "api").glob("*.json"))
     for name in NAMES:
         picture = WORKFLOWS / f"{name}.jpg"
@@ -260,7 +262,7 @@ def test_comfyui_accepts_it(host, classes, checkpoints, name):
     assert kinds == {saved} | shown.get(name, {"PreviewImage", "PreviewAny"})
 
 
-@pytest.mark.parametrize("name", [*REAL, DID])
+@pytest.mark.parametrize("name", [*REAL, DID, PHOTOMAKER])
 def test_the_real_ones_name_their_checkpoint_and_have_the_published_settings(name):
     loader = next(node for node in read(name)["nodes"] if node["type"] == "CheckpointLoaderSimple")
     (model,) = loader["properties"]["models"]
@@ -313,6 +315,17 @@ def test_those_with_storymaker_name_their_files_and_have_the_published_settings(
     assert (apply["token_strength"], apply["lora_strength"]) == (0.8, 0.8)
     latent = by_kind["EmptyLatentImage" if name == OUTFIT else "StoryLoom_EmptyLatent"]
     assert (latent["width"], latent["height"]) == (960, 1280)
+
+
+def test_the_one_with_photomaker_names_its_file_and_marks_a_noun_of_its_identity():
+    prompt, (loader,) = api(PHOTOMAKER), [n for n in real_nodes(read(PHOTOMAKER)) if n["type"] == "PhotoMakerLoader"]
+    (model,) = loader["properties"]["models"]
+    assert (model["directory"], [model["name"]]) == ("photomaker", loader["widgets_values"])
+    assert (model["name"],) == FILES["photomaker"] and model["url"].endswith("/resolve/main/photomaker-v1.bin")
+    kinds = {node["class_type"]: node["inputs"] for node in prompt.values()}
+    sources = [prompt[kinds["StoryLoom_EncodeOnePrompt"][key][0]]["class_type"] for key in ("photomaker", "photo")]
+    assert sources == ["PhotoMakerLoader", "LoadImage"]
+    assert kinds["StoryLoom_Script"]["identity"].split().count("photomaker") == 1
 
 
 @pytest.mark.parametrize("name", STORYMAKER)

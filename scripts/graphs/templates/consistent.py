@@ -17,12 +17,12 @@ def consistent(
     whole = one_prompt_one_story(name, loader, script, size, steps, scheduler)
     nodes = {
         **whole.nodes,
-        "attention": Node("StoryLoom_ConsistentSelfAttention", (480, 880), (380, 260), links={"model": ("ipca", 0)}),
+        "attention": Node("StoryLoom_ConsistentSelfAttention", (480, 960), (380, 260), links={"model": ("ipca", 0)}),
         "sampler": sampler((980, 0), steps, scheduler, model="attention", positive="encode", negative="negative"),
     }
     model = (*whole.groups["Model"], "attention")
     if free_u:
-        nodes["free_u"] = Node("StoryLoom_FreeU", (0, 880), (420, 230), links={"model": ("loader", 0)})
+        nodes["free_u"] = Node("StoryLoom_FreeU", (0, 960), (420, 230), links={"model": ("loader", 0)})
         nodes["ipca"] = replace(nodes["ipca"], links={"model": ("free_u", 0)})
         model = (*model, "free_u")
     return Workflow(name, nodes, {**whole.groups, "Model": model})

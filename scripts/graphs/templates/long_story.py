@@ -20,7 +20,7 @@ def long_story(name: str, loader: Node, script: dict, size: int, steps: int, sch
     changed = {
         "script": replace(whole.nodes["script"], size=(420, 560 + lower)),
         "report": moved(whole.nodes["report"], 140),
-        "split": Node("StoryLoom_SplitBatches", (480, 630), (380, 180), {"batch_size": 4, "anchors": 2}, split),
+        "split": Node("StoryLoom_SplitBatches", (480, 710), (380, 180), {"batch_size": 4, "anchors": 2}, split),
         "loader": moved(loader, lower),
         "ipca": moved(whole.nodes["ipca"], lower),
         "attention": moved(whole.nodes["attention"], lower),

@@ -16,11 +16,11 @@ def one_prompt_one_story(name: str, loader: Node, script: dict, size: int, steps
             "StoryLoom_EmptyLatent", (480, 0), (380, 130), {"width": size, "height": size}, {"story": ("script", 0)}
         ),
         "encode": Node(
-            "StoryLoom_EncodeOnePrompt", (480, 190), (380, 260), links={"clip": ("loader", 1), "story": ("script", 0)}
+            "StoryLoom_EncodeOnePrompt", (480, 190), (380, 340), links={"clip": ("loader", 1), "story": ("script", 0)}
         ),
-        "negative": zeros((480, 510), "encode"),
+        "negative": zeros((480, 590), "encode"),
         "report": Node("PreviewAny", (980, 880), (320, 200), links={"source": ("encode", 1)}, title="Report"),
-        "ipca": Node("StoryLoom_IPCA", (480, 690), (380, 130), links={"model": ("loader", 0)}),
+        "ipca": Node("StoryLoom_IPCA", (480, 770), (380, 130), links={"model": ("loader", 0)}),
         "sampler": sampler((980, 0), steps, scheduler, model="ipca", positive="encode", negative="negative"),
         "decode": Node("VAEDecode", (980, 330), (320, 50), links={"samples": ("sampler", 0), "vae": ("loader", 2)}),
         "frames": Node("PreviewImage", (980, 440), (320, 380), links={"images": ("decode", 0)}, title="Frames"),

@@ -38,8 +38,8 @@ def with_and_without(
     for key, (top, encode, model, title) in branches.items():
         pictures = {"images": (f"{key} decode", 0)}
         parts = {
-            f"{key} encode": Node(encode, (540, top), (380, 260), links={"clip": ("loader", 1), **story}),
-            f"{key} negative": zeros((540, top + 330), f"{key} encode"),
+            f"{key} encode": Node(encode, (540, top), (380, 340), links={"clip": ("loader", 1), **story}),
+            f"{key} negative": zeros((540, top + 400), f"{key} encode"),
             f"{key} sampler": sampler(
                 (980, top),
                 steps,
@@ -57,7 +57,7 @@ def with_and_without(
             ),
         }
         if model == "with ipca":
-            parts[model] = Node("StoryLoom_IPCA", (540, top + 440), (380, 130), links={"model": ("loader", 0)})
+            parts[model] = Node("StoryLoom_IPCA", (540, top + 510), (380, 130), links={"model": ("loader", 0)})
         nodes |= parts
         groups[title] = tuple(parts)
         nodes[f"{key} measures"] = Node(
