@@ -42,6 +42,7 @@ class EncodeOnePrompt(io.ComfyNode):
                 "singular value reweighting",
                 "prompt reweighting",
                 "story prompt",
+                "PhotoMaker",
             ],
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoders of an SDXL checkpoint."),
@@ -206,6 +207,7 @@ class EncodePerFrame(io.ComfyNode):
                 "prompt per image",
                 "story frames",
                 "StoryDiffusion",
+                "PhotoMaker",
             ],
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoders of an SDXL checkpoint."),

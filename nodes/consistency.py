@@ -18,6 +18,7 @@ from ..measures.dreamsim import DREAMSIM_FILES
 from ..measures.measuring import measure
 from ..measures.plots import alignment_picture, matrix_picture
 from ..models.files import write_whole
+from ..prompts.photomaker import without_trigger
 from ..prompts.script import Story
 from .folders import checked_prefix, free_file
 from .similarity import ClipVision, dreamsim_of, kept
@@ -196,7 +197,7 @@ def texts_of(images: int, story: Story | None, prompts: str) -> list[str] | None
         )
     if lines and len(lines) != images:
         raise ValueError(f"prompts has {len(lines)} lines, but there are {images} images: write one line per image.")
-    return list(story.prompts) if story is not None else lines or None
+    return [without_trigger(text) for text in story.prompts] if story is not None else lines or None
 
 
 def saved(results: Consistency, prefix: str) -> str:

@@ -117,6 +117,11 @@ def has_trigger(story: Story) -> bool:
     return any(_TRIGGER.search(character.description) for character in story.characters)
 
 
+def without_trigger(text: str) -> str:
+    """A text in which the trigger word, a mark for PhotoMaker, is left out."""
+    return re.sub(rf"\s*{_TRIGGER.pattern}", "", text, flags=re.IGNORECASE)
+
+
 def _marked(story: Story) -> Character:
     """The one character whose description contains the trigger, once."""
     for place, text in (("the style", story.style), *((f"frame {i + 1}", f.text) for i, f in enumerate(story.frames))):

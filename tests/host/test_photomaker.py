@@ -219,6 +219,12 @@ def test_a_photo_is_encoded_once_for_all_frames(host, graph, core, node, monkeyp
     assert len(seen) == 1
 
 
+def test_a_story_is_measured_without_the_trigger_word(host, graph, core):
+    graph.capture(story=prepared(graph, host, THREE)["story"])
+    texts = host.pack("nodes.consistency").texts_of(3, host.run(graph).story, "")
+    assert texts[2] == "a man in a blue coat drinking tea"
+
+
 def narrow():
     return tiny_clip()
 

@@ -151,6 +151,7 @@ SEARCHES = {
     "characters": "Script",
     "batch size": "EmptyLatent",
     "same noise": "EmptyLatent",
+    "PhotoMaker": "EncodeOnePrompt",
     "FreeU": "FreeU",
     "long story": "SplitBatches",
     "out of memory": "SplitBatches",
@@ -281,6 +282,15 @@ def test_a_graph_saved_before_there_were_these_inputs_is_accepted(host, graph, l
     inputs = [given.id for given in node_class("StoryLoom_EncodeOnePrompt").GET_SCHEMA().inputs]
     before = inputs.index("enhance_beta") + 1
     assert inputs[before : before + 2] == ["window", "enhance_identity"], "after all saved values"
+
+
+@pytest.mark.parametrize("node_id", ["StoryLoom_EncodeOnePrompt", "StoryLoom_EncodePerFrame"])
+def test_photos_are_the_last_inputs_of_an_encode_node_and_optional(host, graph, node_id):
+    *_, model, photo = node_class(node_id).GET_SCHEMA().inputs
+    assert [(given.id, given.get_io_type(), given.optional) for given in (model, photo)] == [
+        ("photomaker", "PHOTOMAKER", True),
+        ("photo", "IMAGE", True),
+    ]
 
 
 @pytest.mark.parametrize("blocks", ["up 3", "output 3-1", "", "output, middle 0.x"])

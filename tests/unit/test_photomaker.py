@@ -7,7 +7,13 @@ from test_tokens import Tokenizer, words
 
 from storyloom.prompts.conditioning import TAG
 from storyloom.prompts.encode import frame_by_frame, one_prompt
-from storyloom.prompts.photomaker import photo_report, photo_story, rows_frame_by_frame, rows_in_one_prompt
+from storyloom.prompts.photomaker import (
+    photo_report,
+    photo_story,
+    rows_frame_by_frame,
+    rows_in_one_prompt,
+    without_trigger,
+)
 from storyloom.prompts.script import parse_story
 from storyloom.prompts.tag import tag_of
 from storyloom.prompts.windows import frame_prompts
@@ -56,6 +62,11 @@ def test_the_class_noun_comes_once_for_each_photo(identity, plain):
     assert story.identity == plain and len(person.beginnings) == 3
     assert {frame.parts[0].text for frame in story.frames} == {plain}
     assert all(plain.startswith(beginning) for beginning in person.beginnings)
+
+
+def test_a_text_without_the_trigger_is_otherwise_unchanged():
+    assert without_trigger("a man  PhotoMaker, in a coat") == "a man, in a coat"
+    assert without_trigger("a (man photomaker:1.2) photomakers") == "a (man:1.2) photomakers"
 
 
 @pytest.mark.parametrize("photos", [1, 3])
