@@ -16,6 +16,8 @@ from ..prompts.script import Story
 
 log = logging.getLogger(__name__)
 
+MAX_PHOTOS = 32
+"""They are encoded together, and each takes a token of the prompt."""
 TEXT_WIDTH = 2048
 """Channels of the text embeddings that PhotoMaker fuses with photos: SDXL's."""
 
@@ -46,7 +48,7 @@ def with_photos(story: Story, photomaker, photo: Tensor | None) -> tuple[Story, 
     """The story as PhotoMaker needs it, and its character with photos; the story itself and None without photos.
 
     photomaker: ComfyUI's PhotoMaker model or None; photo: [P, H, W, 3] or None. Raises ValueError if only one of them
-    is connected, if there is no image, and as `photo_story` does.
+    is connected, for no image or more than MAX_PHOTOS, and as `photo_story` does.
     """
     if photomaker is None and photo is None:
         if has_trigger(story):
@@ -61,8 +63,8 @@ def with_photos(story: Story, photomaker, photo: Tensor | None) -> tuple[Story, 
         raise ValueError(
             "photo is connected, but photomaker is not. Connect ComfyUI's Load PhotoMaker Model, or neither."
         )
-    if not len(photo):
-        raise ValueError("photo is a batch of 0 images. Connect at least one image of the character.")
+    if not 1 <= len(photo) <= MAX_PHOTOS:
+        raise ValueError(f"photo is a batch of {len(photo)} images. Connect 1 to {MAX_PHOTOS} images of the character.")
     return photo_story(story, len(photo))
 
 

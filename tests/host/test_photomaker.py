@@ -156,14 +156,24 @@ def test_another_photo_changes_the_noun_and_nothing_else(host, graph, core, node
     assert changed == [[0, 2], [1, 2], [2, 2]]
 
 
+def fused(core, photomaker, row):
+    """ComfyUI's model on one photo and one token row [2048]."""
+    pixels = core.comfy.clip_vision.clip_preprocess(photos())[None]
+    with torch.inference_mode():
+        return photomaker(pixels, row[None, None].clone(), torch.ones(1, 1, dtype=torch.bool))[0, 0]
+
+
 @pytest.mark.parametrize("node", NODES)
 def test_frames_without_the_character_are_unchanged(host, graph, core, node):
-    encoded(graph, host, node, CAST, photos())
+    inputs, _ = encoded(graph, host, node, CAST, photos())
     encoded(graph, host, node, without(CAST), name="plain")
+    graph.capture(photomaker=inputs["photomaker"])
     seen = host.run(graph)
     ((ours, info),), ((plain, same),) = seen.out, seen.plain
     changed = (ours != plain).any(-1).nonzero().tolist()
     assert changed == [[0, 3], [3, 6 if node == "EncodePerFrame" else 3]], "[Amy] comes first in the frame's own line"
+    for frame, row in changed:
+        assert torch.equal(ours[frame, row], fused(core, seen.photomaker, plain[frame, row])), "its own noun"
     assert torch.equal(info["pooled_output"], same["pooled_output"]) and info["storyloom"] == same["storyloom"]
 
 
@@ -251,14 +261,15 @@ def test_what_is_missing_or_does_not_fit_is_an_error(host, graph, core, node, st
 
 
 @pytest.mark.parametrize("node", NODES)
-def test_no_photo_in_the_batch_is_an_error(host, graph, core, node):
-    encoded(graph, host, node, ONE, photos(0))
-    with pytest.raises(Exception, match="photo is a batch of 0 images"):
+@pytest.mark.parametrize("count", [0, 33])
+def test_a_batch_without_a_photo_or_with_too_many_is_an_error(host, graph, core, node, count):
+    encoded(graph, host, node, ONE, photos(count))
+    with pytest.raises(Exception, match=f"photo is a batch of {count} images. Connect 1 to 32"):
         host.run(graph)
 
 
 def test_more_photos_than_the_prompt_has_room_for_are_an_error_that_counts_the_tokens(host, graph, core):
-    encoded(graph, host, "EncodeOnePrompt", ONE, photos(70))
+    encoded(graph, host, "EncodeOnePrompt", ONE | {"frames": "asleep " * 42}, photos(32))
     with pytest.raises(Exception, match=r"together are 4 tokens too long for one prompt \(79 of 75\)"):
         host.run(graph)
 
