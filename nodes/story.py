@@ -41,19 +41,22 @@ class Script(io.ComfyNode):
                     "identity",
                     multiline=True,
                     default=EXAMPLE_IDENTITY,
+                    dynamic_prompts=True,
                     tooltip=(
                         "Description of the character, shared by every frame. For several characters, write one per "
-                        "line with a name: [Fox] a red fox in a blue coat. # starts a comment."
+                        "line with a name: [Fox] a red fox in a blue coat. # starts a comment. At each run, ComfyUI "
+                        "replaces {red|grey} with one of its choices."
                     ),
                 ),
                 io.String.Input(
                     "frames",
                     multiline=True,
                     default=EXAMPLE_FRAMES,
+                    dynamic_prompts=True,
                     tooltip=(
                         "One frame per line: what happens in it, without the identity. # starts the caption for the "
                         "page, [Name] inserts that character, [NC] marks a frame without characters. Write \\# and \\[ "
-                        "for a literal # and [."
+                        "for a literal # and [. At each run, ComfyUI replaces {snow|rain} with one of its choices."
                     ),
                 ),
                 io.String.Input(

@@ -1,4 +1,6 @@
-"""Writes locales/en/nodeDefs.json, the nodes' names and tooltips for ComfyUI's front end, from the schemas.
+"""Writes the English texts for ComfyUI's front end, from the schemas, to locales/en/.
+
+nodeDefs.json contains the nodes' names and tooltips, main.json the names of their categories in the menu.
 
     python scripts/locales.py
 
@@ -15,7 +17,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-FILE = Path(__file__).absolute().parent.parent / "locales" / "en" / "nodeDefs.json"
+FOLDER = Path(__file__).absolute().parent.parent / "locales" / "en"
+FILE, MAIN = FOLDER / "nodeDefs.json", FOLDER / "main.json"
 
 SYNTAX = re.compile(r"[{}@|]")
 """Characters that vue-i18n reads as its own syntax.
@@ -31,9 +34,15 @@ def definitions(nodes: Iterable[type]) -> dict[str, Any]:
     return {_key(schema.node_id): _node(schema) for schema in schemas}
 
 
-def written(definitions: dict[str, Any]) -> str:
-    """Text of the file."""
-    return json.dumps(definitions, indent=2, ensure_ascii=False) + "\n"
+def categories(nodes: Iterable[type]) -> dict[str, Any]:
+    """Category names of V3 node classes in ComfyUI's format, which has one entry for each part of a path."""
+    parts = {part for node in nodes for part in node.GET_SCHEMA().category.split("/")}
+    return {"nodeCategories": {_key(part): part for part in sorted(parts)}}
+
+
+def written(texts: dict[str, Any]) -> str:
+    """Text of a file."""
+    return json.dumps(texts, indent=2, ensure_ascii=False) + "\n"
 
 
 def _node(schema) -> dict[str, Any]:
@@ -79,9 +88,11 @@ def main() -> None:
     async def catalogue():
         return await (await storyloom.comfy_entrypoint()).get_node_list()
 
-    FILE.parent.mkdir(parents=True, exist_ok=True)
-    FILE.write_text(written(definitions(asyncio.run(catalogue()))), encoding="utf-8")
-    print(FILE)
+    nodes = asyncio.run(catalogue())
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for file, texts in ((FILE, definitions(nodes)), (MAIN, categories(nodes))):
+        file.write_text(written(texts), encoding="utf-8")
+        print(file)
 
 
 if __name__ == "__main__":

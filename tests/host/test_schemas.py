@@ -199,6 +199,27 @@ def test_the_english_texts_are_those_of_the_schemas(host):
     assert module.FILE.read_text(encoding="utf-8") == expected
 
 
+def test_every_category_has_a_name_that_can_be_translated(host):
+    """When this fails, run scripts/locales.py."""
+    module = locales()
+    named = json.loads(module.MAIN.read_text(encoding="utf-8"))["nodeCategories"]
+    used = {part for node_id in CATALOGUE for part in node_class(node_id).GET_SCHEMA().category.split("/")}
+    assert named == {part: part for part in used}
+
+
+def test_only_the_identity_and_the_frames_of_a_script_have_dynamic_prompts(host):
+    """In the style, `{prompt}` is not a choice."""
+    kinds = {name: node_class(name).INPUT_TYPES() for name in CATALOGUE}
+    dynamic = {
+        (name, entry)
+        for name, inputs in kinds.items()
+        for part in ("required", "optional")
+        for entry, (_, *options) in inputs.get(part, {}).items()
+        if options and options[0].get("dynamicPrompts")
+    }
+    assert dynamic == {("StoryLoom_Script", "identity"), ("StoryLoom_Script", "frames")}
+
+
 def test_no_english_text_has_a_sign_that_the_front_end_would_interpret(host):
     module = locales()
     texts = json.loads(module.FILE.read_text(encoding="utf-8"))
