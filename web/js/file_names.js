@@ -6,7 +6,7 @@ import { app } from "../../../scripts/app.js";
 const NODES = ["StoryLoom_SavePage", "StoryLoom_Consistency"];
 
 app.registerExtension({
-  name: "StoryLoom.FileNames",
+  name: "storyloom.FileNames",
   nodeCreated(node) {
     if (!NODES.includes(node.comfyClass)) return;
     const fill = window.comfyAPI?.utils?.applyTextReplacements; // not public: without it, placeholders stay as they are

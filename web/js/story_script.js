@@ -3,48 +3,27 @@
 
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
+import { edit, selectLine } from "./script_lines.js";
+import { STYLE, element, showRow, sumRows } from "./script_rows.js";
 
 const NODE = "StoryLoom_Script";
 const BOXES = ["identity", "frames", "style"];
+const DYNAMIC = ["identity", "frames"]; // boxes in which ComfyUI makes choices, by their schema
 const PAUSE = 250; // milliseconds without a key press before a request is sent to the server
 const NEW_SIZE = [420, 560];
 const KEYS = "Alt+↑ and Alt+↓ move a frame, Alt+Enter adds one";
-const [FAULT, WARNING] = ["✗", "⚠"];
-const STYLE = `
-.storyloom-check { box-sizing: border-box; position: relative; contain: size; min-height: 0; overflow: hidden auto; padding: 0 2px;
-  border: 1px solid var(--border-color, #4e4e4e); border-radius: 4px; background: var(--comfy-input-bg, #222);
-  color: var(--input-text, #ddd); font: 11px/1.4 sans-serif; }
-.storyloom-check ol { list-style: none; margin: 0; padding: 0; }
-.storyloom-check button { display: grid; grid-template-columns: 1.6em 4.5em 5.5em 1fr; gap: 0 6px; align-items: center;
-  width: 100%; padding: 1px 4px; border: 0; border-radius: 3px; background: none; color: inherit; font: inherit;
-  text-align: left; cursor: pointer; }
-.storyloom-check button:hover { background: var(--comfy-menu-bg, #353535); }
-.storyloom-check button:focus-visible { outline: 2px solid var(--p-primary-color, #4a9eff); outline-offset: -2px; }
-.storyloom-check .number { text-align: right; opacity: 0.75; }
-.storyloom-check .bar { height: 6px; border: 1px solid currentColor; border-radius: 3px; overflow: hidden; }
-.storyloom-check .bar i { display: block; height: 100%; background: #3a8f5c; }
-.storyloom-check .over .bar i { background: #c2410c; }
-.storyloom-check .chip { display: inline-block; margin: 0 3px 1px 0; padding: 0 5px; border: 1px solid currentColor;
-  border-radius: 8px; }
-.storyloom-check .message { grid-column: 2 / -1; white-space: normal; }
-.storyloom-check .message b { color: var(--error-text, #ff6666); }
-.storyloom-check .sum { position: sticky; top: 0; padding: 2px 4px 1px; background: inherit; }
-.storyloom-check .keys { padding: 1px 4px; opacity: 0.75; }
-`;
-
-function element(tag, className, text) {
-  const made = document.createElement(tag);
-  if (className) made.className = className;
-  if (text !== undefined) made.textContent = text;
-  return made;
-}
 
 function widgetOf(node, name) {
   return node.widgets?.find((widget) => widget.name === name);
 }
 
+function textOf(node, name) {
+  return String(widgetOf(node, name)?.value ?? "");
+}
+
 function isLinked(node, name) {
-  return node.inputs?.some((input) => input.widget?.name === name && input.link != null);
+  const slot = node.inputs?.findIndex((input) => input.widget?.name === name) ?? -1;
+  return slot >= 0 && node.isInputConnected(slot);
 }
 
 /** The text area that edits a box: the widget's own, or the one that the new node renderer shows for it. */
@@ -53,126 +32,6 @@ function areaOf(node, name) {
   if (widget?.element?.isConnected) return widget.element;
   const areas = document.querySelectorAll(`[data-node-id="${node.id}"] textarea`);
   return [...areas].find((area) => area.labels?.[0]?.textContent.trim() === (widget?.label || name));
-}
-
-/** Replace a part of a text area in a way that its own undo includes, then select [from, to]. */
-function replace(area, start, end, text, from, to) {
-  area.focus();
-  area.setSelectionRange(start, end);
-  if (!document.execCommand("insertText", false, text)) {
-    area.setRangeText(text, start, end, "end");
-    area.dispatchEvent(new InputEvent("input", { bubbles: true }));
-  }
-  area.setSelectionRange(from, to);
-}
-
-/** Start of the first and end of the last line that a selection touches. */
-function linesAt(text, start, end) {
-  const stop = text.indexOf("\n", end);
-  return [text.lastIndexOf("\n", start - 1) + 1, stop < 0 ? text.length : stop];
-}
-
-function moveLines(area, up) {
-  const { value, selectionStart, selectionEnd } = area;
-  const [start, end] = linesAt(value, selectionStart, selectionEnd);
-  if (up ? start === 0 : end === value.length) return;
-  const lines = value.slice(start, end);
-  if (up) {
-    const [before] = linesAt(value, start - 1, start - 1);
-    const shift = before - start;
-    const swapped = `${lines}\n${value.slice(before, start - 1)}`;
-    replace(area, before, end, swapped, selectionStart + shift, selectionEnd + shift);
-  } else {
-    const [, after] = linesAt(value, end + 1, end + 1);
-    const shift = after - end;
-    const swapped = `${value.slice(end + 1, after)}\n${lines}`;
-    replace(area, start, after, swapped, selectionStart + shift, selectionEnd + shift);
-  }
-}
-
-function addLine(area) {
-  const [, end] = linesAt(area.value, area.selectionStart, area.selectionEnd);
-  replace(area, end, end, "\n", end + 1, end + 1);
-}
-
-function selectLine(area, number) {
-  const lines = area.value.split("\n");
-  const start = lines.slice(0, number - 1).join("\n").length + (number > 1 ? 1 : 0);
-  area.focus();
-  area.setSelectionRange(start, start + (lines[number - 1] ?? "").length);
-}
-
-/** Handle a key event on a text area of frames. Returns whether it was a key that edits frames. */
-function edit(area, event) {
-  if (!event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return false;
-  if (event.key === "ArrowUp" || event.key === "ArrowDown") moveLines(area, event.key === "ArrowUp");
-  else if (event.key === "Enter") addLine(area);
-  else return false;
-  event.preventDefault();
-  event.stopPropagation();
-  return true;
-}
-
-function tokensOf(line, room) {
-  if (line.used !== null) return `${line.used} of ${room}`;
-  return line.own === null ? "" : `${line.own} own`;
-}
-
-function showRow(line, room, select) {
-  const row = element("button");
-  row.type = "button";
-  const tokens = tokensOf(line, room);
-  const over = line.used > room;
-  row.classList.toggle("over", over);
-  const bar = element("span", "bar");
-  bar.append(element("i"));
-  bar.firstChild.style.width = `${Math.min(100, (100 * (line.used ?? 0)) / room)}%`;
-  const cast = element("span");
-  const names = line.characters.filter((name) => name);
-  cast.append(...names.map((name) => element("span", "chip", name)));
-  row.append(element("span", "number", line.number), bar, element("span", "tokens", tokens), cast);
-  const problem = line.fault || line.warning;
-  if (problem) {
-    const message = element("span", "message");
-    message.append(element("b", "", `${line.fault ? FAULT : WARNING} `), problem);
-    row.append(message);
-  }
-  row.title = line.used === null ? line.caption : `${line.own} tokens of its own, ${line.used} with identity and style`;
-  const about = [tokens && `${tokens} tokens`, names.join(", "), problem].filter((text) => text);
-  row.setAttribute("aria-label", `Frame ${line.number}: ${about.join("; ")}`);
-  row.addEventListener("click", () => select(line.line));
-  const item = element("li");
-  item.append(row);
-  return item;
-}
-
-function totalText(total, room, alone) {
-  const frames = `frame${total.frames.length > 1 ? "s" : ""} ${total.frames.join(", ")}`;
-  const whose = alone ? "" : `${total.characters.join(" and ")}, ${frames}: `;
-  if (total.prompts === 1) return `${whose}${total.tokens} of ${room} tokens together`;
-  return `${whose}${total.tokens} tokens together, encoded in ${total.prompts} windows of ${room}`;
-}
-
-function problemText(sign, text) {
-  const message = element("div", "message");
-  message.append(element("b", "", `${sign} `), text);
-  return message;
-}
-
-/** The summary above the rows: errors in other boxes, frames with problems, and the tokens of all frames together. */
-function sumRows(answer, linked) {
-  const numbers = (kind) => answer.lines.filter((line) => line[kind]).map((line) => line.number);
-  const list = (frames) => `frame${frames.length > 1 ? "s" : ""} ${frames.join(", ")}`;
-  const [faulty, doubtful] = [numbers("fault"), numbers("warning")];
-  return [
-    ...answer.faults.map(({ box, line, message }) =>
-      problemText(FAULT, `${box}${line ? `, line ${line}` : ""}: ${message}`),
-    ),
-    ...(faulty.length ? [problemText(FAULT, `the story cannot run: see ${list(faulty)}`)] : []),
-    ...(doubtful.length ? [problemText(WARNING, `see ${list(doubtful)}`)] : []),
-    ...answer.totals.map((total) => element("div", "", totalText(total, answer.room, answer.totals.length === 1))),
-    ...(linked.length ? [element("div", "", `Checked during the run: ${linked.join(", ")} (linked)`)] : []),
-  ];
 }
 
 /** Replace the panel left by the node's predecessor: the new node renderer keeps it when ComfyUI undoes an edit. */
@@ -190,7 +49,7 @@ function panelOf(node) {
   const rows = element("ol");
   const sum = element("div", "sum");
   sum.setAttribute("aria-live", "polite");
-  root.append(sum, rows, element("div", "keys", KEYS));
+  root.append(element("style", "", STYLE), sum, rows, element("div", "keys", KEYS));
 
   let timer;
   let latest = 0; // number of the last request: answers to earlier ones are dropped
@@ -210,7 +69,9 @@ function panelOf(node) {
   const show = (answer) => {
     measured = answer;
     rows.replaceChildren(...answer.lines.map((line) => showRow(line, answer.room, select)));
-    sum.replaceChildren(...sumRows(answer, BOXES.filter((name) => isLinked(node, name))));
+    const linked = BOXES.filter((name) => isLinked(node, name));
+    const dynamic = DYNAMIC.filter((name) => !linked.includes(name)).map((name) => textOf(node, name));
+    sum.replaceChildren(...sumRows(answer, linked, dynamic));
     const area = areaOf(node, "frames");
     if (area && area === document.activeElement) {
       const line = area.value.slice(0, area.selectionStart).split("\n").length;
@@ -222,7 +83,7 @@ function panelOf(node) {
   const check = async () => {
     takePlace(node, root);
     const request = ++latest;
-    const texts = BOXES.map((name) => [name, isLinked(node, name) ? null : String(widgetOf(node, name)?.value ?? "")]);
+    const texts = BOXES.map((name) => [name, isLinked(node, name) ? null : textOf(node, name)]);
     let answer;
     try {
       const response = await api.fetchApi("/storyloom/script", {
@@ -252,6 +113,18 @@ function bringIntoView(root, top, row) {
   root.scrollTop = Math.min(highest, Math.max(root.scrollTop, lowest));
 }
 
+/** Edit frames by keys. The classic nodes show the box's own text area, the new ones another in the panel's node. */
+function listen(node, root) {
+  const press = (event) => {
+    if (event.target === areaOf(node, "frames")) edit(event.target, event);
+  };
+  widgetOf(node, "frames")?.element?.addEventListener("keydown", press, true);
+  const found = () => root.closest("[data-node-id]")?.addEventListener("keydown", press, true);
+  const shown = new ResizeObserver(found); // the panel gets a size whenever a node shows it
+  shown.observe(root);
+  return () => shown.disconnect();
+}
+
 /** Call `added` after a method of an object. */
 function after(object, name, added) {
   const former = object[name];
@@ -263,20 +136,7 @@ function after(object, name, added) {
 }
 
 app.registerExtension({
-  name: "StoryLoom.StoryScript",
-
-  setup() {
-    document.head.append(element("style", "", STYLE));
-    document.addEventListener(
-      "keydown",
-      (event) => {
-        if (!event.altKey || event.target?.tagName !== "TEXTAREA") return;
-        const scripts = (app.canvas?.graph?.nodes ?? []).filter((node) => node.comfyClass === NODE);
-        if (scripts.some((node) => areaOf(node, "frames") === event.target)) edit(event.target, event);
-      },
-      true,
-    );
-  },
+  name: "storyloom.StoryScript",
 
   nodeCreated(node) {
     if (node.comfyClass !== NODE) return;
@@ -288,7 +148,11 @@ app.registerExtension({
       if (box) after(box, "callback", panel.later);
     }
     for (const event of ["onConfigure", "onConnectionsChange"]) after(node, event, panel.later);
-    after(node, "onRemoved", panel.stop);
+    const deafen = listen(node, panel.root);
+    after(node, "onRemoved", () => {
+      panel.stop();
+      deafen();
+    });
     node.setSize(NEW_SIZE.map((size, side) => Math.max(size, node.size[side])));
     panel.later();
   },
