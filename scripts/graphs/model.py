@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 SEED_MODE = "fixed"
 """Value of the widget that the browser interface adds below a seed."""
+UPLOAD = "image"
+"""Value of the button for uploads that it adds below a picture."""
 TITLE, PADDING, GROUP_TITLE = 30, 24, 44
 """Height of a node's title bar, margin around the nodes of a group, height of the group's title."""
 BYPASSED = 4
@@ -36,12 +38,31 @@ class Node:
 
 
 @dataclass(frozen=True)
+class AppInput:
+    """A widget of a node that app mode shows, with a line of text and, for a text box, its height in pixels."""
+
+    key: str
+    widget: str
+    description: str
+    height: int = 0
+
+
+@dataclass(frozen=True)
+class App:
+    """What the front end's app mode shows in place of the graph: widgets, and the keys of nodes with results."""
+
+    inputs: tuple[AppInput, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Workflow:
-    """nodes: by key; groups: title -> keys of the nodes inside."""
+    """nodes: by key; groups: title -> keys of the nodes inside; app: None for a blueprint, which is not an app."""
 
     name: str
     nodes: dict[str, Node]
     groups: dict[str, tuple[str, ...]]
+    app: App | None = None
 
 
 def api_form(workflow: Workflow, schemas: dict) -> dict:
@@ -103,16 +124,28 @@ def ui_form(workflow: Workflow, schemas: dict) -> dict:
             for number, (title, keys) in enumerate(workflow.groups.items(), start=1)
         ],
         "config": {},
-        "extra": {},
+        "extra": app_form(workflow.app, numbers) if workflow.app else {},
         "version": 0.4,
     }
+
+
+def app_form(app: App, numbers: dict[str, int]) -> dict:
+    """The entries of a workflow's `extra` by which it opens in app mode. numbers: key -> node id.
+
+    An input is saved with the id of its node, which every front end with an app mode reads.
+    """
+    inputs = []
+    for one in app.inputs:
+        height = {"height": one.height} if one.height else {}
+        inputs.append([str(numbers[one.key]), one.widget, {"description": one.description, **height}])
+    return {"linearMode": True, "linearData": {"inputs": inputs, "outputs": [str(numbers[key]) for key in app.outputs]}}
 
 
 def ui_node(node: Node, number: int, order: int, schema: dict | None, links: list[list]) -> dict:
     """A node in the browser's format. links: those of the whole workflow; schema: None for a note."""
     arriving = {link[4]: link[0] for link in links if link[3] == number}
     slots = [(name, kind) for name, kind, _ in inputs_of(schema) if kind not in WIDGETS]
-    values = [value for _, value in widget_values(node, schema)]
+    values = dict(widget_values(node, schema))
     properties = dict(node.properties)
     if schema:
         of_pack = schema["python_module"].startswith("custom_nodes.")
@@ -140,7 +173,7 @@ def ui_node(node: Node, number: int, order: int, schema: dict | None, links: lis
         "properties": properties,
     }
     if values:
-        saved["widgets_values"] = values
+        saved |= {"widgets_values": list(values.values()), "widgets_values_named": values}
     if node.title:
         saved["title"] = node.title
     if not schema:
@@ -169,7 +202,10 @@ def inputs_of(schema: dict | None) -> Iterator[tuple[str, str, dict]]:
 
 
 def widget_values(node: Node, schema: dict | None) -> Iterator[tuple[str, object]]:
-    """(name, value) of every widget in the order of the browser interface, where a seed is followed by its mode."""
+    """(name, value) of every widget in the order of the browser interface.
+
+    It adds a widget below a seed, for its mode, and one below a picture, the button for uploads.
+    """
     if schema is None:
         yield from node.values.items()
     for name, kind, options in inputs_of(schema):
@@ -177,6 +213,8 @@ def widget_values(node: Node, schema: dict | None) -> Iterator[tuple[str, object
             yield name, value_of(node, name, options)
             if options.get("control_after_generate"):
                 yield "control_after_generate", SEED_MODE
+            if options.get("image_upload"):
+                yield "upload", UPLOAD
 
 
 def value_of(node: Node, name: str, options: dict) -> object:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from . import files
-from .model import Node, Workflow
+from .model import App, AppInput, Node, Workflow
 
 NOTES = Path(__file__).absolute().parent / "notes"
 DEMO = "Demo - "
@@ -27,6 +27,17 @@ PUBLISHED = {"size": 1024, "steps": 50, "scheduler": "ddim_uniform"}
 DEMO_SETTINGS = {"steps": 16, "scheduler": "normal"}
 """Settings that suit the demo model, for `sampler`."""
 SIZED_DEMO_SETTINGS = {"size": DEMO_SIZE, **DEMO_SETTINGS}
+SEED = AppInput("sampler", "seed", "Another seed, other pictures")
+STORY_APP = App(
+    (
+        AppInput("script", "identity", "Who the story is about", 90),
+        AppInput("script", "frames", "One per line; # begins a caption", 200),
+        AppInput("script", "style", "With {prompt} in place of a frame"),
+        SEED,
+    ),
+    ("save",),
+)
+"""A story as an app: its script, the seed and the page."""
 
 
 def note(name: str) -> str:
@@ -40,7 +51,7 @@ def note(name: str) -> str:
 
 def with_note(workflow: Workflow, height: int = 640) -> Workflow:
     """The workflow with the note of its name as its first node."""
-    read_me = Node("MarkdownNote", (-460, 0), (380, height), {"": note(workflow.name)}, title="Read me")
+    read_me = Node("MarkdownNote", (-460, 0), (380, height), {"text": note(workflow.name)}, title="Read me")
     return replace(workflow, nodes={"note": read_me, **workflow.nodes})
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..files import POSE_NET, POSE_NET_URL, model_property
-from ..model import Node, Workflow
-from ..parts import CHECKPOINT_LOADER, prompt_text, sampler, with_note
+from ..model import App, AppInput, Node, Workflow
+from ..parts import CHECKPOINT_LOADER, SEED, prompt_text, sampler, with_note
 from ..storymaker import NO_GOOD, PORTRAIT, STORYMAKER_SETTINGS, applied, person, photo, real_models, seen
 
 
@@ -65,7 +65,14 @@ def change_the_outfit(loader: Node, settings: dict) -> Workflow:
         "Draw": ("sampler", "decode"),
         "Picture": ("save",),
     }
-    return Workflow("Change the Outfit", nodes, groups)
+    inputs = (
+        AppInput("photo", "image", "Photo of the person"),
+        AppInput("clothing", "image", "Picture of the clothes"),
+        AppInput("pose", "image", "Drawing of the pose (OpenPose)"),
+        AppInput("positive", "text", "What the picture shows", 90),
+        SEED,
+    )
+    return Workflow("Change the Outfit", nodes, groups, App(inputs, ("save",)))
 
 
 def workflows() -> list[Workflow]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..model import Node, Workflow
+from ..model import AppInput, Node, Workflow
 from ..parts import (
     CHECKPOINT_LOADER,
     DEMO,
     DEMO_LOADER,
     DEMO_SETTINGS,
     DEMO_SIZE,
+    STORY_APP,
     prompt_text,
     sampler,
     with_note,
@@ -81,7 +82,8 @@ def character_from_photo(loader: Node, settings: dict) -> Workflow:
         "More photos, saved characters (bypassed)": ("photo 2", "character 2", "blend", "keep", "kept"),
         **STORY_GROUPS,
     }
-    return Workflow(NAME, nodes, groups)
+    app = replace(STORY_APP, inputs=(AppInput("photo", "image", "Photo of the person"), *STORY_APP.inputs))
+    return Workflow(NAME, nodes, groups, app)
 
 
 def character_from_photo_demo(demo: Node, settings: dict) -> Workflow:
@@ -124,7 +126,9 @@ def character_from_photo_demo(demo: Node, settings: dict) -> Workflow:
         "Character": ("character", "seen", "report"),
         **STORY_GROUPS,
     }
-    return Workflow(f"{DEMO}{NAME}", nodes, groups)
+    pictured = AppInput("photo encode", "text", "What the photo shows", 60)
+    app = replace(STORY_APP, inputs=(pictured, *STORY_APP.inputs))
+    return Workflow(f"{DEMO}{NAME}", nodes, groups, app)
 
 
 def workflows() -> list[Workflow]:

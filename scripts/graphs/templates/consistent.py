@@ -25,7 +25,7 @@ def consistent(
         nodes["free_u"] = Node("StoryLoom_FreeU", (0, 960), (420, 230), links={"model": ("loader", 0)})
         nodes["ipca"] = replace(nodes["ipca"], links={"model": ("free_u", 0)})
         model = (*model, "free_u")
-    return Workflow(name, nodes, {**whole.groups, "Model": model})
+    return Workflow(name, nodes, {**whole.groups, "Model": model}, whole.app)
 
 
 def workflows() -> list[Workflow]:

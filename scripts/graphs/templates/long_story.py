@@ -35,7 +35,7 @@ def long_story(name: str, loader: Node, script: dict, size: int, steps: int, sch
         "Story": (*whole.groups["Story"], "split"),
         "Draw": (*whole.groups["Draw"], "join"),
     }
-    return Workflow(name, {**whole.nodes, **changed}, groups)
+    return Workflow(name, {**whole.nodes, **changed}, groups, whole.app)
 
 
 def workflows() -> list[Workflow]:

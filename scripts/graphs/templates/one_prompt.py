@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from ..model import Node, Workflow
-from ..parts import CHECKPOINT_LOADER, DEMO, DEMO_LOADER, PUBLISHED, SIZED_DEMO_SETTINGS, sampler, with_note, zeros
+from ..parts import (
+    CHECKPOINT_LOADER,
+    DEMO,
+    DEMO_LOADER,
+    PUBLISHED,
+    SIZED_DEMO_SETTINGS,
+    STORY_APP,
+    sampler,
+    with_note,
+    zeros,
+)
 from ..stories import FOX, STYLE
 
 
@@ -33,7 +43,7 @@ def one_prompt_one_story(name: str, loader: Node, script: dict, size: int, steps
         "Draw": ("sampler", "decode", "frames", "report"),
         "Page": ("page", "save"),
     }
-    return Workflow(name, nodes, groups)
+    return Workflow(name, nodes, groups, STORY_APP)
 
 
 def workflows() -> list[Workflow]:

@@ -18,7 +18,7 @@ def two_characters(name: str, loader: Node, size: int, steps: int, scheduler: st
     }
     nodes = {key: changed.get(key, node) for key, node in whole.nodes.items() if key != "report"}
     draw = tuple(key for key in whole.groups["Draw"] if key != "report")
-    return Workflow(name, nodes, {**whole.groups, "Draw": draw})
+    return Workflow(name, nodes, {**whole.groups, "Draw": draw}, whole.app)
 
 
 def workflows() -> list[Workflow]:

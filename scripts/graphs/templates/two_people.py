@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from ..model import Node, Workflow
-from ..parts import CHECKPOINT_LOADER, prompt_text, with_note
+from dataclasses import replace
+
+from ..model import AppInput, Node, Workflow
+from ..parts import CHECKPOINT_LOADER, STORY_APP, prompt_text, with_note
 from ..stories import COUPLE
 from ..storymaker import (
     NO_GOOD,
@@ -43,7 +45,11 @@ def two_people(loader: Node, settings: dict) -> Workflow:
         "Characters": ("character 1", "seen 1", "character 2", "seen 2"),
         **STORY_GROUPS,
     }
-    return Workflow("Two People", nodes, groups)
+    photos = (
+        AppInput("photo 1", "image", "Photo of the woman"),
+        AppInput("photo 2", "image", "Photo of the man"),
+    )
+    return Workflow("Two People", nodes, groups, replace(STORY_APP, inputs=(*photos, *STORY_APP.inputs)))
 
 
 def workflows() -> list[Workflow]:

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..model import Node, Workflow
-from ..parts import CHECKPOINT_LOADER, DEMO, DEMO_LOADER, PUBLISHED, SIZED_DEMO_SETTINGS, sampler, with_note, zeros
+from ..model import AppInput, Node, Workflow
+from ..parts import (
+    CHECKPOINT_LOADER,
+    DEMO,
+    DEMO_LOADER,
+    PUBLISHED,
+    SIZED_DEMO_SETTINGS,
+    STORY_APP,
+    sampler,
+    with_note,
+    zeros,
+)
 from ..stories import FOX, STYLE
 
 
@@ -86,7 +96,12 @@ def with_and_without(
     nodes["save"] = Node("StoryLoom_SavePage", (3000, 360), (480, 640), links={"images": ("compare", 0)})
     groups["Measure"] = (*encoders, *(f"{key} {part}" for key in branches for part in ("measures", "report")))
     groups["Page"] = ("compare", "save")
-    return Workflow(name, nodes, groups)
+    seeds = (
+        AppInput("without sampler", "seed", "Without StoryLoom"),
+        AppInput("with sampler", "seed", "With StoryLoom: the same number"),
+    )
+    script = tuple(one for one in STORY_APP.inputs if one.key == "script")
+    return Workflow(name, nodes, groups, replace(STORY_APP, inputs=(*script, *seeds)))
 
 
 def workflows() -> list[Workflow]:
