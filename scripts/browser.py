@@ -10,6 +10,8 @@ from pathlib import Path
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
 READY = "ready"
+FRONT_END = "STORYLOOM_FRONT_END"
+"""Environment variable that names the folder of another version of ComfyUI's browser interface."""
 HOW_TO_PROVIDE = "run 'make browser-test', which installs what is missing, or set $CHROMIUM to the path of a Chromium"
 
 
@@ -20,7 +22,10 @@ def system_browser() -> str | None:
 
 
 def front_end() -> Path:
-    """The folder of ComfyUI's browser interface in the running environment."""
+    """The folder of ComfyUI's browser interface: $FRONT_END, else the one in the running environment."""
+    named = os.environ.get(FRONT_END)
+    if named:
+        return Path(named)
     return Path(importlib.util.find_spec("comfyui_frontend_package").origin).parent / "static"
 
 

@@ -12,7 +12,18 @@ SECONDS = 90_000
 """Milliseconds that anything may take: a busy machine is slow."""
 ENDS = ("execution_success", "execution_error", "execution_interrupted")
 """Events that end a run."""
+WARNED = """(() => {
+  const warn = console.warn;
+  window.storyloomWarnings = [];
+  Error.stackTraceLimit = 50;
+  console.warn = (...texts) => {
+    if (new Error().stack.includes("/extensions/storyloom/")) storyloomWarnings.push(String(texts[0]));
+    warn.apply(console, texts);
+  };
+})()"""
+"""Keeps the warnings of ComfyUI that a file of the pack causes."""
 LISTEN = """(kinds) => {
+  LiteGraph.alwaysRepeatWarnings = true;
   window.storyloomEvents = [];
   for (const kind of kinds)
     app.api.addEventListener(kind, (event) => storyloomEvents.push({ kind, ...event.detail }));
@@ -48,9 +59,14 @@ class FrontEnd:
         self.page, self.server, self.faults = page, server, []
         page.set_default_timeout(SECONDS)
         page.on("pageerror", lambda error: self.faults.append(str(error)))
+        page.add_init_script(WARNED)
         page.goto(server.url)
         page.wait_for_function(READY)
         page.evaluate(LISTEN, ["execution_start", *ENDS])
+
+    def warnings(self):
+        """The warnings that files of the pack have caused since the last call, for example of a deprecated property."""
+        return self.page.evaluate("() => storyloomWarnings.splice(0)")
 
     def renderer(self, kind):
         """Show the classic nodes or the new ones."""
@@ -59,14 +75,29 @@ class FrontEnd:
             self.page.evaluate("(on) => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", wanted)
 
     def load(self, workflow):
-        """Open a workflow, as when its file is dropped on the page."""
+        """Open a workflow, as when its file is dropped on the page, and show its graph."""
         self.page.evaluate("(workflow) => app.loadGraphData(workflow)", workflow)
         self._wait_for(workflow)
+        self.app_mode(False)
+
+    def app_mode(self, on):
+        """Show the open workflow in app mode, or its graph, as the command of the menu does."""
+        apps = self.page.get_by_test_id("linear-widgets")
+        if apps.is_visible() != on:
+            self.page.evaluate("() => app.extensionManager.command.execute('Comfy.ToggleLinear')")
+        apps.wait_for(state="visible" if on else "hidden")
 
     def open_template(self, name):
-        """Open a template from the list of templates."""
+        """Open a template from the list of templates, and show its graph."""
+        self.open_app(name)
+        self.app_mode(False)
+
+    def open_app(self, name):
+        """Open a template from the list of templates, and wait until it is shown in app mode."""
+        self.app_mode(False)
         self.page.get_by_role("button", name="Templates").click()
         self.choose_template(name)
+        self.page.get_by_test_id("linear-widgets").wait_for()
 
     def choose_template(self, name):
         """Two clicks in the list of templates: the pack, and the template, when thumbnails no longer move the list."""
@@ -86,10 +117,13 @@ class FrontEnd:
             "(kinds) => app.graph.nodes.map((node) => node.type).sort().join() === kinds", arg=",".join(sorted(kinds))
         )
 
-    def run(self):
-        """Press Run and wait for the end. Returns the event of the end, None if the graph was refused."""
+    def run(self, button=None):
+        """Press Run and wait for the end. Returns the event of the end, None if the graph was refused.
+
+        button: by default that of the graph.
+        """
         with self.page.expect_response(_answers_run) as response:
-            self.page.get_by_test_id("queue-button").click()
+            (button or self.page.get_by_test_id("queue-button")).click()
         answer = response.value.json()
         if "prompt_id" in answer and not answer["node_errors"]:
             return self._event(answer["prompt_id"], ENDS)

@@ -117,6 +117,8 @@ def widgets_of(node_class):
             if options.get("control_after_generate"):
                 modes = ["fixed", "increment", "decrement", "randomize"]
                 yield "control_after_generate", modes, {}
+            if options.get("image_upload"):
+                yield "upload", ["image"], {}
 
 
 def values_of(node, node_class):
@@ -172,6 +174,7 @@ def test_widget_values_fit_the_schema(classes, checkpoints, name):
     for node in real_nodes(read(name)):
         node_class = classes[node["type"]]
         values = values_of(node, node_class)
+        assert node.get("widgets_values_named", {}) == values
         for key, kind, options in widgets_of(node_class):
             value = values[key]
             choices = kind if isinstance(kind, list) else options.get("options") if kind == "COMBO" else None
