@@ -8,6 +8,9 @@ WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
 NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
 EMPTY = {"nodes": [], "links": [], "groups": [], "version": 0.4}
 """A workflow without anything."""
+PAGE = """() => [...document.querySelectorAll("[data-testid=linear-center-panel] img")].some(
+  (one) => one.src.includes("filename=page_") && one.complete && one.naturalWidth > 0)"""
+"""App mode shows a page that was drawn."""
 SECONDS = 90_000
 """Milliseconds that anything may take: a busy machine is slow."""
 ENDS = ("execution_success", "execution_error", "execution_interrupted")
@@ -28,7 +31,15 @@ LISTEN = """(kinds) => {
   for (const kind of kinds)
     app.api.addEventListener(kind, (event) => storyloomEvents.push({ kind, ...event.detail }));
   window.storyloomGraphs = 0;
-  app.registerExtension({ name: "StoryLoom.Tests", afterConfigureGraph() { storyloomGraphs++; } });
+  const load = app.loadGraphData;
+  app.loadGraphData = async (...values) => {
+    await load.apply(app, values);
+    storyloomGraphs++;
+  };
+}"""
+APP_MODE = """async (on) => {
+  const { activeMode, initialMode } = app.extensionManager.workflow.activeWorkflow;
+  if (((activeMode ?? initialMode) === "app") !== on) await app.extensionManager.command.execute("Comfy.ToggleLinear");
 }"""
 EVENT = """([id, kinds]) => storyloomEvents.find(({ kind, prompt_id }) => prompt_id === id && kinds.includes(kind))"""
 DRAWN = """() => !app.canvas.dirty_canvas && !app.canvas.dirty_bgcanvas && new Promise(
@@ -80,24 +91,30 @@ class FrontEnd:
         self._wait_for(workflow)
         self.app_mode(False)
 
+    @property
+    def run_button(self):
+        """The button Run of app mode."""
+        return self.page.get_by_test_id("linear-run-button").get_by_role("button", name="Run")
+
     def app_mode(self, on):
         """Show the open workflow in app mode, or its graph, as the command of the menu does."""
-        apps = self.page.get_by_test_id("linear-widgets")
-        if apps.is_visible() != on:
-            self.page.evaluate("() => app.extensionManager.command.execute('Comfy.ToggleLinear')")
-        apps.wait_for(state="visible" if on else "hidden")
+        self.page.evaluate(APP_MODE, on)
+        self.page.get_by_test_id("linear-widgets").wait_for(state="visible" if on else "hidden")
 
     def open_template(self, name):
         """Open a template from the list of templates, and show its graph."""
-        self.open_app(name)
+        self._open(name)
         self.app_mode(False)
 
     def open_app(self, name):
         """Open a template from the list of templates, and wait until it is shown in app mode."""
+        self._open(name)
+        self.page.get_by_test_id("linear-widgets").wait_for()
+
+    def _open(self, name):
         self.app_mode(False)
         self.page.get_by_role("button", name="Templates").click()
         self.choose_template(name)
-        self.page.get_by_test_id("linear-widgets").wait_for()
 
     def choose_template(self, name):
         """Two clicks in the list of templates: the pack, and the template, when thumbnails no longer move the list."""

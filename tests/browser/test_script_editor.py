@@ -190,6 +190,7 @@ def test_workflows_are_saved_as_without_the_editor_and_it_works_without(front_en
         plain.load(saved(DEMO))
         number = plain.node("StoryLoom_Script")
         plain.look_at(number)
+        front_end.app_mode(False)
         front_end.look_at(front_end.node("StoryLoom_Script"))
         front_end.page.locator(PANEL).first.wait_for()
         assert plain.page.locator(PANEL).count() == 0

@@ -3,7 +3,7 @@
 from itertools import combinations
 
 import pytest
-from front_end import NAMES, saved
+from front_end import NAMES, PAGE, saved
 
 DEMOS = [name for name in NAMES if name.startswith("Demo - ")]
 STATE = """() => ({
@@ -20,8 +20,6 @@ STATE = """() => ({
   named: app.graph.serialize().nodes.map((node) => [Number(node.id), node.widgets_values_named ?? {}]),
 })"""
 CANVAS = "() => app.canvas.canvas.checkVisibility()"
-PAGE = """() => [...document.querySelectorAll("[data-testid=linear-center-panel] img")].some(
-  (one) => one.src.includes("filename=page_") && one.complete && one.naturalWidth > 0)"""
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -74,7 +72,7 @@ def test_an_app_draws_the_page_of_what_is_typed(front_end):
     front_end.set(front_end.node("KSampler"), steps=2)
     frames = front_end.page.get_by_test_id("app-mode-widget-item").nth(1).get_by_role("textbox")
     frames.fill("asleep in the snow\nwaving in a cave")
-    event = front_end.run(front_end.page.get_by_test_id("linear-run-button").get_by_role("button", name="Run"))
+    event = front_end.run(front_end.run_button)
     assert event and event["kind"] == "execution_success", event
     front_end.page.wait_for_function(PAGE)
     front_end.look(f"{name}, drawn in app mode")
