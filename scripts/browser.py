@@ -10,6 +10,9 @@ from pathlib import Path
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
 READY = "ready"
+PACKAGE = "comfyui_frontend_package"
+NEWER = "1.58.1"
+"""Version of the package that the browser tests also run on, beside the one in the environment."""
 FRONT_END = "STORYLOOM_FRONT_END"
 """Environment variable that names the folder of another version of ComfyUI's browser interface."""
 HOW_TO_PROVIDE = "run 'make browser-test', which installs what is missing, or set $CHROMIUM to the path of a Chromium"
@@ -26,7 +29,7 @@ def front_end() -> Path:
     named = os.environ.get(FRONT_END)
     if named:
         return Path(named)
-    return Path(importlib.util.find_spec("comfyui_frontend_package").origin).parent / "static"
+    return Path(importlib.util.find_spec(PACKAGE).origin).parent / "static"
 
 
 def find_browser() -> str | None:
@@ -43,7 +46,7 @@ def find_browser() -> str | None:
 
 def missing() -> str:
     """Why the browser tests cannot run in the running environment; "" if they can."""
-    for module, what in (("playwright", "Playwright"), ("comfyui_frontend_package", "ComfyUI's browser interface")):
+    for module, what in (("playwright", "Playwright"), (PACKAGE, "ComfyUI's browser interface")):
         if not importlib.util.find_spec(module):
             return f"{what} is not installed"
     return "" if find_browser() else "no Chromium was found"

@@ -132,6 +132,16 @@ def add_browser() -> None:
         )
 
 
+def newer_front_end(folder: Path) -> Path:
+    """Install the newer browser interface below `folder`, once, and return its static folder. Raises SetupError."""
+    static = folder / browser.NEWER / browser.PACKAGE / "static"
+    if not (static / "index.html").exists():
+        requirement = f"{browser.PACKAGE}=={browser.NEWER}"
+        say(f"Installing {requirement} beside the one in .venv (30 MB, up to a minute)")
+        pip("--no-deps", "--upgrade", "--target", str(folder / browser.NEWER), requirement)
+    return static
+
+
 def lacks_chromium() -> bool:
     """Whether the environment's Python finds no Chromium."""
     return last_line(run([PYTHON, SCRIPTS / "browser.py"]).stdout).startswith("no Chromium")

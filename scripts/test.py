@@ -1,8 +1,9 @@
 """Runs all tests, those that need ComfyUI once on each version found: `make test`. Extra arguments go to pytest.
 
 `tests/standalone` runs on the pack's own host, which the environment always contains; `tests/browser` runs on the
-newest ComfyUI if there is a browser. With `browser` as the first argument, only these run, and what they need is
-installed. $SETTING selects one of the processor settings in settings.py.
+newest ComfyUI if there is a browser, some of it also with a newer front end. With `browser` as the first argument, only
+these run, all of them with both front ends, and what they need is installed. $SETTING selects one of the processor
+settings in settings.py.
 """
 
 from __future__ import annotations
@@ -33,6 +34,11 @@ COMPARED = tuple(HOST_TESTS / f"test_{name}.py" for name in ("consistory", "stan
 """Comparisons of the pack's other hosts with ComfyUI: they run on the newest version only."""
 STANDALONE_TESTS = TESTS / "standalone"
 BROWSER_TESTS = TESTS / "browser"
+ON_BOTH = tuple(
+    f"{BROWSER_TESTS}/test_{name}"
+    for name in ("script_editor.py", "dynamic_prompts.py", "templates.py::test_an_app_draws_the_page_of_what_is_typed")
+)
+"""What `make test` runs on the newer front end too: the pack's own JavaScript, and an app."""
 APART = (HOST_TESTS, STANDALONE_TESTS, BROWSER_TESTS)
 """Test folders with separate passes."""
 NOTHING_COLLECTED = 5
@@ -51,6 +57,8 @@ class Pass:
     comfyui: Path | None = None
     patient: bool = False
     """Whether the pass runs at a lower priority, so that the longest passes are not delayed."""
+    variables: tuple[tuple[str, str], ...] = ()
+    """Environment variables of the pass."""
     newer_too: bool = False
     """Whether the same tests also run on a newer ComfyUI, which runs the whole matrix."""
 
@@ -104,7 +112,7 @@ def run_pass(
     report = folder / f"{slug}.xml"
     command = [str(environment.PYTHON), str(environment.PYTHON.with_name("pytest")), *one.arguments]
     command += [f"--junitxml={report}", f"--basetemp={folder / slug}", "-o", f"cache_dir={ROOT}/.pytest_cache/{slug}"]
-    variables = {**ONE_THREAD, **settings.environment_in(setting, os.environ)}
+    variables = {**ONE_THREAD, **settings.environment_in(setting, os.environ), **dict(one.variables)}
     if one.comfyui:
         variables["COMFYUI_PATH"] = str(one.comfyui)
         variables["STORYLOOM_NEWER_COMFYUI_TOO"] = str(int(one.newer_too))
@@ -179,15 +187,26 @@ def host_passes(hosts: Sequence[Path]) -> list[Pass]:
     return passes
 
 
-def browser_pass(hosts: Sequence[Path]) -> tuple[list[Pass], str]:
-    """The pass of the browser tests on the newest ComfyUI, or the reason why they cannot run."""
+def browser_pass(hosts: Sequence[Path], whole: bool = False) -> tuple[list[Pass], str]:
+    """The passes of the browser tests on the newest ComfyUI, or the reason why they cannot run.
+
+    The second pass is on a newer front end, if it can be installed: the tests in `ON_BOTH`, or all of them (whole).
+    """
     reason = environment.last_line(environment.run([environment.PYTHON, environment.SCRIPTS / "browser.py"]).stdout)
     if not hosts:
         reason = "no ComfyUI was found"
     if reason != browser.READY:
         return [], f"NO BROWSER TESTS: all of them are skipped ({reason}; {browser.HOW_TO_PROVIDE})"
     newest = max(hosts, key=comfyui.read_version)
-    return [Pass("browser", (str(BROWSER_TESTS),), 240, newest, patient=True)], ""
+    passes = [Pass("browser", (str(BROWSER_TESTS),), 240, newest, patient=True)]
+    try:
+        front_end = environment.newer_front_end(comfyui.storyloom_cache() / "front-end")
+    except environment.SetupError as error:
+        return passes, f"NO TESTS ON THE NEWER FRONT END {browser.NEWER}: it could not be installed ({error})"
+    tests = (str(BROWSER_TESTS),) if whole else ON_BOTH
+    variables = ((browser.FRONT_END, str(front_end)),)
+    name = f"browser, front end {browser.NEWER}"
+    return [*passes, Pass(name, tests, 240 if whole else 100, newest, patient=True, variables=variables)], ""
 
 
 def summary(plain: Sequence[Result], host: Sequence[Result]) -> list[str]:
@@ -221,7 +240,7 @@ def main(extra: Sequence[str], name: str = "") -> int:
         environment.add_browser()
         extra = extra[1:]
     hosts, no_host = available_hosts()
-    browsers, no_browser = browser_pass(hosts)
+    browsers, no_browser = browser_pass(hosts, whole=alone)
     plain_ones, host_ones = ([], []) if alone else (plain_passes(), host_passes(hosts))
     plain_ones += browsers
     passes = sorted([*host_ones, *plain_ones], key=lambda one: one.seconds, reverse=True)

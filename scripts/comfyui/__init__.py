@@ -17,7 +17,7 @@ from .find import (
     require_comfyui,
     version_text,
 )
-from .processes import scratch
+from .processes import scratch, storyloom_cache
 from .server import Server, pack_base
 
 __all__ = [
@@ -38,5 +38,6 @@ __all__ = [
     "read_version",
     "require_comfyui",
     "scratch",
+    "storyloom_cache",
     "version_text",
 ]

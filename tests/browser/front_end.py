@@ -33,8 +33,9 @@ LISTEN = """(kinds) => {
   window.storyloomGraphs = 0;
   const load = app.loadGraphData;
   app.loadGraphData = async (...values) => {
-    await load.apply(app, values);
+    const loaded = await load.apply(app, values);
     storyloomGraphs++;
+    return loaded;
   };
 }"""
 APP_MODE = """async (on) => {

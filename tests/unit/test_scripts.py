@@ -275,9 +275,14 @@ class TestCounting:
         def answers(text):
             monkeypatch.setattr(environment, "run", lambda command: SimpleNamespace(stdout=text))
 
+        def refuse(folder):
+            raise environment.SetupError("no network")
+
         answers("ready\n")
+        monkeypatch.setattr(environment, "newer_front_end", refuse)
         (only,), sentence = runner.browser_pass(hosts)
-        assert (only.comfyui, only.arguments, sentence) == (hosts[1], (str(runner.BROWSER_TESTS),), "")
+        assert (only.comfyui, only.arguments, only.variables) == (hosts[1], (str(runner.BROWSER_TESTS),), ())
+        assert sentence.startswith("NO TESTS ON THE NEWER FRONT END") and sentence.endswith("(no network)")
         assert runner.browser_pass([])[0] == [] and "no ComfyUI was found" in runner.browser_pass([])[1]
         answers("Playwright is not installed\n")
         none, sentence = runner.browser_pass(hosts)
@@ -286,6 +291,18 @@ class TestCounting:
             sentence.startswith("NO BROWSER TESTS")
             and "Playwright is not installed; run 'make browser-test'" in sentence
         )
+
+    @pytest.mark.parametrize("whole", [False, True])
+    def test_a_newer_front_end_has_a_pass_of_its_own(self, runner, environment, tmp_path, monkeypatch, whole):
+        monkeypatch.setattr(environment, "run", lambda command: SimpleNamespace(stdout="ready\n"))
+        monkeypatch.setattr(environment, "newer_front_end", lambda folder: tmp_path / "static")
+        hosts = [make_comfyui(tmp_path / "0.33.0", "0.33.0")]
+        (pinned, newer), sentence = runner.browser_pass(hosts, whole)
+        assert newer.comfyui == pinned.comfyui == hosts[0] and sentence == ""
+        assert newer.variables == (("STORYLOOM_FRONT_END", str(tmp_path / "static")),)
+        assert newer.arguments == (pinned.arguments if whole else runner.ON_BOTH)
+        for file, _, test in (one.partition("::") for one in runner.ON_BOTH):
+            assert f"def {test or 'test_'}" in Path(file).read_text(encoding="utf-8")
 
     @pytest.mark.parametrize(
         "arguments, ran, passed_on",
@@ -299,7 +316,7 @@ class TestCounting:
         monkeypatch.setattr(environment, "ensure", lambda: None)
         monkeypatch.setattr(environment, "add_browser", lambda: calls.append("install"))
         monkeypatch.setattr(runner, "available_hosts", lambda: ([], ""))
-        monkeypatch.setattr(runner, "browser_pass", lambda hosts: (browsers[:1], "loud"))
+        monkeypatch.setattr(runner, "browser_pass", lambda hosts, whole: (browsers[:1], "loud"))
         monkeypatch.setattr(runner, "host_passes", lambda hosts: browsers[1:])
         monkeypatch.setattr(
             runner,
@@ -393,7 +410,7 @@ class TestSettings:
         monkeypatch.setattr(runner.subprocess, "run", run)
         monkeypatch.setattr(environment, "ensure", lambda: None)
         monkeypatch.setattr(runner, "available_hosts", lambda: ([], ""))
-        monkeypatch.setattr(runner, "browser_pass", lambda hosts: ([], ""))
+        monkeypatch.setattr(runner, "browser_pass", lambda hosts, whole: ([], ""))
         monkeypatch.setattr(runner, "plain_passes", lambda: [runner.Pass("one", ())])
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
         for name, threads in (("two-threads", "2"), ("lowest-onednn", "1"), ("", "1")):
@@ -494,6 +511,21 @@ class TestEnvironment:
         assert before == environment.fingerprint()
         (tmp_path / environment.INPUTS[-1]).write_text("b")
         assert before != environment.fingerprint()
+
+    def test_the_newer_front_end_is_installed_once_and_found_by_the_tests(self, environment, tmp_path, monkeypatch):
+        asked = []
+
+        def pip(*arguments):
+            asked.append(arguments)
+            (tmp_path / "1.2.3" / "comfyui_frontend_package" / "static").mkdir(parents=True)
+            (tmp_path / "1.2.3" / "comfyui_frontend_package" / "static" / "index.html").touch()
+
+        monkeypatch.setattr(environment, "pip", pip)
+        monkeypatch.setattr(environment.browser, "NEWER", "1.2.3")
+        static = {environment.newer_front_end(tmp_path) for _ in range(2)}
+        assert len(asked) == 1 and asked[0][-1] == "comfyui_frontend_package==1.2.3"
+        monkeypatch.setenv("STORYLOOM_FRONT_END", str(*static))
+        assert environment.browser.front_end() == tmp_path / "1.2.3" / "comfyui_frontend_package" / "static"
 
     def test_what_browser_tests_need_is_installed_where_a_browser_is_found(self, environment, monkeypatch):
         browser = environment.browser
