@@ -28,16 +28,18 @@ DEMO_SETTINGS = {"steps": 16, "scheduler": "normal"}
 """Settings that suit the demo model, for `sampler`."""
 SIZED_DEMO_SETTINGS = {"size": DEMO_SIZE, **DEMO_SETTINGS}
 SEED = AppInput("sampler", "seed", "Another seed, other pictures")
-STORY_APP = App(
-    (
-        AppInput("script", "identity", "Who the story is about", 90),
-        AppInput("script", "frames", "One per line; # begins a caption", 200),
-        AppInput("script", "style", "With {prompt} in place of a frame"),
-        SEED,
-    ),
-    ("save",),
+CHECKPOINT = AppInput("loader", "ckpt_name", "Any SDXL checkpoint")
+SCRIPT = (
+    AppInput("script", "identity", "Who the story is about", 90),
+    AppInput("script", "frames", "One per line; # begins a caption", 200),
+    AppInput("script", "style", "With {prompt} in place of a frame"),
 )
-"""A story as an app: its script, the seed and the page."""
+
+
+def story_app(loader: Node, *photos: AppInput, seeds: tuple[AppInput, ...] = (SEED,)) -> App:
+    """A story as an app: photos, its script, its seeds, its checkpoint (the demo model has none), and the page."""
+    model = (CHECKPOINT,) if "ckpt_name" in loader.values else ()
+    return App((*photos, *SCRIPT, *seeds, *model), ("save",))
 
 
 def note(name: str) -> str:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from ..files import POSE_NET, POSE_NET_URL, model_property
 from ..model import App, AppInput, Node, Workflow
-from ..parts import CHECKPOINT_LOADER, SEED, prompt_text, sampler, with_note
+from ..parts import CHECKPOINT, CHECKPOINT_LOADER, SEED, prompt_text, sampler, with_note
 from ..storymaker import NO_GOOD, PORTRAIT, STORYMAKER_SETTINGS, applied, person, photo, real_models, seen
 
 
@@ -71,6 +71,7 @@ def change_the_outfit(loader: Node, settings: dict) -> Workflow:
         AppInput("pose", "image", "Drawing of the pose (OpenPose)"),
         AppInput("positive", "text", "What the picture shows", 90),
         SEED,
+        CHECKPOINT,
     )
     return Workflow("Change the Outfit", nodes, groups, App(inputs, ("save",)))
 

@@ -11,9 +11,9 @@ from ..parts import (
     DEMO_LOADER,
     DEMO_SETTINGS,
     DEMO_SIZE,
-    STORY_APP,
     prompt_text,
     sampler,
+    story_app,
     with_note,
     zeros,
 )
@@ -82,7 +82,7 @@ def character_from_photo(loader: Node, settings: dict) -> Workflow:
         "More photos, saved characters (bypassed)": ("photo 2", "character 2", "blend", "keep", "kept"),
         **STORY_GROUPS,
     }
-    app = replace(STORY_APP, inputs=(AppInput("photo", "image", "Photo of the person"), *STORY_APP.inputs))
+    app = story_app(loader, AppInput("photo", "image", "Photo of the person"))
     return Workflow(NAME, nodes, groups, app)
 
 
@@ -127,8 +127,7 @@ def character_from_photo_demo(demo: Node, settings: dict) -> Workflow:
         **STORY_GROUPS,
     }
     pictured = AppInput("photo encode", "text", "What the photo shows", 60)
-    app = replace(STORY_APP, inputs=(pictured, *STORY_APP.inputs))
-    return Workflow(f"{DEMO}{NAME}", nodes, groups, app)
+    return Workflow(f"{DEMO}{NAME}", nodes, groups, story_app(demo, pictured))
 
 
 def workflows() -> list[Workflow]:

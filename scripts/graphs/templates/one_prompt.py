@@ -9,8 +9,8 @@ from ..parts import (
     DEMO_LOADER,
     PUBLISHED,
     SIZED_DEMO_SETTINGS,
-    STORY_APP,
     sampler,
+    story_app,
     with_note,
     zeros,
 )
@@ -43,7 +43,7 @@ def one_prompt_one_story(name: str, loader: Node, script: dict, size: int, steps
         "Draw": ("sampler", "decode", "frames", "report"),
         "Page": ("page", "save"),
     }
-    return Workflow(name, nodes, groups, STORY_APP)
+    return Workflow(name, nodes, groups, story_app(loader))
 
 
 def workflows() -> list[Workflow]:

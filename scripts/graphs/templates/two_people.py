@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from ..model import AppInput, Node, Workflow
-from ..parts import CHECKPOINT_LOADER, STORY_APP, prompt_text, with_note
+from ..parts import CHECKPOINT_LOADER, prompt_text, story_app, with_note
 from ..stories import COUPLE
 from ..storymaker import (
     NO_GOOD,
@@ -49,7 +47,7 @@ def two_people(loader: Node, settings: dict) -> Workflow:
         AppInput("photo 1", "image", "Photo of the woman"),
         AppInput("photo 2", "image", "Photo of the man"),
     )
-    return Workflow("Two People", nodes, groups, replace(STORY_APP, inputs=(*photos, *STORY_APP.inputs)))
+    return Workflow("Two People", nodes, groups, story_app(loader, *photos))
 
 
 def workflows() -> list[Workflow]:

@@ -11,8 +11,8 @@ from ..parts import (
     DEMO_LOADER,
     PUBLISHED,
     SIZED_DEMO_SETTINGS,
-    STORY_APP,
     sampler,
+    story_app,
     with_note,
     zeros,
 )
@@ -100,8 +100,7 @@ def with_and_without(
         AppInput("without sampler", "seed", "Without StoryLoom"),
         AppInput("with sampler", "seed", "With StoryLoom: the same number"),
     )
-    script = tuple(one for one in STORY_APP.inputs if one.key == "script")
-    return Workflow(name, nodes, groups, replace(STORY_APP, inputs=(*script, *seeds)))
+    return Workflow(name, nodes, groups, story_app(loader, seeds=seeds))
 
 
 def workflows() -> list[Workflow]:
