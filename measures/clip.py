@@ -104,7 +104,7 @@ def load_open_clip(
     report(2, steps)
     state = _state(path)
     report(3, steps)
-    network = _network(open_clip, config).eval().requires_grad_(False)
+    network = _network(open_clip, config).train(False).requires_grad_(False)
     _fill(network, state, architecture, path)
     settings = {"size": network.visual.image_size, **preparation}
     prepare = open_clip.transform.image_transform_v2(open_clip.transform.PreprocessCfg(**settings), is_train=False)

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from ..prompts.script import short
 
-PART = re.compile("yyy?y?|MM?|dd?|hh?|mm?|ss?")
+PART = "yyy?y?|MM?|dd?|hh?|mm?|ss?"
 """The parts of a date recognised by the interface. Hours are 0..23; yyy is left as it is."""
 NUMBERS = {"M": "month", "d": "day", "h": "hour", "m": "minute", "s": "second"}
 EXAMPLE = "write one such as %date:yyyy-MM-dd% or %date:yyyy-MM-dd_hh-mm-ss%."
@@ -23,10 +23,10 @@ def dated(prefix: str, now: datetime) -> str:
         kind, colon, form = placeholder[1].partition(":")
         if kind + colon != "date:":
             return placeholder[0]
-        if ":" in form or not PART.search(form):
+        if ":" in form or not re.search(PART, form):
             fault = 'contains ":", which file names cannot contain' if ":" in form else "contains no date code"
             raise ValueError(f'"{short(placeholder[0])}" in filename_prefix {fault}: {EXAMPLE}')
-        return PART.sub(lambda part: _number(part[0], now), form)
+        return re.sub(PART, lambda part: _number(part[0], now), form)
 
     whole = re.sub("%([^%]+)%", filled, prefix)
     if "%date:" in whole:

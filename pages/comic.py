@@ -156,7 +156,7 @@ def parse_colour(text: str) -> Colour:
         )
     if len(digits) == 3:
         digits = "".join(digit * 2 for digit in digits)
-    return tuple(bytes.fromhex(digits))
+    return tuple(int(digits[i : i + 2], 16) for i in (0, 2, 4))
 
 
 def _warn_about(missing: dict[str, None]) -> None:

@@ -12,10 +12,15 @@ from .fonts import Typeface, clusters
 
 MAX_LINES = 6
 NOT_FIRST = frozenset(
-    "、。，．・：；？！ー〜…‥’”）］｝〕〉》」』】ぁぃぅぇぉっゃゅょゎァィゥェォッャュョヮヵヶ々,.:;!?)]}%"
+    "\u3001\u3002\uff0c\uff0e\u30fb\uff1a\uff1b\uff1f\uff01"  # punctuation
+    "\u30fc\u301c\u2026\u2025\u3005"  # marks that lengthen or repeat
+    "\u2019\u201d\uff09\uff3d\uff5d\u3015\u3009\u300b\u300d\u300f\u3011"  # closing quotation marks and brackets
+    "\u3041\u3043\u3045\u3047\u3049\u3063\u3083\u3085\u3087\u308e"  # small hiragana
+    "\u30a1\u30a3\u30a5\u30a7\u30a9\u30c3\u30e3\u30e5\u30e7\u30ee\u30f5\u30f6"  # small katakana
+    ",.:;!?)]}%"
 )
 """Characters that must not begin a line in Chinese or Japanese."""
-NOT_LAST = frozenset("（［｛〔〈《「『【‘“([{")
+NOT_LAST = frozenset("\uff08\uff3b\uff5b\u3014\u3008\u300a\u300c\u300e\u3010\u2018\u201c([{")
 """Characters that must not end one."""
 
 

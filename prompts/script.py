@@ -31,13 +31,13 @@ LISTED_NAMES = 8
 
 _OPEN, _CLOSE = r"\[\u3010\uff3b", r"\]\u3011\uff3d"
 """Brackets as Latin and as Chinese, Japanese and Korean keyboards type them."""
-_NAME = re.compile(rf"(?<!\\)[{_OPEN}]([^{_OPEN}{_CLOSE}]*)[{_CLOSE}]([:\uff1a]?)")
-_CAPTION = re.compile(r"(?<!\\)[#\uff03]")
-_ESCAPED = re.compile(rf"\\([#\uff03{_OPEN}{_CLOSE}])")
-_SCHEDULED = re.compile(r"[^:]*:[^:]*:?\s*[\d.]+")
+_NAME = rf"(?<!\\)[{_OPEN}]([^{_OPEN}{_CLOSE}]*)[{_CLOSE}]([:\uff1a]?)"
+_CAPTION = r"(?<!\\)[#\uff03]"
+_ESCAPED = rf"\\([#\uff03{_OPEN}{_CLOSE}])"
+_SCHEDULED = r"[^:]*:[^:]*:?\s*[\d.]+"
 """Prompt scheduling of other packs, between brackets: `a:b:0.5`, `a:10`."""
-_HALF = re.compile("[\ud800-\udfff]")
-_STRAY = re.compile(rf"(?<!\\)[{_OPEN}{_CLOSE}]")
+_HALF = r"[\ud800-\udfff]"
+_STRAY = rf"(?<!\\)[{_OPEN}{_CLOSE}]"
 
 
 Parsed = TypeVar("Parsed")
@@ -133,7 +133,7 @@ def parse_identity(text: str) -> tuple[Character, ...]:
 def identity_lines(text: str) -> Iterator[Character | StoryScriptError]:
     """For every line of an identity text, its character or its fault."""
     try:
-        lines = [(number, _plain(_CAPTION.split(line)[0])) for number, line in _lines("identity", text)]
+        lines = [(number, _plain(re.split(_CAPTION, line)[0])) for number, line in _lines("identity", text)]
     except StoryScriptError as fault:
         yield fault
         return
@@ -143,7 +143,7 @@ def identity_lines(text: str) -> Iterator[Character | StoryScriptError]:
             "identity", None, 'it is empty. Describe who the story is about, for example "a red fox in a blue coat".'
         )
         return
-    if not any(_NAME.match(line) for _, line in lines):
+    if not any(re.match(_NAME, line) for _, line in lines):
         yield Character("", _unescape(" ".join(line for _, line in lines)))
         return
     known: set[str] = set()
@@ -220,7 +220,7 @@ def _without_faults(lines: Iterable[Parsed | StoryScriptError]) -> Iterator[Pars
 
 def _character(number: int, line: str, known: set[str]) -> Character:
     _refuse_stray_bracket("identity", number, line)
-    match = _NAME.match(line)
+    match = re.match(_NAME, line)
     if match is None:
         _fail("identity", number, f'"{short(line)}" has no name. Begin the line with one, for example "[Fox] ...".')
     name, description = match[1].strip(), _unescape(line[match.end() :].strip())
@@ -237,7 +237,7 @@ def _character(number: int, line: str, known: set[str]) -> Character:
 
 def _frame(number: int, line: str, known: dict[str, Character] | None) -> Frame:
     """Parse a frame line. known: the characters by `_key` of their names; None accepts any name."""
-    prompt, *caption = _CAPTION.split(line, maxsplit=1)
+    prompt, *caption = re.split(_CAPTION, line, maxsplit=1)
     prompt = _plain(prompt)
     if not prompt:
         _fail("frames", number, "the frame is only a caption. Write what it shows before the #.")
@@ -246,7 +246,7 @@ def _frame(number: int, line: str, known: dict[str, Character] | None) -> Frame:
     cast: list[str] = []
     without = False
     position = 0
-    for match in _NAME.finditer(prompt):
+    for match in re.finditer(_NAME, prompt):
         parts.append(Part(prompt[position : match.start()]))
         position = match.end()
         if _key(match[1]) == _key(NO_CHARACTER):
@@ -283,7 +283,7 @@ def _named(name: str, known: dict[str, Character] | None, line: int) -> Characte
         return Character(name, name)
     if _key(name) in known:
         return known[_key(name)]
-    scheduled = _SCHEDULED.fullmatch(name)
+    scheduled = re.fullmatch(_SCHEDULED, name)
     name = short(name)
     if scheduled:
         _fail(
@@ -310,7 +310,7 @@ def _named(name: str, known: dict[str, Character] | None, line: int) -> Characte
 
 
 def _refuse_stray_bracket(box: str, line: int, text: str) -> None:
-    if _STRAY.search(_NAME.sub("", text)):
+    if re.search(_STRAY, re.sub(_NAME, "", text)):
         _fail(
             box,
             line,
@@ -327,7 +327,7 @@ def _unbracketed(text: str, known: Container[str] | None = None) -> str:
             return " "
         return match[1] + match[2] if known is None or key in known else match[0]
 
-    return _NAME.sub(without_brackets, text)
+    return re.sub(_NAME, without_brackets, text)
 
 
 def _lines(box: str, text: str) -> list[tuple[int, str]]:
@@ -335,8 +335,8 @@ def _lines(box: str, text: str) -> list[tuple[int, str]]:
         _fail(box, None, f"it is {len(text)} characters long, but at most {MAX_TEXT} are possible. Shorten it.")
     lines = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n").split("\n")
     numbered = list(enumerate(lines, start=1))
-    for number, line in numbered if _HALF.search(text) else ():
-        if half := _HALF.search(line):
+    for number, line in numbered if re.search(_HALF, text) else ():
+        if half := re.search(_HALF, line):
             _fail(
                 box,
                 number,
@@ -350,7 +350,7 @@ def _plain(text: str) -> str:
 
 
 def _unescape(text: str) -> str:
-    return _ESCAPED.sub(r"\1", text)
+    return re.sub(_ESCAPED, r"\1", text)
 
 
 def _key(name: str) -> str:

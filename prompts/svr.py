@@ -63,7 +63,7 @@ def reweight_rows(hidden: Tensor, rows: Sequence[int] | Tensor, alpha: float, be
 
     hidden: [T, D] one encoder's hidden states; rows: [R] indices. Returns a new [T, D]; other rows are untouched.
     Singular-value reweighting, One-Prompt-One-Story (arXiv 2501.13554), equations 2 and 3. With A = hidden[rows] and
-    A Aᵀ = V diag(s²) Vᵀ this is V diag(beta exp(-alpha s)) Vᵀ A: the [R, R] Gram matrix replaces the thin SVD of
+    A A' = V diag(s²) V' this is V diag(beta exp(-alpha s)) V' A: the [R, R] Gram matrix replaces the thin SVD of
     [R, D] and agrees with it to 1e-9. Computed in float64 on the CPU, since not every device supports it.
     """
     rows = torch.as_tensor(rows, dtype=torch.long, device=hidden.device)

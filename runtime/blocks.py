@@ -21,7 +21,7 @@ PARTS = ("input", "middle", "output")
 GRAMMAR = 'For example "all", "output", "input 4-5, middle" or "output 0-2.0-3" (blocks 0 to 2, layers 0 to 3).'
 
 _RANGE = r"(\d{1,4})(?:\s*-\s*(\d{1,4}))?"
-_CHOICE = re.compile(rf"(input|middle|output)(?:\s+{_RANGE}(?:\s*\.\s*{_RANGE})?)?", re.IGNORECASE | re.ASCII)
+_CHOICE = rf"(?ai)(input|middle|output)(?:\s+{_RANGE}(?:\s*\.\s*{_RANGE})?)?"
 
 
 def check_blocks(text: str) -> None:
@@ -63,7 +63,7 @@ def _choices(text: str) -> list[tuple[str, str | None, range | None, range | Non
         if choice.lower() == "all":
             choices.append((choice, None, None, None))
             continue
-        match = _CHOICE.fullmatch(choice)
+        match = re.fullmatch(_CHOICE, choice)
         if match is None:
             raise ValueError(f'Blocks "{short(text)}": "{short(choice)}" is not a block. {GRAMMAR}')
         part, first, last, low, high = match.groups()

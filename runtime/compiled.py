@@ -14,7 +14,7 @@ import logging
 import re
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -34,7 +34,7 @@ SCHEMA = (
 _now: ContextVar[tuple[dict[str, Any], HostAttend]] = ContextVar("options of the UNet call at hand, and the host's")
 
 
-def can_compile(settings: Mapping[str, Any] | None) -> bool:
+def compilable(settings: Mapping[str, Any] | None) -> bool:
     """Whether patches work with these ComfyUI settings for torch.compile."""
     known = settings is not None and settings.get("backend") in BACKENDS and settings.get("mode") in (None, "default")
     return known and set(settings.get("options") or ()) <= {"guard_filter_fn"}
@@ -82,10 +82,9 @@ class CompiledUNet(nn.Module):
 
     def __init__(self, unet: nn.Module, host: HostAttend, settings: Mapping[str, Any]):
         super().__init__()
-        compiled = torch.compile(
-            unet, backend=_backend(settings["backend"]), fullgraph=True, dynamic=settings.get("dynamic")
-        )
-        self.__dict__.update(unet=unet, host=host, compiled=compiled, failed=False)
+        settings = {"backend": _backend(settings["backend"]), "dynamic": settings.get("dynamic")}
+        compiler = partial(torch.compile, fullgraph=True, **settings)
+        self.__dict__.update(unet=unet, host=host, compiled=compiler(unet), failed=False)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["unet"], name)

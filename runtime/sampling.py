@@ -22,7 +22,7 @@ from ..prompts.options import check_batch
 from ..prompts.tag import story_of
 from .cache import RunCache
 from .chain import HostAttend
-from .compiled import can_compile
+from .compiled import compilable
 from .conditionings import UNCONDITIONAL, marked
 from .memory import MEMORY_KEY, PREPARE_SAMPLING, Gathering, MemoryWrapper
 from .patch import Patch, ScheduledPatch
@@ -178,7 +178,7 @@ def _compiling(model_options: Mapping[str, Any]) -> Mapping[str, Any] | None:
     if not wrappers.get(APPLY_MODEL, {}).get(COMPILED):
         return None
     settings = model_options.get(COMPILE_SETTINGS)
-    if can_compile(settings):
+    if compilable(settings):
         return settings
     logging.warning(
         "The torch.compile node is left out of this run, which is slower: with its settings StoryLoom's patches would "

@@ -67,4 +67,4 @@ def build_with_weights(make: Callable[[], nn.Module], weights: Mapping[str, Tens
     for part in module.modules():
         if hasattr(part, "position_ids"):  # not among the weights
             part.position_ids = torch.arange(part.position_ids.shape[-1])[None]
-    return module.eval().requires_grad_(False)
+    return module.train(False).requires_grad_(False)

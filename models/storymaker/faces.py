@@ -67,7 +67,7 @@ class FaceAnalysis:
         A detector misses faces that fill the image. If nothing is found at 640 x 640, detection runs again at a half
         and a quarter of that size, where such a face has the usual size.
         """
-        bgr, (height, width) = _bgr(picture), picture.shape[:2]
+        bgr, (height, width) = _as_bgr(picture), picture.shape[:2]
         for side in DETECTION_SIDES:
             if min(height, width) * side < max(height, width):
                 break  # less than one pixel of the shorter side would be left
@@ -86,7 +86,7 @@ class FaceAnalysis:
         from insightface.app.common import Face as LibraryFace
 
         known = LibraryFace(bbox=face.box, kps=face.landmarks)
-        self.recogniser.get(_bgr(picture), known)
+        self.recogniser.get(_as_bgr(picture), known)
         return unit_identity(known.normed_embedding)
 
     def embeddings(self, images: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ class FaceAnalysis:
         return face_align.norm_crop(picture, landmark=face.landmarks, image_size=SIDE)
 
 
-def _bgr(picture: np.ndarray) -> np.ndarray:
+def _as_bgr(picture: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(picture[..., ::-1])
 
 

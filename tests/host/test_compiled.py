@@ -115,9 +115,9 @@ def test_an_unknown_backend_might_play_the_first_call_again_and_is_refused(draw,
 
 
 def test_which_settings_patches_live_through(host):
-    can_compile = host.pack("runtime.compiled").can_compile
+    compilable = host.pack("runtime.compiled").compilable
     guards = {"guard_filter_fn": len}
-    assert can_compile({"backend": "inductor", "mode": None, "options": guards})
-    assert not can_compile(None)
+    assert compilable({"backend": "inductor", "mode": None, "options": guards})
+    assert not compilable(None)
     for changes in ({"backend": "cudagraphs"}, {"mode": "reduce-overhead"}, {"options": {"triton.cudagraphs": True}}):
-        assert not can_compile({"backend": "inductor", "mode": None, "options": guards} | changes)
+        assert not compilable({"backend": "inductor", "mode": None, "options": guards} | changes)
