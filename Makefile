@@ -1,7 +1,7 @@
 PYTHON ?= python3
 ARGS ?=
 
-.PHONY: help demo demo-model test browser-test lint clean python
+.PHONY: help demo demo-model test browser-test lint validate clean python
 
 help:
 	@echo "make demo        draw a four-frame story without and with StoryLoom, measure both and print the path of the page,"
@@ -11,7 +11,8 @@ help:
 	@echo "                 (make test SETTING=busy: in another CPU setting, see CONTRIBUTING.md)"
 	@echo "make browser-test  run only the tests in ComfyUI's own interface, and install their dependencies"
 	@echo "make lint        ruff check and ruff format --check"
-	@echo "make clean       remove the environment (.venv) and the results (out)"
+	@echo "make validate    run the checks of ComfyUI's ecosystem on the files of a release"
+	@echo "make clean       remove the environments (.venv, .venv-validate) and the results (out)"
 
 python:
 	@"$(PYTHON)" -c "import sys; sys.exit(sys.version_info < (3, 10))" 2>/dev/null || { echo "StoryLoom needs Python 3.10 or newer, but '$(PYTHON)' is older or missing. Install a newer Python, or select one with 'make $(MAKECMDGOALS) PYTHON=/path/to/python3'." >&2; exit 1; }
@@ -33,5 +34,8 @@ lint: python
 	@"$(PYTHON)" scripts/environment.py
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check .
 
+validate: python
+	@"$(PYTHON)" scripts/validate.py
+
 clean:
-	rm -rf .venv out
+	rm -rf .venv .venv-validate out

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.nn import Conv2d
 from torch.nn.functional import pad
 
 from ...prompts.tokens import END, START
@@ -255,7 +256,7 @@ def autoencoder() -> tuple[nn.Sequential, nn.Sequential]:
 
     Neither is trained: the encoder averages squares of 8x8 pixels, the decoder draws such squares.
     """
-    mix, unmix = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 3, 1)
+    mix, unmix = Conv2d(3, 4, 1), Conv2d(4, 3, 1)
     identity, luma = torch.eye(3), torch.tensor(LUMA)
     with torch.no_grad():
         mix.weight[:] = LATENT_GAIN * torch.cat([identity, luma[None]])[..., None, None]

@@ -848,7 +848,7 @@ class TestPackaging:
         files = [
             path.relative_to(ROOT).as_posix()
             for path in ROOT.rglob("*")
-            if path.is_file() and path.relative_to(ROOT).parts[0] not in (".git", ".venv", "out")
+            if path.is_file() and path.relative_to(ROOT).parts[0] not in (".git", ".venv", ".venv-validate", "out")
         ]
         ignored = subprocess.run(command, cwd=ROOT, input="\0".join(files), capture_output=True, text=True)
         if ignored.returncode > 1:
