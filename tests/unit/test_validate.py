@@ -9,11 +9,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "scripts"
+SHARED = ("browser", "comfyui", "environment", "storyloom_script_validate")
 
 
 @pytest.fixture(scope="module")
 def validate():
-    before = sys.path[:]
+    """The script, with the scripts that it imports under their own names while the tests run."""
+    before = {name: module for name, module in sys.modules.items() if name.partition(".")[0] in SHARED}
+    for name in before:
+        del sys.modules[name]
     sys.path.insert(0, str(SCRIPTS))
     try:
         spec = importlib.util.spec_from_file_location("storyloom_script_validate", SCRIPTS / "validate.py")
@@ -22,11 +26,10 @@ def validate():
         spec.loader.exec_module(module)
         yield module
     finally:
-        sys.path[:] = before
-        for name in ("storyloom_script_validate", "environment", "browser"):
-            sys.modules.pop(name, None)
-        for name in [name for name in sys.modules if name.partition(".")[0] == "comfyui"]:
+        sys.path.remove(str(SCRIPTS))
+        for name in [name for name in sys.modules if name.partition(".")[0] in SHARED]:
             del sys.modules[name]
+        sys.modules.update(before)
 
 
 @pytest.fixture(scope="module")
