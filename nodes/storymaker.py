@@ -7,9 +7,6 @@ import os
 from pathlib import Path
 
 import comfy.lora
-import comfy.model_management
-import comfy.model_patcher
-import comfy.ops
 import folder_paths
 from comfy_api.latest import io
 from torch import Tensor
