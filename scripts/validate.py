@@ -60,8 +60,9 @@ def shipped_files() -> list[str]:
 def node_validate(place: Place) -> list[str]:
     """Faults found by `comfy node validate`. Its warnings count: the registry drops what it warns about."""
     code, output = _run("comfy", "--skip-prompt", "node", "validate", place=place, folder=place.pack)
-    lines = [line for line in output.splitlines() if "warning" in line.lower() or "error" in line.lower()]
-    return lines or ([] if code == 0 and "All validation checks passed" in output else [output])
+    if code or "All validation checks passed" not in output:
+        return [output]
+    return [line for line in output.splitlines() if "warning" in line.lower() or "error" in line.lower()]
 
 
 def import_guard(place: Place) -> list[str]:

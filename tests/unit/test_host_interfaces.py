@@ -1,5 +1,6 @@
-"""The list of ComfyUI's interfaces: complete for imports, equal to its table, and found in source files."""
+"""The list of ComfyUI's interfaces: complete for imports and keys, equal to its table, and found in source files."""
 
+import ast
 import sys
 from pathlib import Path
 
@@ -28,6 +29,31 @@ def test_every_name_that_the_nodes_import_or_read_is_listed(host):
     used = host.users()
     assert {name: used[name] for name in used.keys() - listed} == {}, "add these to IMPORTED in scripts/host_data.py"
     assert {name for name in listed if not any(other.startswith(name) for other in used)} == set()
+
+
+OWN = {"failed", "server", "unet"}
+"""Texts with which the pack reads dicts of its own and of Python."""
+
+
+def read_keys(text):
+    """Texts with which a Python source reads dicts."""
+    for node in ast.walk(ast.parse(text)):
+        key = None
+        if isinstance(node, ast.Subscript):
+            key = node.slice
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args:
+            key = node.args[0] if node.func.attr in ("get", "pop", "setdefault") else None
+        if isinstance(key, ast.Constant) and isinstance(key.value, str):
+            yield key.value
+
+
+def test_every_key_with_which_the_pack_reads_what_the_host_passes_is_listed(host):
+    listed = {interface.name for interface in host.TEXTS}
+    patterns = ("nodes/*.py", "runtime/*.py", "attention/*.py", "prompts/batches.py")
+    files = [path for pattern in patterns for path in ROOT.glob(pattern)]
+    read = {key: path.name for path in files for key in read_keys(path.read_text(encoding="utf-8"))}
+    assert {key: read[key] for key in read.keys() - listed - OWN} == {}, "add these to TEXTS in scripts/host_data.py"
+    assert set(read) >= OWN
 
 
 def test_imports_aliases_and_assignments_are_followed(host):
