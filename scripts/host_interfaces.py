@@ -47,13 +47,18 @@ def used_names(text: str) -> set[str]:
 
 
 def users() -> dict[str, list[str]]:
-    """For every name of ComfyUI that the pack imports or reads, the files that do."""
+    """For every name of ComfyUI that the pack imports or reads from, the files that do."""
     files = sorted(path for pattern in PACK for path in ROOT.glob(pattern))
     found: dict[str, list[str]] = {}
     for path in files:
         for name in sorted(used_names(path.read_text(encoding="utf-8"))):
             found.setdefault(name, []).append(path.relative_to(ROOT).as_posix())
     return found
+
+
+def _files(name: str, used: dict[str, list[str]]) -> list[str]:
+    """Files that use a name or an attribute of it."""
+    return sorted({file for other, files in used.items() if f"{other}.".startswith(f"{name}.") for file in files})
 
 
 def missing(folder: Path) -> Iterator[tuple[Interface, str]]:
@@ -69,7 +74,7 @@ def interfaces() -> list[Interface]:
     """Everything that the pack relies on."""
     used = users()
     imported = (
-        Interface(f"{module}.{name}", ", ".join(used.get(f"{module}.{name}", ())))
+        Interface(f"{module}.{name}", ", ".join(_files(f"{module}.{name}", used)))
         for module, names in IMPORTED.items()
         for name in names.split()
     )
@@ -81,7 +86,7 @@ def table() -> str:
     used = users()
     lines = [_INTRODUCTION]
     for module, names in IMPORTED.items():
-        files = sorted({file for name in names.split() for file in used.get(f"{module}.{name}", ())})
+        files = sorted({file for name in names.split() for file in _files(f"{module}.{name}", used)})
         lines.append(f"| `{module}` | {_listed(names.split())} | {_listed(files)} | {_seen(VERSIONS)} |")
     lines.append(_CALLED)
     lines += [f"| `{_call(each)}` | {each.used} | {_seen(each.seen)} | {each.otherwise} |" for each in CALLED]
@@ -97,7 +102,7 @@ _INTRODUCTION = f"""# Interfaces of ComfyUI
 
 Everything in ComfyUI that the pack relies on, and the versions in which it was seen: {" and ".join(VERSIONS)}.
 `python scripts/host_interfaces.py FOLDER` lists what is missing in another ComfyUI. It reads source files only, so it
-finds what was renamed or removed, and new parameters, but not what behaves differently: run `make test` as well, with
+finds renamed and removed names and changed parameters, but not what behaves differently: run `make test` as well, with
 `COMFYUI_PATH` set to that folder.
 
 This file is written by `python scripts/host_interfaces.py --write`, from `scripts/host_data.py` and the pack's imports.
