@@ -59,8 +59,10 @@ class StoryCond:
 def per_encoder(hidden: Tensor, edit: Callable[[Tensor], Tensor]) -> Tensor:
     """Apply `edit` ([T, D] -> [T, D]) to each text encoder's part of SDXL's hidden states [T, 2048].
 
-    Other widths are split in the same proportion.
+    1280 channels are CLIP-G's alone, as in SDXL's refiner. Other widths are split in the same proportion as SDXL's.
     """
+    if hidden.shape[-1] == ENCODER_WIDTHS[1]:
+        return edit(hidden)
     first = hidden.shape[-1] * ENCODER_WIDTHS[0] // sum(ENCODER_WIDTHS)
     return torch.cat([edit(hidden[..., :first]), edit(hidden[..., first:])], dim=-1)
 

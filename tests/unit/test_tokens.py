@@ -345,6 +345,12 @@ def test_each_encoder_is_edited_on_its_own(shrunk):
     assert widths == [(5, 768 // shrunk), (5, 1280 // shrunk)]
 
 
+def test_the_refiners_context_is_edited_as_one_encoders():
+    """A part's own size is what a split would change."""
+    hidden = torch.randn(5, 1280)
+    assert torch.equal(per_encoder(hidden, lambda part: part / part.numel()), hidden / hidden.numel())
+
+
 def story_row(descriptions, length=77):
     identity = descriptions[0] if descriptions else range(1, 1)
     return StoryRow(0, ("",), StoryTokens(identity, (range(8, 10),), 10, length), descriptions)
