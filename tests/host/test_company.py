@@ -7,7 +7,7 @@ import pytest
 import torch
 from company import attention_couple, deep_cache, passed_through, row_by_row, tiled
 from situations import NEEDS_CALL_MAPPING, NODES, SITUATIONS, images
-from story_graphs import build, call, close, csa, differ, distance, freeu, ipca, sample
+from story_graphs import NEWER_TOO, build, call, close, csa, differ, distance, freeu, ipca, sample
 from story_makers import apply, maker_of, someone, weights_of
 
 STAND_INS = {
@@ -81,6 +81,14 @@ REFUSED = {
 """(situation, patch): what the error says."""
 
 
+def drawn_in(name):
+    """Patches that are drawn in a situation: those that depend on rows alone, where a newer ComfyUI draws all of them.
+
+    Samplers differ in the number and the noise levels of evaluations, which are the same to every patch.
+    """
+    return ("ipca", "csa") if NEWER_TOO or name.startswith("sampler ") else tuple(ROWS)
+
+
 @pytest.fixture(scope="module")
 def single_maker(host):
     return maker_of(host, weights_of(host, torch.float32))
@@ -103,7 +111,7 @@ def test_patches_act_in_strange_company_and_neutral_ones_leave_no_trace(host, gr
     sample(graph, parts, "plain", **changes, model=model)
     off = model
     for row, add in ROWS.items():
-        if (name, row) not in REFUSED:
+        if row in drawn_in(name) and (name, row) not in REFUSED:
             sample(graph, parts, row, **changes, model=add(graph, host, single_maker, model))
         off = add(graph, host, single_maker, off, **OFF[row])
     sample(graph, parts, "off", **changes, model=off)
