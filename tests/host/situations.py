@@ -251,7 +251,6 @@ SAMPLERS = (
     "er_sde",
     "ddpm",
     "seeds_3",
-    "dpm_adaptive",
 )
 
 SITUATIONS = {
