@@ -71,6 +71,21 @@ def with_added_rows(call: UNetCall, options: Mapping[str, Any], context: Tensor)
     return replace(call, chunks=tuple(chunks), call_cache=RunCache())
 
 
+def has_moved_rows(call: UNetCall, options: Mapping[str, Any], context: Tensor) -> bool:
+    """Whether another node has put the rows of a layer into another order. context: as in `with_added_rows`.
+
+    False where it has changed the text, so that rows cannot be recognised.
+    """
+    seen = with_added_rows(call, options, context)
+    return not any(chunk.foreign for chunk in seen.chunks) and _assigned(seen) != _assigned(call)
+
+
+def _assigned(call: UNetCall) -> list[tuple[int, int]]:
+    """Conditioning (its id) and image of every row."""
+    images = [chunk.images or call.images or range(len(chunk.rows)) for chunk in call.chunks]
+    return [(id(chunk.conditioning), i) for chunk, own in zip(call.chunks, images, strict=True) for i in own]
+
+
 def _keys(options: Mapping[str, Any]) -> list[tuple[int, Any]]:
     """The guider's number and the uuid of each conditioning in a call."""
     return list(zip(options["cond_or_uncond"], options["uuids"], strict=True))

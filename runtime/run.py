@@ -19,7 +19,7 @@ from .chain import Chain, HostAttend, Replacement
 from .compiled import CompiledUNet
 from .conditionings import conditioning_of, context_of
 from .patch import OUTPUT_BLOCKS, PreparesSteps, ScheduledPatch, acting, nested
-from .reading import nearest_step, read_call, window_images, with_added_rows
+from .reading import has_moved_rows, nearest_step, read_call, window_images, with_added_rows
 from .uncompiled import uncompiled
 
 CROSS_ATTENTION, CROSS_INPUTS = "attn2", "attn2_patch"
@@ -55,11 +55,9 @@ class LayerAttention:
         return chain(q, k, v, options["n_heads"])
 
     def _call(self, rows: int) -> UNetCall:
-        """The call as this layer sees it, with rows that another node has added."""
-        if rows == self.call.rows or not acting(self.patches, self.call):
-            return self.call
-        call = self.call.call_cache.get((AddedRows, rows))
-        if call is None:
+        """The call as this layer sees it, with rows that another node has added or moved."""
+        call = self.call.call_cache.get((CrossRows, rows), self.call)
+        if rows != call.rows and acting(self.patches, call):
             raise ValueError(
                 f"Another node has changed the number of rows in cross-attention from {self.call.rows} to {rows}, so "
                 "StoryLoom cannot match them to frames. Remove that node (regional prompts?)."
@@ -68,17 +66,24 @@ class LayerAttention:
 
 
 @dataclass(frozen=True, eq=False)
-class AddedRows:
-    """Recognises the rows that other nodes add to the inputs of cross-attention."""
+class CrossRows:
+    """Recognises the rows that other nodes add to the inputs of cross-attention, or move."""
 
     call: UNetCall
 
     @uncompiled
     def __call__(self, n: Tensor, context: Tensor, value: Tensor, options: dict[str, Any]) -> tuple[Tensor, ...]:
         """As the host calls it: n [rows, N, C], context and value [rows, T, D], returned as they are."""
-        if len(n) != self.call.rows and len(n) == len(context):
-            self.call.cached((AddedRows, len(n)), lambda: with_added_rows(self.call, options, context))
+        if len(n) == len(context):
+            self.call.cached((CrossRows, len(n)), lambda: self._seen(options, context))
         return n, context, value
+
+    def _seen(self, options: dict[str, Any], context: Tensor) -> UNetCall:
+        """The call with the rows of this layer. Their order is compared once in a run, added rows in every call."""
+        moved = (CrossRows, "moved"), lambda: has_moved_rows(self.call, options, context)
+        if len(context) != self.call.rows or self.call.cached_by_layout(*moved):
+            return with_added_rows(self.call, options, context)
+        return self.call
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,11 +194,11 @@ class StoryRun:
         }
         options = {**options, "patches_replace": {**replacements, **taken}}
         patches = {
-            name: [patch for patch in others if not isinstance(patch, AddedRows | OutputJoin)]
+            name: [patch for patch in others if not isinstance(patch, CrossRows | OutputJoin)]
             for name, others in options.get("patches", {}).items()
         }
         if patches.get(CROSS_INPUTS) and CROSS_ATTENTION in slots:
-            patches[CROSS_INPUTS].append(AddedRows(call))
+            patches[CROSS_INPUTS].append(CrossRows(call))
         if outputs:
             patches.setdefault(OUTPUT_BLOCKS, []).append(OutputJoin(tuple(outputs), call, self.reached))
         if patches:

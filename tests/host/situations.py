@@ -311,6 +311,3 @@ SITUATIONS = {
     "clip skip": clip_skip,
     **{f"sampler {name}": sampler(name, 3) for name in SAMPLERS},
 }
-
-NEEDS_CALL_MAPPING = ("rows backwards",)
-"""Situations that are not tried until the rows of a call are recognised in them."""

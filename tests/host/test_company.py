@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 from company import attention_couple, deep_cache, passed_through, row_by_row, tiled
-from situations import NEEDS_CALL_MAPPING, NODES, SITUATIONS, images
+from situations import NODES, SITUATIONS, images
 from story_graphs import NEWER_TOO, build, call, close, csa, differ, distance, freeu, ipca, sample
 from story_makers import apply, maker_of, someone, weights_of
 
@@ -103,7 +103,7 @@ def more_nodes(host):
         assert asyncio.run(nodes.load_custom_node(path, module_parent="comfy_extras"))
 
 
-@pytest.mark.parametrize("name", [name for name in SITUATIONS if name not in NEEDS_CALL_MAPPING])
+@pytest.mark.parametrize("name", SITUATIONS)
 def test_patches_act_in_strange_company_and_neutral_ones_leave_no_trace(host, graph, single_maker, name):
     parts = build(graph, loader="TestSingle", shared_noise=False)
     changes = SITUATIONS[name](graph, host, parts)

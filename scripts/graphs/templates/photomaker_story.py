@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..files import PHOTOMAKER, PHOTOMAKER_PAGE, model_property
-from ..model import Node, Workflow
-from ..parts import CHECKPOINT_LOADER, PUBLISHED, with_note
+from ..model import AppInput, Node, Workflow
+from ..parts import CHECKPOINT_LOADER, PUBLISHED, story_app, with_note
 from ..stories import PHOTOGRAPHED
 from ..storymaker import photo
 from .one_prompt import one_prompt_one_story
@@ -28,7 +28,8 @@ def photomaker_story(loader: Node) -> Workflow:
         "encode": replace(encode, links={**encode.links, "photomaker": ("photomaker", 0), "photo": ("photo", 0)}),
     }
     groups = {**whole.groups, "Photo": ("photomaker", "photo")}
-    return replace(whole, nodes={**whole.nodes, **added}, groups=groups)
+    app = story_app(loader, AppInput("photo", "image", "Photo of the person"))
+    return replace(whole, nodes={**whole.nodes, **added}, groups=groups, app=app)
 
 
 def workflows() -> list[Workflow]:
