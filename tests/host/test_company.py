@@ -6,8 +6,8 @@ import os
 import pytest
 import torch
 from company import attention_couple, deep_cache, passed_through, row_by_row, tiled
-from situations import NODES, SITUATIONS, images
-from story_graphs import NEWER_TOO, build, call, close, csa, differ, distance, freeu, ipca, sample
+from situations import NODES, SITUATIONS, appended, images, patch_of
+from story_graphs import NEWER_TOO, build, call, close, csa, differ, distance, freeu, ipca, log_bias, sample
 from story_makers import apply, maker_of, someone, weights_of
 
 STAND_INS = {
@@ -55,6 +55,17 @@ def test_the_attention_couple_gives_parts_of_an_image_texts_of_their_own(host, g
         assert close(seen[name], plain)
     assert differ(seen["another text in the right half"], plain)
     assert differ(seen["another text in the right half"], seen["another text in the left half"])
+
+
+def test_ipca_keeps_columns_that_another_node_adds_to_the_text(host, graph):
+    parts = build(graph)
+    longer = call(graph, host, patch_of("attn2", appended), parts["model"])
+    sample(graph, parts, "plain", model=longer)
+    sample(graph, parts, "ours", model=ipca(graph, longer))
+    sample(graph, parts, "reference", model=call(graph, host, log_bias(2.0), longer))
+    seen = host.run(graph)
+    assert differ(seen.ours, seen.plain)
+    assert close(seen.ours, seen.reference)
 
 
 ROWS = {
