@@ -241,17 +241,7 @@ def crops(graph, host, parts):
 OTHER_CONTEXT = torch.randn(1, 77, 256, generator=torch.Generator().manual_seed(2))
 LEFT = torch.tensor([1.0, 0.0]).repeat_interleave(4).expand(8, 8)
 BLOCKS = ("middle", 0), ("output", 0), ("output", 1)
-SAMPLERS = (
-    "dpm_2",
-    "heunpp2",
-    "res_multistep",
-    "uni_pc",
-    "lcm",
-    "sa_solver",
-    "er_sde",
-    "ddpm",
-    "seeds_3",
-)
+SAMPLERS = ("dpm_2", "heunpp2", "res_multistep", "uni_pc", "lcm", "sa_solver", "er_sde", "ddpm", "seeds_3")
 
 SITUATIONS = {
     # rows and columns of attention
