@@ -19,8 +19,8 @@ from .windows import FramePrompt
 TRIGGER = "photomaker"
 EXAMPLE = f'for example "a man {TRIGGER} in a blue coat"'
 
-_TRIGGER = re.compile(rf"\b{TRIGGER}\b", re.IGNORECASE)
-_MARKED = re.compile(rf"(\w+)\s+{TRIGGER}\b", re.IGNORECASE)
+_TRIGGER = rf"(?i)\b{TRIGGER}\b"
+_MARKED = rf"(?i)(\w+)\s+{TRIGGER}\b"
 
 PhotoRows = tuple[tuple[int, ...], ...]
 """Rows of an encoded prompt to fuse: for each mention of the character, one row per photo."""
@@ -46,7 +46,7 @@ def photo_story(story: Story, photos: int) -> tuple[Story, PhotoCharacter]:
     Raises ValueError if the trigger is not exactly once in the descriptions, after a class noun, or is elsewhere.
     """
     marked = _marked(story)
-    match = _MARKED.search(marked.description)
+    match = re.search(_MARKED, marked.description)
     if match is None:
         raise ValueError(
             f'In the identity "{short(marked.description)}", "{TRIGGER}" does not follow a noun. Write it directly '
@@ -114,23 +114,23 @@ def photo_report(person: PhotoCharacter, rows: Sequence[PhotoRows]) -> str:
 
 def has_trigger(story: Story) -> bool:
     """Whether a description contains the trigger word."""
-    return any(_TRIGGER.search(character.description) for character in story.characters)
+    return any(re.search(_TRIGGER, character.description) for character in story.characters)
 
 
 def without_trigger(text: str) -> str:
     """A text in which the trigger word, a mark for PhotoMaker, is left out."""
-    return re.sub(rf"\s*{_TRIGGER.pattern}", "", text, flags=re.IGNORECASE)
+    return re.sub(rf"(?i)\s*\b{TRIGGER}\b", "", text)
 
 
 def _marked(story: Story) -> Character:
     """The one character whose description contains the trigger, once."""
     for place, text in (("the style", story.style), *((f"frame {i + 1}", f.text) for i, f in enumerate(story.frames))):
-        if _TRIGGER.search(text):
+        if re.search(_TRIGGER, text):
             raise ValueError(
                 f'The word "{TRIGGER}" is in {place} ("{short(text)}"). Remove it there: it belongs in the identity, '
                 f"after the noun for what the photo shows, {EXAMPLE}."
             )
-    marked = [character for character in story.characters for _ in _TRIGGER.findall(character.description)]
+    marked = [character for character in story.characters for _ in re.findall(_TRIGGER, character.description)]
     if not marked:
         raise ValueError(
             f'A photo is connected, but the identity has no word "{TRIGGER}". Write it after the noun for what the '

@@ -6,7 +6,7 @@ Written for ComfyUI's wrapper interface, with everything of the host passed in.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -157,7 +157,8 @@ class StoryRun:
         """
         given = arguments["c"]
         options = given["transformer_options"]
-        call = read_call(options, arguments["input"], given.get("c_crossattn"))
+        ordinary = {**options, KEY: replace(options[KEY], wrapped=False)}
+        call = read_call(ordinary, arguments["input"], given.get("c_crossattn"))
         given = {**given, "transformer_options": self.installed(options, call)}
         return unet_function(apply_model, {**arguments, "c": given})
 

@@ -37,7 +37,7 @@ def _texts(file: str, used: str, names: str, **more) -> tuple[Interface, ...]:
 
 IMPORTED = {
     "comfy.cli_args": "args",
-    "comfy.clip_vision": "ClipVisionModel",
+    "comfy.clip_vision": "ClipVisionModel clip_preprocess",
     "comfy.ldm.modules.attention": "optimized_attention optimized_attention_masked",
     "comfy.ldm.modules.diffusionmodules.openaimodel": "Downsample Upsample",
     "comfy.lora": "load_lora model_lora_keys_unet",
@@ -55,8 +55,8 @@ IMPORTED = {
     "comfy_api.latest.io": "AnyType.Input Boolean.Input Clip.Input Clip.Output ClipVision.Input ClipVision.Output "
     "Combo.Input ComfyNode Conditioning.Input Conditioning.Output Custom Float.Input FolderType.output "
     "Hidden.extra_pnginfo Hidden.prompt Image.Input Image.Output Input Int.Input Int.Output Latent.Input "
-    "Latent.Output Mask.Input Mask.Output Model.Input Model.Output NodeOutput Output Schema String.Input "
-    "String.Output Vae.Output",
+    "Latent.Output Mask.Input Mask.Output Model.Input Model.Output NodeOutput Output Photomaker.Input Schema "
+    "String.Input String.Output Vae.Output",
     "comfy_api.latest.ui": "PreviewImage SavedResult",
     "folder_paths": "add_model_folder_path folder_names_and_paths get_filename_list get_filename_list_ "
     "get_folder_paths get_full_path get_full_path_or_raise get_output_directory get_save_image_path models_dir",

@@ -220,12 +220,6 @@ def clip_skip(graph, host, parts):
     return {"positive": story}
 
 
-def behind_another_prompt(graph, host, parts):
-    """The story's columns after those of another prompt, whose dict the result has."""
-    sides = {"conditioning_to": texts(graph, parts), "conditioning_from": parts["positive"]}
-    return {"positive": graph.add("ConditioningConcat", **sides)()}
-
-
 def images(number, size=64):
     return lambda graph, host, parts: {
         "latent_image": graph.add("EmptyLatentImage", width=size, height=size, batch_size=number)()

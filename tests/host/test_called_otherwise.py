@@ -284,6 +284,32 @@ def test_rows_that_another_node_adds_to_cross_attention_are_left_to_it(
     assert close(seen["ours"], seen["reference"]) and differ(seen["ours"], seen["plain"])
 
 
+def turned(model):
+    """MODEL whose cross-attention gets its rows in the opposite order."""
+    model = model.clone()
+    model.set_model_attn2_patch(lambda q, context, value, options: (q.flip(0), context.flip(0), value.flip(0)))
+    model.set_model_attn2_output_patch(lambda out, options: out.flip(0))
+    return model
+
+
+@pytest.mark.parametrize("weight", WEIGHTS)
+def test_rows_that_another_node_moves_in_cross_attention_keep_their_frame(host, graph, weight):
+    def ours(model):
+        return ipca(graph, apply(graph, host, model, maker, someone(host, 1)), identity_weight=weight)
+
+    maker = maker_of(host, weights_of(host))
+    seen = drawn(
+        host,
+        graph,
+        {
+            "turned": lambda model: ours(call(graph, host, turned, model)),
+            "whole": ours,
+            "plain": lambda model: call(graph, host, turned, model),
+        },
+    )
+    assert close(seen["turned"], seen["whole"]) and differ(seen["whole"], seen["plain"])
+
+
 def test_other_patches_act_beside_added_rows(host, graph, maker):
     contexts = [region_text(1)]
     every = {name: within(graph, host, patch, couple(contexts)) for name, patch in patches(graph, host, maker).items()}

@@ -107,7 +107,7 @@ def test_an_enhanced_identity_grows_with_each_frames_own_words(host, graph, mode
     seen = host.run(graph)
     ((context, info),) = seen.out
     whole, pooled = stock(host, models, " ".join([STORY["identity"], *STORY["frames"].split("\n")]))
-    tokens = info["storyloom"].rows[0].tokens
+    tokens = tag_of(host, info).rows[0].tokens
     for frame, row in enumerate(context):
 
         def expected(hidden, frame=frame):

@@ -19,7 +19,12 @@ BOXES = ("identity", "frames", "style")
 
 @pytest.fixture(scope="module")
 def routes(host):
-    return host.pack("nodes.routes")
+    """The module, with time limits that no busy machine reaches; tests of the limits set their own."""
+    routes = host.pack("nodes.routes")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(routes, "SECONDS", LIMIT)
+        patch.setattr(routes, "ARRIVAL", LIMIT)
+        yield routes
 
 
 @pytest.fixture
@@ -128,6 +133,13 @@ def test_many_requests_at_once_are_answered_or_put_off(post, routes):
     assert sum(status == 200 for status, _ in answers) >= routes.WAITING
     assert all(answer["lines"][0]["caption"].startswith("frame") for status, answer in answers if status == 200)
     assert post(script())[0][0] == 200 and routes.measurer().waiting == 0
+
+
+def test_only_computing_counts_as_time(post, routes, monkeypatch):
+    """A thread that waits for a processor, or sleeps, does not use up its time."""
+    monkeypatch.setattr(routes, "time", SimpleNamespace(thread_time=lambda: 0.0))
+    monkeypatch.setattr(routes, "SECONDS", 0)
+    assert post(script())[0][0] == 200
 
 
 def test_a_script_that_takes_too_long_is_put_off(post, routes, monkeypatch):
