@@ -9,6 +9,7 @@ from storyloom.benchmarks import effect as benchmark
 from storyloom.benchmarks.effect import FIRST_SEED, FIRST_STORY, pictures_of
 from storyloom.benchmarks.methods import ABLATIONS, ABLATIONS_COMPARED, COMPARED, METHODS, settings_of
 from storyloom.prompts.script import parse_story
+from storyloom.prompts.tag import tag_of
 from storyloom.standalone import StoryPipeline
 from storyloom.standalone.demo import demo_model
 from storyloom.standalone.pipeline import METHODS as OF_THE_PIPELINE
@@ -75,7 +76,7 @@ def test_each_ablation_changes_the_rows_that_it_is_about(pipeline):
 
     ((plain, info), (svr, _), (npr, _)) = map(context, ("none", "svr", "npr"))
     drawn = {method: context(method)[0] for method in ABLATIONS}
-    tokens = info["storyloom"].rows[1].tokens
+    tokens = tag_of(info).rows[1].tokens
     identity, own = list(tokens.identity), list(tokens.frames[1])
     others, end = [*tokens.frames[0], *tokens.frames[2]], list(range(tokens.eot, tokens.length))
 
