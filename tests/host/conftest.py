@@ -32,6 +32,7 @@ EXTRAS = [
     "nodes_context_windows",
     "nodes_hooks",
     "nodes_hypertile",
+    "nodes_tomesd",
     "nodes_torch_compile",
     "nodes_model_advanced",
     "nodes_freelunch",

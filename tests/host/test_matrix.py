@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from company import attention_couple, deep_cache, row_by_row, tiled
 from story_graphs import NEWER_TOO, build, call, context_windows, controlled, csa, distance, freeu, ipca, lora, sample
 from story_makers import apply, maker_of, someone, weights_of
 from tiny_models import SDXL, tiny_model
@@ -160,6 +161,31 @@ def replaced(slot):
     return lambda graph, host, parts: {"model": call(graph, host, taken, parts["model"])}
 
 
+def sag(graph, host, parts):
+    return {"model": graph.add("SelfAttentionGuidance", model=parts["model"], scale=0.5, blur_sigma=2.0)()}
+
+
+def merged_tokens(graph, host, parts):
+    return {"model": graph.add("TomePatchModel", model=parts["model"], ratio=0.5)()}
+
+
+def small_tiles(graph, host, parts):
+    settings = {"tile_size": 32, "swap_size": 2, "max_depth": 1, "scale_depth": False}
+    return {"model": graph.add("HyperTile", model=parts["model"], **settings)()}
+
+
+def otherwise(function):
+    """Surroundings in which another node calls the UNet in its own way."""
+    return lambda graph, host, parts: {"model": call(graph, host, function, parts["model"])}
+
+
+def coupled(model):
+    """MODEL with another text for the right half, inside its cross-attention."""
+    left = torch.tensor([1.0, 0.25]).repeat_interleave(4).expand(8, 8)
+    text = torch.randn(1, 77, SDXL["context_dim"], generator=torch.Generator().manual_seed(6))
+    return attention_couple([text], torch.stack([left, 1 - left]))(model)
+
+
 def cfg_1(graph, host, parts):
     return {"cfg": 1.0}
 
@@ -220,6 +246,13 @@ COLUMNS = {
     "context windows, retained latents": windows_that_keep_latents,
     "PAG": pag,
     "SEG-like": seg,
+    "SAG": sag,
+    "ToMe": merged_tokens,
+    "HyperTile": small_tiles,
+    "Attention Couple": otherwise(coupled),
+    "three tiles per call": otherwise(tiled(3)),
+    "one row per call": otherwise(row_by_row),
+    "DeepCache-like": otherwise(deep_cache()),
     "another attn1": replaced("attn1"),
     "another attn2": replaced("attn2"),
     "cfg 1": cfg_1,
@@ -236,6 +269,9 @@ REFUSED = {(row, "another number of images"): "The story has 3 frames but the la
 REFUSED |= {
     (SPLIT, "another number of images"): "positive has 3 rows, but the story has 4 frames",
     (SPLIT, "ControlNet, a hint per frame"): "already has a ControlNet with several hint images",
+}
+REFUSED |= {
+    (row, "one row per call"): "needs all images of the batch in one call of the model" for row in ("csa", SPLIT, "all")
 }
 """(row, column): what the error says."""
 
