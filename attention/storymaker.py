@@ -242,8 +242,8 @@ class ImageConditioning:
     def _mask(self, group: RowGroup, call: UNetCall, q: Tensor, columns: int, options: dict[str, Any]) -> Tensor | None:
         """Mask [rows, 1, N, columns] for the logits: a character's tokens count as much as its region covers a query.
 
-        Made once in a run for each layer size. columns: image tokens of the background and then of each character, the
-        same number of each.
+        Made once in a run for each layer size, for tiles in every call. columns: image tokens of the background and
+        then of each character, the same number of each.
         """
         if all(self.regions[number] is None for row in group.shown for number in row.characters):
             return None
@@ -253,7 +253,8 @@ class ImageConditioning:
             covers = torch.stack([self._cover(row, columns, call.size, grid) for row in group.shown])
             return covers.to(torch.promote_types(q.dtype, covers.dtype)).log()[:, None].to(q)
 
-        return call.cached_for_run((self, group.shown, grid, q.dtype, q.device), make)
+        cached = call.cached if any(chunk.tile for chunk in call.chunks) else call.cached_for_run
+        return cached((self, group.shown, grid, q.dtype, q.device), make)
 
     def _cover(self, row: RowCharacters, columns: int, size: tuple[int, int], grid: tuple[int, ...]) -> Tensor:
         """How much each image token of a row counts for each query, [N, columns] in 0..1."""

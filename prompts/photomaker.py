@@ -139,7 +139,7 @@ def _marked(story: Story) -> Character:
     if len(marked) > 1:
         names = ", ".join(dict.fromkeys(f"[{short(character.name)}]" for character in marked if character.name))
         raise ValueError(
-            f'The word "{TRIGGER}" is {len(marked)} times in the identity{f" ({names})" if names else ""}. One '
+            f'The word "{TRIGGER}" occurs {len(marked)} times in the identity{f" ({names})" if names else ""}. One '
             f"character of a story can have photos, and its description contains the word once, {EXAMPLE}."
         )
     return marked[0]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..prompts.conditioning import StoryCond
 from .cache import RunCache
+from .layout import RowSource
 from .rows import Rows, grouped, named_rows
 
 CPU = torch.device("cpu")
@@ -56,6 +57,7 @@ class SamplerCall:
     latents         [B, C, height, width] of the evaluation, None: unknown
     contexts        text context [rows, T, D] of each conditioning, as far as it has one
     wrapped         whether another node calls the UNet, in its own way
+    taken           rows that were recognised in earlier UNet calls of this evaluation
     """
 
     sigma: float
@@ -69,6 +71,7 @@ class SamplerCall:
     latents: Tensor | None = field(default=None, repr=False)
     contexts: Mapping[tuple[int, Any], Tensor] = field(default_factory=dict, repr=False)
     wrapped: bool = False
+    taken: set[RowSource] = field(default_factory=set, repr=False)
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ class Chunk:
     located  whether that part is known
     whole    whether all images of the evaluation are in it
     foreign  whether another node added these rows, with a context of its own
+    unknown  whether rows cannot be matched to images and conditionings: patches that need to know raise ValueError
     """
 
     rows: range
@@ -89,6 +93,7 @@ class Chunk:
     located: bool = True
     whole: bool = True
     foreign: bool = False
+    unknown: bool = False
 
     @property
     def area(self) -> tuple[int, ...] | None:
@@ -162,7 +167,9 @@ class UNetCall:
         return self.call_cache.get_or_make(key, make)
 
     def cached_by_layout(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """As `cached`, for all calls of the sampling run with the same rows, on the same device."""
+        """As `cached`, for all calls of the sampling run with the same rows of whole images, on the same device."""
+        if any(chunk.tile for chunk in self.chunks):  # tiles may differ in every step
+            return self.cached(key, make)
         layout = self.chunks, self.images, self.device
         return self.cached("layout", lambda: self.cache.get_or_make(layout, RunCache)).get_or_make(key, make)
 
@@ -175,6 +182,8 @@ class UNetCall:
 
         Raises ValueError when the numbers of rows and images differ.
         """
+        if chunk.unknown:
+            raise unmatched_rows(len(chunk.rows))
         story = chunk.conditioning.story or self.story
         known = len(chunk.rows) if story is None else len(story.rows)
         indices = self._indices(chunk, known)
@@ -216,6 +225,8 @@ class UNetCall:
     def _columns_by_row(self) -> Iterator[tuple[int, tuple[int, ...], int]]:
         """Every row with its identity columns and its own context length."""
         for chunk in self.chunks:
+            if chunk.unknown:
+                raise unmatched_rows(len(chunk.rows))
             story = chunk.conditioning.story
             columns = [()] * len(chunk.rows) if story is None else self._identity_columns(chunk)
             for row, own in zip(chunk.rows, columns, strict=True):
@@ -236,4 +247,11 @@ def unknown_images(rows: int, images: int) -> ValueError:
     return ValueError(
         f"The model is called with {rows} images for a story of {images} frames, so their frames are unknown. "
         "Another node changes the images or their text on the way to the model (tiled sampling?): remove it."
+    )
+
+
+def unmatched_rows(rows: int) -> ValueError:
+    return ValueError(
+        f"Another node calls the model with {rows} rows that are not those of the batch and its prompts, so their "
+        "images are unknown (tiled sampling with changed texts?). Remove that node."
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dis
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from types import CodeType
@@ -55,7 +56,7 @@ class Chain:
 
         Self-Attention Guidance, for example, uses the map of its last call and expects as many keys as queries.
         """
-        if self.owner is not None and _records(_code_of(self.owner)):
+        if self.owner is not None and records(self.owner):
             self.owner(q, k, v, self.options)
 
     def plain(self, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
@@ -63,22 +64,46 @@ class Chain:
         return self.host(q, k, v, heads, mask, self.options)
 
 
-RECORDERS = {"append", "extend", "setdefault", "update"}
+RECORDERS = {"append", "extend", "insert", "setdefault", "update"}
 """Methods by which a replacement keeps values in a container."""
 
+CALLS = ("__call__", "forward")
+DEPTH = 3
+"""Depth to which the functions that a replacement calls are looked at."""
 
-def _code_of(replacement: Replacement) -> CodeType | None:
+
+def records(replacement: object, depth: int = DEPTH) -> bool:
+    """Whether a replacement's code, or that of functions in it, stores anything outside its own variables.
+
+    May be true for one that only looks so; then it is called once more than needed.
+    """
     while isinstance(replacement, partial):
         replacement = replacement.func
-    function = replacement if hasattr(replacement, "__code__") else type(replacement).__call__
-    return getattr(function, "__code__", None)
+    replacement = getattr(replacement, "__wrapped__", replacement)
+    code = getattr(replacement, "__code__", None)
+    if code is None:
+        kind = type(replacement)
+        methods = [getattr(kind, name, None) for name in CALLS]
+        codes = [method.__code__ for method in methods if hasattr(method, "__code__")]
+        called = [getattr(kind, name, None) for code in codes for name in code.co_names]
+        return any(map(_stores, codes)) or _any_records(called, depth)
+    return _stores(code) or _any_records(_closure(replacement), depth)
+
+
+def _any_records(things: Iterable[object], depth: int) -> bool:
+    return depth > 0 and any(
+        records(each, depth - 1) for each in things if callable(each) and not isinstance(each, type)
+    )
+
+
+def _closure(function: object) -> Iterator[object]:
+    for cell in getattr(function, "__closure__", None) or ():
+        with suppress(ValueError):  # an empty cell
+            yield cell.cell_contents
 
 
 @cache
-def _records(code: CodeType | None) -> bool:
-    """Whether a function's code stores anything outside its own variables. May be true for one that only looks so."""
-    if code is None:
-        return False
+def _stores(code: CodeType) -> bool:
     stores = {"STORE_GLOBAL", "STORE_ATTR", "STORE_SUBSCR"}
     return not RECORDERS.isdisjoint(code.co_names) or any(
         each.opname in stores or (each.opname == "STORE_DEREF" and each.argval in code.co_freevars)

@@ -9,6 +9,7 @@ latents that the sampler passed in. The comparison waits for the device; ordinar
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import groupby
 from typing import NamedTuple
 
@@ -39,31 +40,45 @@ class RowSpan(NamedTuple):
 
 
 def rows_by_content(
-    latents: Tensor | None, context: Tensor, whole: Tensor, contexts: Sequence[Tensor]
+    latents: Tensor | None,
+    context: Tensor,
+    whole: Tensor,
+    contexts: Sequence[Tensor],
+    images: Sequence[int] | None = None,
+    taken: set[RowSource] | None = None,
 ) -> list[RowSource | None]:
     """The source of every row, None for a row with a context that no conditioning has.
 
     latents: [R, C, h, w] of the rows, None: unknown, so that the contexts alone decide; context: [R, T, D] of the rows;
     whole: [B, C, H, W] as passed in by the sampler; contexts: [1 or more, T, D] of each conditioning, which the host
-    repeats along the rows up to B, and along the tokens. Where several sources are possible, an ordinary order is
-    assumed.
+    repeats along the rows up to B, and along the tokens; images: those of each conditioning's rows, None: all B in
+    order; taken: sources of earlier rows of the same evaluation, to which these are added. Where several sources are
+    possible, as with equal noise and text, the next one in order that is not taken is assumed.
     """
-    images = len(whole)
-    texts = torch.stack([_equal_contexts(context, known, images) for known in contexts], dim=1).tolist()
+    taken = set() if taken is None else taken
+    images = range(len(whole)) if images is None else images
+    texts = torch.stack([_equal_contexts(context, known, len(whole)) for known in contexts], dim=1).tolist()
     places = [{} for _ in texts] if latents is None else _places(latents, whole)
     sources = []
     for row, (known, where) in enumerate(zip(texts, places, strict=True)):
         possible = [
             (number, image)
             for number, equal in enumerate(known)
-            for image in range(images)
+            for image in images
             if equal[image] and (image in where or not where)
         ]
-        expected = row // images % len(contexts), row % images
-        best = min(possible, key=lambda each: (each[1] != expected[1], each[0] != expected[0], each), default=None)
-        tile = None if best is None or best[1] not in where else (*latents.shape[-2:], *where[best[1]])
-        sources.append(None if best is None else RowSource(*best, tile))
+        expected = row // len(images) % len(contexts), images[row % len(images)]
+        each = [RowSource(*one, (*latents.shape[-2:], *where[one[1]]) if one[1] in where else None) for one in possible]
+        order = partial(_order, expected, taken)
+        sources.append(min(each, key=order, default=None))
+        taken.update(sources[-1:])
     return sources
+
+
+def _order(expected: tuple[int, int], taken: set[RowSource], source: RowSource) -> tuple:
+    """Sort key of the possible sources of a row: the best first."""
+    number, image = expected
+    return source in taken, source.image != image, source.conditioning != number, source[:2]
 
 
 def spans_of(sources: Sequence[RowSource | None]) -> list[RowSpan]:

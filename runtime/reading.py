@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from .cache import RunCache
-from .call import KEY, Chunk, Conditioning, SamplerCall, UNetCall, unknown_images
+from .call import KEY, Chunk, Conditioning, SamplerCall, UNetCall
 from .layout import RowSource, rows_by_content, spans_of
 
 
@@ -40,7 +40,7 @@ def window_images(options: Mapping[str, Any], rows: int) -> tuple[int, ...] | No
 def read_call(options: Mapping[str, Any], latents: Tensor, context: Tensor | None = None) -> UNetCall | None:
     """The view of a UNet call, None when it does not come from a patched sampling run.
 
-    latents: [rows, C, h, w]; context: [rows, T, D] of its text. Raises ValueError when its rows are unknown.
+    latents: [rows, C, h, w]; context: [rows, T, D] of its text.
     """
     sampler: SamplerCall | None = options.get(KEY)
     if sampler is None:
@@ -65,10 +65,19 @@ def with_added_rows(call: UNetCall, options: Mapping[str, Any], context: Tensor)
     """
     sampler: SamplerCall = options[KEY]
     keys = [key for key in _keys(options) if key in sampler.contexts]
-    sources = rows_by_content(None, context, sampler.latents, [sampler.contexts[key] for key in keys])
-    located = all(chunk.located for chunk in call.chunks)
-    chunks = (replace(chunk, located=located) for chunk in _recognised(sampler, keys, sources, context.shape[1]))
-    return replace(call, chunks=tuple(chunks), call_cache=RunCache())
+    contexts = [sampler.contexts[key] for key in keys]
+    everyone = tuple(range(len(sampler.latents))) if sampler.images is None else sampler.images
+    kinds = {chunk.images or everyone for chunk in call.chunks}
+    images = [everyone.index(image) for image in (*kinds,)[0]] if len(kinds) == 1 else None
+    sources = rows_by_content(None, context, sampler.latents, contexts, images)
+    tiles = {chunk.tile for chunk in call.chunks}
+    tile, located = (*tiles,)[0], len(tiles) == 1 and all(chunk.located for chunk in call.chunks)
+    chunks = _recognised(sampler, keys, sources, context.shape[1])
+    return replace(
+        call,
+        chunks=tuple(replace(chunk, tile=tile if located else None, located=located) for chunk in chunks),
+        call_cache=RunCache(),
+    )
 
 
 def has_moved_rows(call: UNetCall, options: Mapping[str, Any], context: Tensor) -> bool:
@@ -87,8 +96,9 @@ def _assigned(call: UNetCall) -> list[tuple[int, int]]:
 
 
 def _keys(options: Mapping[str, Any]) -> list[tuple[int, Any]]:
-    """The guider's number and the uuid of each conditioning in a call."""
-    return list(zip(options["cond_or_uncond"], options["uuids"], strict=True))
+    """The guider's number and the uuid of each conditioning in a call; of all, if another node has changed the list."""
+    numbers, uuids = options["cond_or_uncond"], options["uuids"]
+    return [*zip(numbers, uuids, strict=True)] if len(numbers) == len(uuids) else [*options[KEY].conditionings]
 
 
 def _chunks(sampler: SamplerCall, options: Mapping[str, Any], latents: Tensor, context: Tensor | None) -> list[Chunk]:
@@ -97,35 +107,25 @@ def _chunks(sampler: SamplerCall, options: Mapping[str, Any], latents: Tensor, c
     conditionings = [sampler.conditionings.get(key, Conditioning(None, 1, positive=False)) for key in keys]
     counted = rows == len(keys) * images
     fits = all(size == _size(each.area, sampler.size) for each in conditionings)
-    ordinary = [Chunk(range(i * images, (i + 1) * images), each, located=fits) for i, each in enumerate(conditionings)]
-    if counted and fits and not sampler.wrapped:
-        return ordinary
-
-    def by_content() -> list[Chunk] | None:
-        known = [key for key in keys if key in sampler.contexts]
-        if not known or context is None or sampler.latents is None:
-            return None
-        contexts = [sampler.contexts[key] for key in known]
-        sources = rows_by_content(latents, context, sampler.latents, contexts)
-        return None if None in sources else [*_recognised(sampler, known, sources)]
-
-    if counted and fits:
-        layout = "in order", tuple(keys), rows
-        everyone = tuple(range(images)) if sampler.images is None else sampler.images
-        usual = sampler.cache.get_or_make(layout, lambda: _is_ordinary(by_content(), ordinary, everyone))
-        return ordinary if usual else by_content() or ordinary
-    chunks = by_content()
-    if chunks is None and not counted:
-        raise unknown_images(rows, images)
-    return chunks or ordinary
+    if not (counted and fits) or sampler.wrapped:
+        chunks = _by_content(sampler, keys, latents, context)
+        if chunks is not None:
+            return chunks
+    if not counted:
+        return [Chunk(range(rows), Conditioning(None, 1, positive=False), located=False, unknown=True)]
+    return [Chunk(range(i * images, (i + 1) * images), each, located=fits) for i, each in enumerate(conditionings)]
 
 
-def _is_ordinary(recognised: Sequence[Chunk] | None, ordinary: Sequence[Chunk], images: tuple[int, ...]) -> bool:
-    """Whether rows are in the ordinary order, as far as they were recognised. images: batch indices of each chunk."""
-    if recognised is None:
-        return True
-    chunks = [(chunk.rows, chunk.conditioning, chunk.images) for chunk in recognised]
-    return chunks == [(chunk.rows, chunk.conditioning, images) for chunk in ordinary]
+def _by_content(
+    sampler: SamplerCall, keys: Sequence[tuple[int, Any]], latents: Tensor, context: Tensor | None
+) -> list[Chunk] | None:
+    """The chunks of a call, None if a row is not recognised."""
+    known = [key for key in keys if key in sampler.contexts]
+    if not known or context is None or sampler.latents is None:
+        return None
+    contexts = [sampler.contexts[key] for key in known]
+    sources = rows_by_content(latents, context, sampler.latents, contexts, taken=sampler.taken)
+    return None if None in sources else [*_recognised(sampler, known, sources)]
 
 
 def _recognised(

@@ -152,9 +152,9 @@ def _warn_of_bypassed(run: StoryRun) -> None:
     bypassed = dict.fromkeys(entry.patch.name for entry in run.patches if entry not in run.reached)
     if bypassed:
         logging.warning(
-            "%s had no effect in this run: the model never called it. Another node that runs the UNet in its own way "
-            "(such as a cache of features) leaves it out; remove or bypass that node.",
-            " and ".join(bypassed),
+            "No effect in this run: %s. The model never called it, as another node runs the UNet in its own way (a "
+            "cache of features?). Remove or bypass that node.",
+            ", ".join(bypassed),
         )
 
 

@@ -138,7 +138,10 @@ def newer_front_end(folder: Path) -> Path:
     if not (static / "index.html").exists():
         requirement = f"{browser.PACKAGE}=={browser.NEWER}"
         say(f"Installing {requirement} beside the one in .venv (30 MB, up to a minute)")
-        pip("--no-deps", "--upgrade", "--target", str(folder / browser.NEWER), requirement)
+        unfinished = folder / f"{browser.NEWER}.{os.getpid()}"
+        pip("--no-deps", "--target", str(unfinished), requirement)
+        shutil.rmtree(folder / browser.NEWER, ignore_errors=True)
+        unfinished.rename(folder / browser.NEWER)
     return static
 
 

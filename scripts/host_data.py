@@ -204,12 +204,19 @@ CALLED = (
 _UNET, _ATTENTION = "comfy/ldm/modules/diffusionmodules/openaimodel.py", "comfy/ldm/modules/attention.py"
 
 TEXTS = (
-    *_texts("comfy/samplers.py", "runtime/call.py", "cond_or_uncond uuids"),
+    *_texts("comfy/samplers.py", "runtime/reading.py", "cond_or_uncond uuids"),
+    *_texts("comfy/samplers.py", "prompts/options.py, which checks the number of images with it", "noise"),
+    *_texts(_ATTENTION, "runtime/run.py", "attn2_patch"),
+    *_texts(
+        "comfy_extras/nodes_photomaker.py",
+        "nodes/photomaker.py",
+        "load_device id_pixel_values prompt_embeds class_tokens_mask",
+    ),
     *_texts("comfy/samplers.py", "runtime/", "transformer_options model_conds area uuid"),
     *_texts("comfy/model_base.py", "runtime/conditionings.py", "c_crossattn"),
     *_texts(
         "comfy/samplers.py",
-        "runtime/call.py, for wrappers of other nodes around the call",
+        "runtime/run.py, for functions of other nodes around the call",
         "model_function_wrapper input timestep c",
         otherwise="no such wrapper can be set",
     ),
@@ -225,10 +232,10 @@ TEXTS = (
     *_texts(_UNET, _CALL, "input middle output"),
     *_texts(_UNET, "runtime/patch.py", "output_block_patch patches"),
     *_texts(_UNET, "runtime/compiled.py", "original_shape transformer_index"),
-    *_texts("comfy/context_windows.py", "runtime/call.py", "context_window"),
+    *_texts("comfy/context_windows.py", "runtime/reading.py", "context_window"),
     *_texts(
         "comfy/context_windows.py",
-        "runtime/call.py",
+        "runtime/reading.py",
         "causal_anchor_index",
         otherwise="windows repeat no image",
         seen=("0.33.0",),

@@ -155,7 +155,9 @@ def test_a_run_that_never_calls_a_patch_warns_once(host, graph, caplog):
     )
     messages = [record.getMessage() for record in caplog.records if "never called it" in record.getMessage()]
     (message,) = messages
-    assert "Identity-preserving cross-attention and Consistent self-attention and Story FreeU" in message
+    assert (
+        "No effect in this run: Identity-preserving cross-attention, Consistent self-attention, Story FreeU." in message
+    )
 
 
 def test_a_run_that_calls_every_patch_does_not_warn(host, graph, caplog):
@@ -220,7 +222,7 @@ def test_latents_of_another_size_are_drawn_without_regions(host, graph, maker):
 
 def couple(contexts):
     """Attention Couple with a text for the right half, of one or two windows."""
-    left = torch.tensor([1.0] * 4 + [0.25] * 4, dtype=torch.float64).expand(12, 8)
+    left = torch.tensor([1.0, 0.25], dtype=torch.float64).repeat_interleave(4).expand(12, 8)
     return attention_couple(contexts, torch.stack([left, *[1 - left] * len(contexts)]))
 
 
@@ -316,6 +318,73 @@ def test_other_patches_act_beside_added_rows(host, graph, maker):
     seen = drawn(host, graph, every | {"plain": lambda model: call(graph, host, couple(contexts), model)})
     for name in every:
         assert seen[name]["samples"].isfinite().all() and differ(seen[name], seen["plain"]), name
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_regions_keep_their_place_in_tiles_with_added_rows(host, graph, maker, batch):
+    """With one tile per call the place is known; with several it is refused."""
+    parts = build(graph, size=SIZE)
+    bottom = torch.zeros(1, 12, 8)
+    bottom[:, -2:, -2:] = 1.0
+    model = call(graph, host, couple([region_text(1)]), call(graph, host, tiled(batch), parts["model"]))
+    for name, region in {"none": torch.zeros(1, 12, 8), "bottom": bottom}.items():
+        ours = apply(graph, host, model, maker, someone(host, 1), regions=[region])
+        sample(graph, parts, name, model=ours, steps=1)
+    if batch > 1:
+        with pytest.raises(Exception, match="cannot place its regions"):
+            host.run(graph)
+        return
+    seen = {name: value["samples"] for name, value in vars(host.run(graph)).items()}
+    first, last = (..., slice(0, 3), slice(0, 2)), (..., slice(-3, None), slice(-2, None))
+    assert distance(seen["none"][first], seen["bottom"][first]) < CLOSE
+    assert distance(seen["none"][last], seen["bottom"][last]) > 2e-4
+
+
+def multiplied(model):
+    """MODEL with an `attn2_patch` that changes nothing."""
+    model = model.clone()
+    model.set_model_attn2_patch(lambda q, context, value, options: (q, context, value))
+    return model
+
+
+def test_a_row_alone_keeps_its_image_beside_a_patch_of_cross_attention(host, graph, maker):
+    """The negative's text is the same for all images: only the call tells them apart."""
+
+    def ours(model):
+        masks = torch.stack([torch.ones(12, 8), torch.zeros(12, 8), torch.ones(12, 8)])
+        return apply(graph, host, call(graph, host, multiplied, model), maker, someone(host, 1), regions=[masks])
+
+    seen = drawn(host, graph, {"whole": ours, "rows": within(graph, host, ours, row_by_row)})
+    assert close(seen["rows"], seen["whole"])
+
+
+def with_other_texts(model):
+    """MODEL whose UNet is called with more rows and other texts than those of the batch."""
+    model = model.clone()
+
+    def wrapper(apply_model, args):
+        c = {k: torch.cat([v, v]) if isinstance(v, torch.Tensor) else v for k, v in args["c"].items()}
+        c["c_crossattn"] = c["c_crossattn"] + 0.1
+        out = apply_model(torch.cat([args["input"]] * 2), torch.cat([args["timestep"]] * 2), **c)
+        return out.chunk(2)[0]
+
+    model.set_model_unet_function_wrapper(wrapper)
+    return model
+
+
+@pytest.mark.parametrize("name, acts", [("freeu", True), ("ipca", False), ("csa", False), ("storymaker", False)])
+def test_rows_that_match_nothing_are_refused_by_those_who_need_them(host, graph, maker, name, acts):
+    patch = patches(graph, host, maker)[name]
+    models = {
+        "ours": within(graph, host, patch, with_other_texts),
+        "plain": lambda model: call(graph, host, with_other_texts, model),
+    }
+    if acts:
+        seen = drawn(host, graph, models)
+        assert differ(seen["ours"], seen["plain"])
+    else:
+        with pytest.raises(Exception, match="12 rows that are not those of the batch and its prompts"):
+            drawn(host, graph, models)
 
 
 def guided_by_itself(graph, model, **settings):

@@ -244,7 +244,7 @@ def narrow():
     "story, changes, clip, message",
     [
         (without(ONE), {}, wide_clip, r'A photo is connected, but the identity has no word "photomaker"\. Write it'),
-        (ONE | {"identity": f"{MAN}, photomaker"}, {}, wide_clip, "is 2 times in the identity"),
+        (ONE | {"identity": f"{MAN}, photomaker"}, {}, wide_clip, "occurs 2 times in the identity"),
         (CAST | {"identity": CAST["identity"] + " photomaker"}, {}, wide_clip, r"\(\[Bob\], \[Amy\]\)\. One character"),
         (ONE, {"photo": None}, wide_clip, "photomaker is connected, but photo is not"),
         (ONE, {"photomaker": None}, wide_clip, "photo is connected, but photomaker is not"),

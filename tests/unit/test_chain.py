@@ -1,11 +1,11 @@
 """The attention below a patch: which of another node's replacements record what they are called with."""
 
-from functools import partial
+from functools import partial, wraps
 
 import pytest
 import torch
 
-from storyloom.runtime.chain import Chain, _code_of, _records
+from storyloom.runtime.chain import Chain, records
 
 LISTED = []
 
@@ -41,6 +41,34 @@ def in_a_dict(kept, q, k, v, options):
     return q
 
 
+def inserted(q, k, v, options):
+    LISTED.insert(0, k)
+    return q
+
+
+def around(function):
+    @wraps(function)
+    def outer(*given):
+        return function(*given)
+
+    return outer
+
+
+class Network(torch.nn.Module):
+    def forward(self, q, k, v, options):
+        self.keys = k
+        return q
+
+
+class Delegating:
+    def __call__(self, q, k, v, options):
+        return self.attend(q, k)
+
+    def attend(self, q, k):
+        self.keys = k
+        return q
+
+
 class InAnAttribute:
     keys = None
 
@@ -50,7 +78,7 @@ class InAnAttribute:
 
 
 @pytest.mark.parametrize(
-    "replacement, records",
+    "replacement, recorded",
     [
         (plain, False),
         (scaled(0.5), False),
@@ -61,10 +89,16 @@ class InAnAttribute:
         (partial(in_a_dict, {}), True),
         (InAnAttribute(), True),
         (InAnAttribute().__call__, True),
+        (inserted, True),
+        (around(plain), False),
+        (around(in_a_list), True),
+        ((lambda inner: lambda *given: inner(*given))(in_a_list), True),
+        (Network(), True),
+        (Delegating(), True),
     ],
 )
-def test_a_replacement_that_records_is_known_by_its_code(replacement, records):
-    assert _records(_code_of(replacement)) is records
+def test_a_replacement_that_records_is_known_by_its_code(replacement, recorded):
+    assert records(replacement) is recorded
 
 
 def test_a_recorder_is_called_once_more_with_the_tokens_of_the_layer():

@@ -5,10 +5,9 @@ import torch
 
 from storyloom.prompts.conditioning import StoryCond, StoryRow
 from storyloom.prompts.tokens import StoryTokens
-from storyloom.runtime.cache import RunCache
 from storyloom.runtime.call import KEY, Conditioning, SamplerCall
 from storyloom.runtime.layout import RowSource, RowSpan, rows_by_content, spans_of
-from storyloom.runtime.reading import read_call, with_added_rows
+from storyloom.runtime.reading import has_moved_rows, read_call, with_added_rows
 
 IMAGES, SIDE = 3, (6, 8)
 NEGATIVE, POSITIVE = (1, "n"), (0, "p")
@@ -71,6 +70,14 @@ def test_images_with_the_same_noise_and_text_keep_their_order(whole, texts):
     ]
 
 
+def test_images_with_the_same_noise_and_text_keep_their_order_row_by_row(whole, texts):
+    same, text = whole[:1].expand_as(whole), texts[0]
+    for _ in range(2):
+        taken = set()
+        rows = [rows_by_content(same[:1], text, same, [text], taken=taken) for _ in range(IMAGES)]
+        assert [source.image for (source,) in rows] == [*range(IMAGES)]
+
+
 def test_latents_that_are_no_part_of_the_images_have_no_place(whole, texts):
     latents, context = stacked(whole, texts, [(*SIDE, 0, 0)])
     for other in (latents * 2, torch.nn.functional.interpolate(latents, scale_factor=2)):
@@ -111,19 +118,6 @@ def test_an_ordinary_call_is_never_compared(whole, texts, monkeypatch):
     call = read_call(options_of(sampler_call(whole, texts)), latents, context)
     assert [chunk.rows for chunk in call.chunks] == [range(0, 3), range(3, 6)]
     assert all(chunk.located and chunk.whole and chunk.area is None for chunk in call.chunks)
-
-
-def test_a_wrapped_call_in_order_is_compared_once_in_a_run(whole, texts, monkeypatch):
-    import storyloom.runtime.reading as reading
-
-    calls, compare = [], rows_by_content
-    monkeypatch.setattr(reading, "rows_by_content", lambda *given: calls.append(1) or compare(*given))
-    sampler = sampler_call(whole, texts, wrapped=True, cache=RunCache())
-    latents, context = stacked(whole, texts, [(*SIDE, 0, 0)])
-    for _ in range(3):
-        call = read_call(options_of(sampler), latents, context)
-        assert [chunk.images for chunk in call.chunks] == [None, None]
-    assert len(calls) == 1
 
 
 def test_a_wrapped_call_in_another_order_is_recognised(whole, texts):
@@ -167,10 +161,38 @@ def test_windows_number_the_images_of_recognised_rows(whole, texts):
     assert call.chunks[0].images == (4, 5)
 
 
-def test_rows_that_cannot_be_recognised_are_an_error(whole, texts):
+def test_rows_that_cannot_be_recognised_are_an_error_for_those_who_need_them(whole, texts):
     latents, context = stacked(whole, texts, [(*SIDE, 0, 0)])
-    with pytest.raises(ValueError, match="called with 4 images for a story of 3 frames"):
-        read_call(options_of(sampler_call(whole, texts)), latents[:4], context[:4] + 1)
+    call = read_call(options_of(sampler_call(whole, texts)), latents[:4], context[:4] + 1)
+    with pytest.raises(ValueError, match="4 rows that are not those of the batch"):
+        call.images_of(call.chunks[0])
+    with pytest.raises(ValueError, match="4 rows that are not those of the batch"):
+        call.identity_groups(cut=True)
+
+
+def test_a_call_whose_list_of_conditionings_another_node_has_cut_is_recognised(whole, texts):
+    latents, context = stacked(whole, texts, [(*SIDE, 0, 0)])
+    options = options_of(sampler_call(whole, texts)) | {"cond_or_uncond": [0]}
+    (chunk,) = read_call(options, latents[3:], context[3:]).chunks
+    assert chunk.conditioning.story and chunk.whole
+
+
+def test_added_rows_are_in_the_tile_of_the_call_if_there_is_one(whole, texts):
+    boxes = [(4, 5, 0, 0), (4, 5, 2, 3)]
+    options = options_of(sampler_call(whole, texts))
+    for count, expected in ((1, [(boxes[0], True)]), (2, [(None, False)])):
+        latents, context = stacked(whole, texts, boxes[:count])
+        call = read_call(options, latents, context)
+        seen = with_added_rows(call, options, torch.cat([context, context[:1] + 1]))
+        assert {(chunk.tile, chunk.located) for chunk in seen.chunks} == {*expected}
+
+
+def test_a_row_alone_keeps_its_image_where_texts_are_equal(whole, texts):
+    latents, context = stacked(whole, texts, [(*SIDE, 0, 0)])
+    options = options_of(sampler_call(whole, texts))
+    call = read_call(options, latents[2:3], context[2:3])
+    assert not has_moved_rows(call, options, context[2:3])
+    assert [chunk.images for chunk in with_added_rows(call, options, context[2:3]).chunks] == [(2,)]
 
 
 def test_added_rows_are_foreign_unless_they_have_a_conditionings_text(whole, texts):

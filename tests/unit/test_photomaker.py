@@ -121,8 +121,8 @@ NO_TRIGGER = r'A photo is connected, but the identity has no word "photomaker"\.
     [
         ("a man in a blue coat", "asleep", "", NO_TRIGGER),
         ("a man, photomakers", "asleep", "", NO_TRIGGER),
-        ("a man photomaker and a man photomaker", "asleep", "", r"is 2 times in the identity\. One character"),
-        ("[A] a man photomaker\n[B] a cat photomaker", "[A] x", "", r"is 2 times in the identity \(\[A\], \[B\]\)"),
+        ("a man photomaker and a man photomaker", "asleep", "", r"occurs 2 times in the identity\. One character"),
+        ("[A] a man photomaker\n[B] a cat photomaker", "[A] x", "", r"occurs 2 times in the identity \(\[A\], \[B\]\)"),
         ("photomaker in a coat", "asleep", "", r'In the identity "photomaker in a coat", .*does not follow a noun'),
         ("a man, photomaker", "asleep", "", "does not follow a noun"),
         ("a (man:1.2) photomaker", "asleep", "", "does not follow a noun"),
