@@ -210,7 +210,7 @@ TEXTS = (
     *_texts(
         "comfy_extras/nodes_photomaker.py",
         "nodes/photomaker.py",
-        "load_device id_pixel_values prompt_embeds class_tokens_mask",
+        "id_pixel_values prompt_embeds class_tokens_mask",
     ),
     *_texts("comfy/samplers.py", "runtime/", "transformer_options model_conds area uuid"),
     *_texts("comfy/model_base.py", "runtime/conditionings.py", "c_crossattn"),

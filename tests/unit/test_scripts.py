@@ -513,17 +513,20 @@ class TestEnvironment:
         assert before != environment.fingerprint()
 
     def test_the_newer_front_end_is_installed_once_and_found_by_the_tests(self, environment, tmp_path, monkeypatch):
-        asked = []
+        """Also after an installation that was interrupted."""
+        calls = []
+        (tmp_path / "1.2.3" / "comfyui_frontend_package").mkdir(parents=True)
 
         def pip(*arguments):
-            asked.append(arguments)
-            (tmp_path / "1.2.3" / "comfyui_frontend_package" / "static").mkdir(parents=True)
-            (tmp_path / "1.2.3" / "comfyui_frontend_package" / "static" / "index.html").touch()
+            calls.append(arguments)
+            static = Path(arguments[arguments.index("--target") + 1]) / "comfyui_frontend_package" / "static"
+            static.mkdir(parents=True)
+            (static / "index.html").touch()
 
         monkeypatch.setattr(environment, "pip", pip)
         monkeypatch.setattr(environment.browser, "NEWER", "1.2.3")
         static = {environment.newer_front_end(tmp_path) for _ in range(2)}
-        assert len(asked) == 1 and asked[0][-1] == "comfyui_frontend_package==1.2.3"
+        assert len(calls) == 1 and calls[0][-1] == "comfyui_frontend_package==1.2.3"
         monkeypatch.setenv("STORYLOOM_FRONT_END", str(*static))
         assert environment.browser.front_end() == tmp_path / "1.2.3" / "comfyui_frontend_package" / "static"
 
