@@ -43,9 +43,9 @@ APP_MODE = """async (on) => {
   if (((activeMode ?? initialMode) === "app") !== on) await app.extensionManager.command.execute("Comfy.ToggleLinear");
 }"""
 EVENT = """([id, kinds]) => storyloomEvents.find(({ kind, prompt_id }) => prompt_id === id && kinds.includes(kind))"""
-DRAWN = """() => !app.canvas.dirty_canvas && !app.canvas.dirty_bgcanvas && new Promise(
-  (done) => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))"""
-"""Nothing is left to draw, and what follows the canvas had two frames to come after it."""
+DRAWN = """() => (!app.canvas.canvas.checkVisibility() || !(app.canvas.dirty_canvas || app.canvas.dirty_bgcanvas))
+  && new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))"""
+"""Nothing is left to draw on the canvas, if it is shown, and what follows it had two frames to come after it."""
 LOOKS_WHOLE = """() => document.fonts.status === "loaded" && [...document.images].every(
   (one) => one.complete || !one.checkVisibility() || one.loading === "lazy")"""
 THUMBNAILS = """() => [...document.querySelectorAll("[data-testid=template-workflows-content] img")].every(
