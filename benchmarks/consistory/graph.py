@@ -24,6 +24,7 @@ TEXT_ENCODE = {
     "enhance_alpha": -0.01,
     "enhance_beta": 1.0,
     "window": "circular",
+    "enhance_identity": False,
 }
 WHOLE = {"start_percent": 0.0, "end_percent": 1.0}
 

@@ -235,6 +235,7 @@ def server(start_server):
 @pytest.fixture(scope="session")
 def host(tmp_path_factory):
     base = tmp_path_factory.mktemp("comfyui")
+    (base / "models" / "photomaker").mkdir(parents=True)  # PhotoMaker's loader in 0.19 needs it
     folder = base / "custom_nodes" / "storyloom"
     folder.parent.mkdir()
     folder.symlink_to(PACK)

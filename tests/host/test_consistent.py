@@ -256,7 +256,7 @@ def test_another_replacement_is_called_with_the_tokens_of_the_others_among_its_k
     sample(graph, parts, "reference", **ONCE, model=reference)
     seen = host.run(graph)
     assert close(seen.before, seen.reference) and close(seen.after, seen.reference)
-    assert keys == [(3, 16 + 2 * 8)] * 2
+    assert keys == [(3, 16 + 2 * 8), (3, 16)] * 2, "it records, so it is called with its own tokens at the end"
 
 
 def test_with_hypertile(host, graph):

@@ -71,10 +71,7 @@ def prompt_of(workflow, classes):
 
 def named_widgets(node_class):
     """Names of a node's widgets in the order of their saved values."""
-    for name, _, options in widgets_of(node_class):
-        yield name
-        if isinstance(options, dict) and options.get("image_upload"):
-            yield "upload"
+    return [name for name, *_ in widgets_of(node_class)]
 
 
 def short(prompt):

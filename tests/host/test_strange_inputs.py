@@ -199,7 +199,10 @@ def numbers_of(node_id):
 
 
 def set_to(host, new_graph, maker, models, node_id, linked, **values):
-    """The error of a node with values in some widgets and ordinary things around them; None if it runs."""
+    """The error of a node with values in some widgets and ordinary things in its other required inputs.
+
+    None if it runs.
+    """
     around = {
         "MODEL": models[0],
         "CLIP": models[1],
@@ -210,7 +213,8 @@ def set_to(host, new_graph, maker, models, node_id, linked, **values):
         "STORYLOOM_STORYMAKER": maker,
     }
     entries = node_class(node_id).GET_SCHEMA().inputs
-    carried = {each.id: around[each.get_io_type()] for each in entries if each.get_io_type() in around}
+    required = [each for each in entries if each.get_io_type() in around and not getattr(each, "optional", False)]
+    carried = {each.id: around[each.get_io_type()] for each in required}
     inputs = {each.id: each.default or each.options[0] for each in entries if getattr(each, "options", None)}
     inputs |= {each.id: each.default for each in entries if getattr(each, "default", None) is not None} | values
     graph = new_graph()
