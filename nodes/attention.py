@@ -6,7 +6,7 @@ from ..attention.consistent import ConsistentAttention
 from ..attention.freeu import FreeU, Stage
 from ..attention.identity import IdentityPreserving
 from ..runtime.blocks import check_blocks
-from ..runtime.patch import check_window
+from ..runtime.patch import check_percents
 from ..runtime.sampling import with_patch
 from .patching import attend, attention_levels, blocks_of, lowest_stages
 from .ranges import in_range
@@ -18,7 +18,7 @@ def model_input() -> io.Input:
     )
 
 
-def window_inputs() -> list[io.Input]:
+def percent_inputs() -> list[io.Input]:
     """The part of the schedule in which a patch is active."""
     return [
         io.Float.Input(
@@ -99,7 +99,7 @@ class IPCA(io.ComfyNode):
                         "values keep the character more consistent, but follow the frame's own text less."
                     ),
                 ),
-                *window_inputs(),
+                *percent_inputs(),
                 blocks_input("all"),
             ],
             outputs=[model_output()],
@@ -112,7 +112,7 @@ class IPCA(io.ComfyNode):
     @classmethod
     @in_range
     def execute(cls, model, identity_weight, start_percent, end_percent, blocks) -> io.NodeOutput:
-        check_window(start_percent, end_percent)
+        check_percents(start_percent, end_percent)
         patch = IdentityPreserving(identity_weight, start_percent, end_percent, blocks_of(model, blocks))
         return io.NodeOutput(with_patch(model, patch, attend))
 
@@ -179,7 +179,7 @@ class ConsistentSelfAttention(io.ComfyNode):
                         "Higher values let every image keep its own composition."
                     ),
                 ),
-                *window_inputs(),
+                *percent_inputs(),
                 blocks_input("output"),
                 io.Int.Input(
                     "seed",
@@ -216,7 +216,7 @@ class ConsistentSelfAttention(io.ComfyNode):
     def execute(
         cls, model, sampling_rate, anchors, skip_first_steps, start_percent, end_percent, blocks, seed, schedule
     ) -> io.NodeOutput:
-        check_window(start_percent, end_percent)
+        check_percents(start_percent, end_percent)
         chosen = blocks_of(model, blocks)
         patch = ConsistentAttention(
             sampling_rate,
@@ -278,7 +278,7 @@ class StoryFreeU(io.ComfyNode):
                     "Strength of the lowest frequencies in the skip connections to output blocks 3 to 5. 1 is off. "
                     "Published: 0.4. Lower values emphasise details, which offsets the smoothing by b2.",
                 ),
-                *window_inputs(),
+                *percent_inputs(),
             ],
             outputs=[model_output()],
         )
@@ -286,7 +286,7 @@ class StoryFreeU(io.ComfyNode):
     @classmethod
     @in_range
     def execute(cls, model, b1, b2, s1, s2, start_percent, end_percent) -> io.NodeOutput:
-        check_window(start_percent, end_percent)
+        check_percents(start_percent, end_percent)
         lowest, upper = lowest_stages(model)
         patch = FreeU((Stage(lowest, b1, s1), Stage(upper, b2, s2)), start_percent, end_percent)
         return io.NodeOutput(with_patch(model, patch, attend))

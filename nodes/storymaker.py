@@ -19,9 +19,9 @@ from ..models.storymaker.weights import (
     load_storymaker,
     read_checkpoint,
 )
-from ..runtime.patch import check_window
+from ..runtime.patch import check_percents
 from ..runtime.sampling import with_patch
-from .attention import model_input, model_output, window_inputs
+from .attention import model_input, model_output, percent_inputs
 from .folders import files_in, register
 from .patching import attend, attention_widths, blocks_of
 from .ranges import in_range
@@ -165,7 +165,7 @@ class ApplyStoryMaker(io.ComfyNode):
                         "or a drawn style. Published: 1."
                     ),
                 ),
-                *window_inputs(),
+                *percent_inputs(),
                 *(
                     io.Mask.Input(
                         f"region_{number}",
@@ -200,7 +200,7 @@ class ApplyStoryMaker(io.ComfyNode):
         region_2=None,
         region_3=None,
     ) -> io.NodeOutput:
-        check_window(start_percent, end_percent)
+        check_percents(start_percent, end_percent)
         check_fit(model, storymaker.adapter)
         pairs = ((character_1, region_1), (character_2, region_2), (character_3, region_3))
         for number, (character, region) in enumerate(pairs, start=1):

@@ -67,8 +67,8 @@ class PreparesSteps(Protocol):
         """Make what the UNet calls of this evaluation will need, as far as earlier ones of the run have shown it."""
 
 
-def check_window(start_percent: float, end_percent: float) -> None:
-    """Raise ValueError when a patch's window ends before it starts, or either end is NaN."""
+def check_percents(start_percent: float, end_percent: float) -> None:
+    """Raise ValueError when a patch's percent range ends before it starts, or either end is NaN."""
     if math.isnan(start_percent) or math.isnan(end_percent):
         raise ValueError(
             f"start_percent {start_percent:g} and end_percent {end_percent:g} are not both numbers: enter or connect "

@@ -162,7 +162,7 @@ def _with_wrappers(model_options: dict[str, Any], wrappers: Mapping[str, Any]) -
     """Model options with our wrappers among the others, and without the one that runs ComfyUI's compiled UNet.
 
     ComfyUI compiles without guards on transformer_options. A UNet that was compiled without a patch, or with another
-    window or other blocks, would keep running as compiled and never call our patches.
+    percent range or other blocks, would keep running as compiled and never call our patches.
     """
     options = model_options.get("transformer_options", {})
     present = dict(options.get("wrappers", {}))

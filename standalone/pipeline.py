@@ -22,7 +22,7 @@ from ..prompts.encode import PUBLISHED, Entry, Reweighting
 from ..prompts.script import Story, parse_story
 from ..prompts.svr import NPR, NPRSettings, SVRSettings
 from ..prompts.windows import WINDOW_KINDS, WindowKind
-from ..runtime.patch import check_window
+from ..runtime.patch import check_percents
 from ..runtime.sampling import with_patch
 from .conditioning import frame_by_frame, one_prompt
 from .layers import attend, blocks_of
@@ -228,6 +228,6 @@ def check_settings(
         raise ValueError(f"anchors must be 0 or more, got {anchors}; 0 makes every frame attend to every other.")
     if skip_first_steps < 0:
         raise ValueError(f"skip_first_steps must be 0 or more, got {skip_first_steps}; 1 is published.")
-    check_window(start_percent, end_percent)
+    check_percents(start_percent, end_percent)
     if window not in WINDOW_KINDS:
         raise ValueError(f'There is no window "{window}". Choose one of {", ".join(WINDOW_KINDS)}.')

@@ -33,7 +33,7 @@ from storyloom.prompts.batches import join_latents, plan_batches, split_latent
 from storyloom.prompts.script import MAX_FRAMES, MAX_TEXT, StoryScriptError, parse_story
 from storyloom.prompts.svr import reweight_rows
 from storyloom.runtime.blocks import check_blocks, choose_blocks
-from storyloom.runtime.patch import check_window
+from storyloom.runtime.patch import check_percents
 
 TIMES = int(os.environ.get("STORYLOOM_FUZZ", "1"))
 TRIED = Counter()
@@ -178,7 +178,7 @@ def test_rows_and_colours_are_read_or_refused(text):
 @fuzz(200, start=FLOATS | some.just(math.nan), end=FLOATS | some.just(math.nan))
 def test_a_window_of_percents_is_open_somewhere_or_refused(start, end):
     try:
-        check_window(start, end)
+        check_percents(start, end)
     except ValueError as error:
         clear(error)
         assert not start <= end

@@ -11,7 +11,7 @@ from storyloom.attention.identity import IdentityPreserving
 from storyloom.prompts.conditioning import StoryCond, StoryRow
 from storyloom.prompts.tokens import StoryTokens
 from storyloom.runtime.call import KEY, Chunk, Conditioning, SamplerCall, UNetCall
-from storyloom.runtime.patch import ScheduledPatch, check_window
+from storyloom.runtime.patch import ScheduledPatch, check_percents
 from storyloom.runtime.reading import read_call, window_images
 from storyloom.runtime.run import LayerAttention, StoryRun
 from storyloom.runtime.sampling import StorySampling
@@ -418,9 +418,9 @@ def test_a_run_adds_its_wrappers_beside_those_of_others():
 
 def test_a_window_that_ends_before_it_starts_is_refused():
     for window in ((0.0, 1.0), (0.5, 0.5)):
-        check_window(*window)
+        check_percents(*window)
     with pytest.raises(ValueError, match="start_percent 0.5 is after end_percent 0.2, so the patch would never act"):
-        check_window(0.5, 0.2)
+        check_percents(0.5, 0.2)
 
 
 def test_neutral_settings_add_nothing_to_a_run():
