@@ -2,26 +2,16 @@
 
 import os
 import re
-import sys
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
+from interfaces import host_interfaces
 
 
 @pytest.fixture(scope="module")
 def listed():
-    scripts = str(ROOT / "scripts")
-    sys.path.insert(0, scripts)
-    try:
-        import host_interfaces
-
-        yield host_interfaces
-    finally:
-        sys.path.remove(scripts)
-        for name in ("host_interfaces", "host_source", "host_data"):
-            sys.modules.pop(name, None)
+    with host_interfaces() as module:
+        yield module
 
 
 @pytest.fixture(scope="module")

@@ -1,26 +1,15 @@
 """The list of ComfyUI's interfaces: complete for imports and keys, equal to its table, and found in source files."""
 
 import ast
-import sys
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
+from interfaces import ROOT, host_interfaces
 
 
 @pytest.fixture(scope="module")
 def host():
-    scripts = str(ROOT / "scripts")
-    sys.path.insert(0, scripts)
-    try:
-        import host_interfaces
-
-        yield host_interfaces
-    finally:
-        sys.path.remove(scripts)
-        for name in ("host_interfaces", "host_source", "host_data"):
-            sys.modules.pop(name, None)
+    with host_interfaces() as module:
+        yield module
 
 
 def test_every_name_that_the_nodes_import_or_read_is_listed(host):
