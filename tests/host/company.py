@@ -117,6 +117,33 @@ def deep_cache(interval=2, kept=3):
     return patch
 
 
+def smoothed_energy(*blocks):
+    """A function of MODEL that evaluates the positive once more, with blurred queries in these blocks, as SEG does."""
+
+    def blurred(q, k, v, options):
+        from comfy.ldm.modules.attention import attention_basic
+
+        return attention_basic(q.mean(1, keepdim=True).expand_as(q), k, v, options["n_heads"])
+
+    def patch(model):
+        import comfy.model_patcher
+        import comfy.samplers
+
+        def after(args):
+            options = args["model_options"].copy()
+            for block in blocks:
+                options = comfy.model_patcher.set_model_options_patch_replace(options, blurred, "attn1", *block)
+            inputs = [args["cond"]], args["input"], args["sigma"], options
+            (extra,) = comfy.samplers.calc_cond_batch(args["model"], *inputs)
+            return args["denoised"] + 3.0 * (args["cond_denoised"] - extra)
+
+        model = model.clone()
+        model.set_model_sampler_post_cfg_function(after)
+        return model
+
+    return patch
+
+
 def _evaluated(model, x, sigma, c, kept, deep):
     """The denoised latents and the features below the last `kept` output blocks. deep: such features, or None."""
     from comfy.ldm.modules.diffusionmodules.openaimodel import forward_timestep_embed

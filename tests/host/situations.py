@@ -4,7 +4,7 @@ Each is a function (graph, host, parts) -> changes of what a sampler gets, as th
 """
 
 import torch
-from company import attention_couple, deep_cache, passed_through, row_by_row, tiled
+from company import attention_couple, deep_cache, passed_through, row_by_row, smoothed_energy, tiled
 from story_graphs import LAYERS, SVR, call, context_windows, lora
 from test_matrix import texts
 
@@ -150,31 +150,6 @@ def recorded(slot):
     return patched(patch)
 
 
-def smoothed(*blocks):
-    """Surroundings with one more evaluation of the positive, whose queries are blurred in these blocks."""
-
-    def blurred(q, k, v, options):
-        return plain_attention(q.mean(1, keepdim=True).expand_as(q), k, v, options)
-
-    def patch(model):
-        import comfy.model_patcher
-        import comfy.samplers
-
-        def after(args):
-            options = args["model_options"].copy()
-            for block in blocks:
-                options = comfy.model_patcher.set_model_options_patch_replace(options, blurred, "attn1", *block)
-            inputs = [args["cond"]], args["input"], args["sigma"], options
-            (extra,) = comfy.samplers.calc_cond_batch(args["model"], *inputs)
-            return args["denoised"] + 3.0 * (args["cond_denoised"] - extra)
-
-        model = model.clone()
-        model.set_model_sampler_post_cfg_function(after)
-        return model
-
-    return patched(patch)
-
-
 def two_areas(graph, host, parts):
     """The story on the left and again on the right, each in an area of its own."""
     halves = []
@@ -279,7 +254,7 @@ SITUATIONS = {
     "SAG": node("SelfAttentionGuidance", scale=0.5, blur_sigma=2.0),
     "self-attention recorded": recorded("attn1"),
     "cross-attention recorded": recorded("attn2"),
-    "SEG in several blocks": smoothed(*BLOCKS),
+    "SEG in several blocks": patched(smoothed_energy(*BLOCKS)),
     # guidance
     "RescaleCFG": node("RescaleCFG", multiplier=0.7),
     "Perp-Neg": lambda graph, host, parts: node("PerpNeg", empty_conditioning=texts(graph, parts), neg_scale=1.0)(

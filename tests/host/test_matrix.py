@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from company import attention_couple, deep_cache, row_by_row, tiled
+from company import attention_couple, deep_cache, row_by_row, smoothed_energy, tiled
 from story_graphs import NEWER_TOO, build, call, context_windows, controlled, csa, distance, freeu, ipca, lora, sample
 from story_makers import apply, maker_of, someone, weights_of
 from tiny_models import SDXL, tiny_model
@@ -117,33 +117,6 @@ def pag(graph, host, parts):
     return {"model": graph.add("PerturbedAttentionGuidance", model=parts["model"], scale=3.0)()}
 
 
-def seg(graph, host, parts):
-    """One more evaluation of the positive, whose queries are blurred in the middle block."""
-
-    def smoothed(q, k, v, options):
-        from comfy.ldm.modules.attention import attention_basic
-
-        return attention_basic(q.mean(1, keepdim=True).expand_as(q), k, v, options["n_heads"])
-
-    def guided(model):
-        import comfy.model_patcher
-        import comfy.samplers
-
-        def after(args):
-            options = comfy.model_patcher.set_model_options_patch_replace(
-                args["model_options"].copy(), smoothed, "attn1", "middle", 0
-            )
-            inputs = [args["cond"]], args["input"], args["sigma"], options
-            (extra,) = comfy.samplers.calc_cond_batch(args["model"], *inputs)
-            return args["denoised"] + 3.0 * (args["cond_denoised"] - extra)
-
-        model = model.clone()
-        model.set_model_sampler_post_cfg_function(after)
-        return model
-
-    return {"model": call(graph, host, guided, parts["model"])}
-
-
 def replaced(slot):
     """Surroundings in which somebody else has taken the attention of two blocks."""
 
@@ -245,7 +218,7 @@ COLUMNS = {
     "context windows": windows,
     "context windows, retained latents": windows_that_keep_latents,
     "PAG": pag,
-    "SEG-like": seg,
+    "SEG-like": otherwise(smoothed_energy(("middle", 0))),
     "SAG": sag,
     "ToMe": merged_tokens,
     "HyperTile": small_tiles,
