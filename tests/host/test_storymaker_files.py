@@ -16,14 +16,17 @@ FOLDERS = ("storymaker", "photomaker", "ipadapter")
 
 @pytest.fixture(autouse=True)
 def folder(host):
-    """models/storymaker, empty; none of the folders is there after a test."""
+    """models/storymaker, empty; after a test the folders are as they were: other tests need one that is empty."""
     import folder_paths
 
     places = [Path(folder_paths.models_dir) / name for name in FOLDERS]
+    before = [place for place in places if place.exists()]
     places[0].mkdir(parents=True)
     yield places[0]
     for place in places:
         shutil.rmtree(place, ignore_errors=True)
+    for place in before:
+        place.mkdir()
 
 
 def listed():
