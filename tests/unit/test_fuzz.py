@@ -95,9 +95,7 @@ def test_a_script_is_a_story_or_an_error_with_its_box_and_line(identity, frames,
         assert story.identity and story.frames and all(frame.parts for frame in story.frames)
 
 
-@pytest.mark.parametrize(
-    "piece", ["[", "]", "[]", "[x]", "[Fox]", "\\", "\\[", "#", "a\n", "a\r", " ", "{prompt}", "a ", "\ufeff", "漢"]
-)
+@pytest.mark.parametrize("piece", ["[", "[x]", "[Fox]", "\\", "a\n", "a\r", " ", "{prompt}", "漢"])
 def test_a_million_characters_are_parsed_or_refused_in_a_moment(piece):
     """No limit of time is asserted: what is quadratic would take hours here."""
     text = (piece * MAX_TEXT)[:MAX_TEXT]
@@ -326,7 +324,7 @@ def test_pages_without_bounds_are_refused_before_they_are_made():
     assert MAX_PIXELS * 3 * 4 < 7 * 10**9, "as ComfyUI holds images"
 
 
-@pytest.mark.parametrize("text", ["x", "x ", "漢", "a\u0301", "\u0301", "a\u200d", "א", "\U0010fffe", "a\n"])
+@pytest.mark.parametrize("text", ["x ", "漢", "\u0301", "a\u200d", "א", "a\n"])
 def test_a_title_and_a_caption_of_a_million_characters_are_cut(text, caplog):
     panel = np.zeros((64, 64, 3), np.float32)
     (page,) = comic_pages([panel], [text * 10**6], PageStyle(title=text * 10**6))

@@ -16,6 +16,7 @@ from ...models.demo import model as demo
 from .data import BATCH_SIZE, Batch, Vocabulary, make_batch
 from .networks import AttributeHeads, NarrowModel, attributes_of
 from .optimiser import Muon
+from .precision import working_dtype
 
 READ_RATE = RATE = 2e-3
 REPETITIONS = ((0.0, 1), (0.8, 3), (0.93, 10))
@@ -139,7 +140,8 @@ class Training:
         context, pooled = self.net.encode(batch.rows_l, batch.rows_g, batch.ends)
         conditional = batch.conditional[:, None]
         context = context * batch.strengths[..., None] * conditional[..., None]
-        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+        half = working_dtype(self.device)
+        with torch.autocast(self.device.type, dtype=half, enabled=half is not torch.float32):
             predicted = self.net.predict(a * x0 + b * eps, t, context, pooled * conditional)
         loss = (predicted.float() - (a * eps - b * x0)).square().mean()
         self.net.zero_grad(set_to_none=True)

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from .precision import working_dtype
+
 
 class Muon(torch.optim.Optimizer):
     """Momentum with orthogonalised steps (Jordan et al. 2024), scaled to AdamW's size (arXiv 2502.16982, eq. 4).
@@ -38,8 +40,11 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """Approximately the nearest orthogonal matrices [N, m, n]: five Newton-Schulz iterations (order 5) in bfloat16."""
-    x = matrices.bfloat16()
+    """Approximately the nearest orthogonal matrices [N, m, n]: five Newton-Schulz iterations (order 5).
+
+    bfloat16 is enough for them, see `working_dtype`.
+    """
+    x = matrices.to(working_dtype(matrices.device))
     x = x.mT if (tall := x.shape[1] > x.shape[2]) else x
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(5):
