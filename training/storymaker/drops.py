@@ -29,7 +29,7 @@ NOTHING = Drops(0, 0, 0, 0, 0)
 
 @dataclass(frozen=True, eq=False)
 class Dropped:
-    """text, picture: booleans [B], True where dropped; face, appearance: float32 factors [M], 0 where dropped, else 1."""
+    """text, picture: booleans [B], True where dropped; face, appearance: factors [M], 0 or 1."""
 
     text: Tensor
     picture: Tensor
