@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...models.storymaker.ppr import TOKENS, PositionalPerceiverResampler
-from ...models.storymaker.weights import ADAPTER, PROJECTION, StoryMakerWeights
+from ...models.storymaker.weights import ADAPTER, PROJECTION, Key, StoryMakerWeights
 from ...standalone.layers import transformers
 from .batch import Batch, per_character, places
 from .drops import Dropped
@@ -38,7 +38,10 @@ class TrainedAdapter(nn.Module):
         self.ppr = ppr
         self.names = list(unet.attn_processors)
         """diffusers' names of the processors, in the file's order."""
-        keys = {id(block): (*each.block, j) for each in transformers(unet) for j, block in _first(each.blocks)}
+        keys: dict[int, Key] = {}
+        for each in transformers(unet):
+            for j, block in enumerate(each.blocks):
+                keys.setdefault(id(block), (*each.block, j))
         self.keys = [keys[id(unet.get_submodule(name.rsplit(".", 2)[0]))] for name in self.names]
         """Block and index of each layer in ComfyUI's numbering. A block that is repeated counts as its first."""
         where = {"device": ppr.bg_embed.device, "dtype": ppr.bg_embed.dtype}
@@ -81,19 +84,25 @@ class TrainedAdapter(nn.Module):
         background, absent = self.ppr.bg_embed.to(tokens), tokens.new_zeros(1, *tokens.shape[1:])
         rows = [
             torch.cat([background, *of_picture.split(1), *[absent] * (most - len(of_picture))]).flatten(0, 1)
-            for of_picture in tokens.split(batch.counts)
+            for of_picture in tokens.split(list(batch.counts))
         ]
         lengths = torch.tensor([TOKENS * (1 + count) for count in batch.counts], device=device)
         keep = torch.arange(TOKENS * (1 + most), device=device) < lengths[:, None]
         return torch.stack(rows), keep
 
-    def state(self, dtype: torch.dtype | None = None) -> dict[str, dict[str, Tensor]]:
-        """The two parts of StoryMaker's file with its names, in the parameters' dtype or another one."""
-        parts = {PROJECTION: self.ppr.state_dict(), ADAPTER: self.processors.state_dict()}
-        return {
-            part: {name: tensor.detach().to(dtype or tensor.dtype).contiguous() for name, tensor in tensors.items()}
-            for part, tensors in parts.items()
-        }
+    def state(
+        self, dtype: torch.dtype | None = None, values: Mapping[str, Tensor] | None = None
+    ) -> dict[str, dict[str, Tensor]]:
+        """The two parts of StoryMaker's file with its names.
+
+        dtype: default the parameters' own; values: others in place of the parameters, such as their moving averages.
+        """
+        parts: dict[str, dict[str, Tensor]] = {PROJECTION: {}, ADAPTER: {}}
+        for name, parameter in self.named_parameters():
+            module, _, inside = name.partition(".")
+            tensor = (values[name] if values else parameter).detach()
+            parts[PROJECTION if module == "ppr" else ADAPTER][inside] = tensor.to(dtype or tensor.dtype).contiguous()
+        return parts
 
     def load(self, weights: StoryMakerWeights) -> None:
         """Take the values of StoryMaker's file. Raises ValueError if it lacks a part, RuntimeError for other shapes."""
@@ -147,8 +156,3 @@ def initialise(adapter: TrainedAdapter, unet: nn.Module, generator: torch.Genera
                     parameter.zero_()
                 else:
                     draw(parameter, 1 / parameter.shape[0] if "_lora." in inside else 1 / math.sqrt(parameter.shape[1]))
-
-
-def _first(blocks: nn.ModuleList) -> list[tuple[int, nn.Module]]:
-    """Index and block, from the last to the first, so that a repeated block's first index is the one that a dict keeps."""
-    return list(enumerate(blocks))[::-1]

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .batch import places
+
 
 def diffusion_loss(predicted: Tensor, target: Tensor, masks: Tensor, foreground: float = 0.0) -> Tensor:
     """Mean squared error, weighted by 1 + foreground * m, where m is 1 on the characters. At least float32.
@@ -54,10 +56,11 @@ def attention_loss(maps: Sequence[Tensor], masks: Tensor, counts: Sequence[int],
 
 
 def identity_loss(
-    pictures: Tensor,
+    latents: Tensor,
+    decode: Callable[[Tensor], Tensor],
     id_embeds: Tensor,
     crops: Tensor,
-    of_picture: Sequence[int],
+    counts: Sequence[int],
     t: Tensor,
     network: Callable[[Tensor], Tensor],
     latest: int = 250,
@@ -65,21 +68,24 @@ def identity_loss(
 ) -> Tensor:
     """Mean of 1 - cos between the identity of each drawn face and that of its reference; 0 if there is none to compare.
 
-    pictures: [B, 3, H, W] in -1..1, decoded from the predicted clean latents; id_embeds: [M, D] of the references;
-    crops: [M, 2, 3] matrices for `affine_grid` from an aligned face crop to its picture, zeros where no face is
-    visible; of_picture: the picture of each character; t: [B] timesteps, of which only those up to `latest` count,
-    because a noisier picture has no face; network: from aligned crops [K, 3, side, side] in -1..1 to [K, D],
-    differentiable (ArcFace). The paper mentions this loss without an equation; the form is the published program's.
+    latents: [B, 4, h, w], the clean ones that the prediction implies; decode: from latents to pictures [K, 3, H, W] in
+    -1..1, differentiable; id_embeds: [M, D] of the references; crops: [M, 2, 3] matrices for `affine_grid` from an
+    aligned face crop to its picture, zeros where no face is visible; counts: number of characters in each picture; t:
+    [B] timesteps, of which only those up to `latest` count, because noisier latents imply no face; network: from
+    aligned crops [K, 3, side, side] in -1..1 to [K, D], differentiable (ArcFace). The paper mentions this loss without
+    an equation; the form is the published program's.
     """
-    late = (t <= latest).tolist()
-    visible = crops.flatten(1).any(1).tolist()
-    chosen = [(m, b) for m, b in enumerate(of_picture) if late[b] and visible[m]]
+    late, visible = (t <= latest).tolist(), crops.flatten(1).any(1).tolist()
+    chosen = [(m, b) for m, (b, _) in enumerate(places(counts)) if late[b] and visible[m]]
     if not chosen:
-        return pictures.new_zeros(())
-    characters, rows = (torch.tensor(each, device=pictures.device) for each in zip(*chosen, strict=True))
+        return latents.new_zeros(())
+    needed = sorted({b for _, b in chosen})
+    rows = torch.tensor([needed.index(b) for _, b in chosen], device=latents.device)
+    characters = torch.tensor([m for m, _ in chosen], device=latents.device)
+    pictures = _precise(decode(latents[needed]))[rows]
     sampled = F.affine_grid(crops[characters].to(pictures), (len(chosen), 3, side, side), align_corners=False)
-    faces = F.grid_sample(pictures[rows], sampled, align_corners=False)
-    likeness = F.cosine_similarity(_precise(network(faces)), _precise(id_embeds[characters]), dim=-1)
+    faces = F.grid_sample(pictures, sampled, align_corners=False)
+    likeness = F.cosine_similarity(_precise(network(faces)), id_embeds[characters].to(pictures), dim=-1)
     return (1 - likeness).mean()
 
 
