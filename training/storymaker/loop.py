@@ -169,7 +169,7 @@ class TrainingLoop:
 
     def load(self, path: Path) -> None:
         """Continue a saved run. Raises ValueError, which names them, if settings differ from the saved ones."""
-        state = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+        state = torch.load(path, weights_only=True, map_location="cpu")
         saved = state["settings"]
         different = [
             f"{name} was {saved.get(name)!r} and is {self.settings.get(name)!r}"
