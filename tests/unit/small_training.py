@@ -1,4 +1,4 @@
-"""A tiny SDXL in diffusers, a small token network and random batches, in double precision, for StoryMaker's training."""
+"""A tiny SDXL in diffusers, a small token network and random batches, in double precision, for tests of training."""
 
 import torch
 
