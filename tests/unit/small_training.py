@@ -1,5 +1,8 @@
 """A tiny SDXL in diffusers, a small token network and random batches, in double precision, for tests of training."""
 
+from copy import deepcopy
+from functools import cache
+
 import torch
 
 from storyloom.models.demo import model as demo
@@ -22,11 +25,16 @@ NUMBERS = {
 OBJECTIVE = sdxl()
 
 
-def tiny_unet(seed=0, dtype=torch.float64):
+@cache
+def _unet():
     from storyloom.standalone.unet import build_unet
 
-    torch.manual_seed(seed)
-    return build_unet(NUMBERS, 16).to(dtype).train(False)
+    torch.manual_seed(0)
+    return build_unet(NUMBERS, 16).train(False)
+
+
+def tiny_unet(dtype=torch.float64):
+    return deepcopy(_unet()).to(dtype)
 
 
 def tiny_controlnet(unet):
