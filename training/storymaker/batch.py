@@ -63,4 +63,4 @@ def places(counts: Sequence[int]) -> list[tuple[int, int]]:
 
 def per_character(of_pictures: Tensor, counts: Sequence[int]) -> Tensor:
     """Values of pictures [B, ...] repeated for each of their characters: [M, ...]."""
-    return of_pictures.repeat_interleave(torch.tensor(counts, device=of_pictures.device), 0)
+    return of_pictures[[picture for picture, _ in places(counts)]]
