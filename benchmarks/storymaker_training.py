@@ -4,11 +4,13 @@
 
 SDXL's UNet in diffusers, the adapter and the batch are on the meta device: layers compute shapes only, and the code of
 the training itself runs. PyTorch's FlopCounterMode counts matrix products, convolutions and attention (a multiplication
-with its addition is two operations). Attention runs in PyTorch's flash kernel, as on graphics cards, except to the image
-tokens, whose probabilities the attention loss needs. Activations are what autograd saves for the backward pass; with gradient
-checkpointing, the inputs of the checkpointed blocks and, at the peak, what one block saves. UNet, ControlNet and
-activations are bf16; what learns, its gradients and both moments of AdamW are float32. Text encoders and VAE are not
-included: their results can be computed before.
+with its addition is two operations). Attention runs in PyTorch's flash kernel, as on graphics cards, except to the
+image tokens, whose probabilities the attention loss needs.
+
+Activations are what autograd saves for the backward pass; with gradient checkpointing, the inputs of the checkpointed
+blocks and, at the peak, what one block saves. UNet, ControlNet and activations are bf16; what learns, its gradients and
+both moments of AdamW are float32. Autocast also keeps a bf16 copy of what learns during a step, which is not counted.
+Text encoders and VAE are not included, because their results can be computed before the training.
 """
 
 from __future__ import annotations
@@ -96,6 +98,8 @@ def count(step: TrainingStep, batch: Batch) -> Cost:
         """Run what checkpointing would run twice, and note its operations and what it saves."""
         before, operations = set(saved.kept), flops.get_total_flops()
         output = block(*inputs)
+        if not output.requires_grad:  # nothing before it learns, so the backward pass never reaches it
+            return output
         inside = {key: tensor for key, tensor in saved.kept.items() if key not in before}
         given = {tensor.untyped_storage()._cdata: tensor for tensor in inputs if isinstance(tensor, Tensor)}
         blocks.append((inside, given, flops.get_total_flops() - operations))
