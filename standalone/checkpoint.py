@@ -58,17 +58,18 @@ SCHEDULER = {
 }
 
 
-def load_checkpoint(path: Path):
-    """A `diffusers.StableDiffusionXLPipeline`: float16 on a GPU if there is one, else float32 on the CPU.
+def load_checkpoint(path: Path, device: torch.device | str | None = None, dtype: torch.dtype | None = None):
+    """A `diffusers.StableDiffusionXLPipeline`.
 
-    path: an SDXL .safetensors file, or a folder saved by diffusers. Raises ValueError if it cannot be loaded.
+    path: an SDXL .safetensors file, or a folder saved by diffusers; device: default a GPU if there is one, else the
+    CPU; dtype: default float16 on a GPU, else float32. Raises ValueError if it cannot be loaded.
     """
     from diffusers import StableDiffusionXLPipeline
 
     if not path.exists():
         raise ValueError(f'There is no checkpoint at "{path}".')
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.float16 if device == "cuda" else torch.float32
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = dtype or (torch.float32 if torch.device(device).type == "cpu" else torch.float16)
     settings = {"torch_dtype": dtype, "local_files_only": True}
     try:
         if path.is_dir():
