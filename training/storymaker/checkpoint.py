@@ -112,7 +112,7 @@ def load_controlnet(path: Path, device: torch.device, dtype: torch.dtype) -> nn.
     except Exception as error:  # as above
         reason = str(error).strip().partition("\n")[0]
         raise ModelFileError(
-            f'"{path}" contains no ControlNet that can be loaded ({reason}): choose a folder in the layout of diffusers, '
-            "with config.json and diffusion_pytorch_model.safetensors."
+            f'"{path}" contains no ControlNet that can be loaded ({reason}): choose a folder in the layout of '
+            "diffusers, with config.json and diffusion_pytorch_model.safetensors."
         ) from error
     return network.to(device, dtype).requires_grad_(False).train(False)

@@ -40,6 +40,12 @@ class Encoders:
         context, rest = self.text({key: windows[:1] for key, windows in tokenize(text).items()})
         return context[0], rest["pooled_output"][0]
 
+    def move_text(self, device: torch.device | str) -> None:
+        """Move the text encoders to a device."""
+        for encoder in self.text.encoders.values():
+            encoder.to(device)
+        self.text.device = torch.device(device)
+
     @torch.no_grad()
     def latents(self, picture: np.ndarray) -> Tensor:
         """The mean latents [4, H / 8, W / 8] of a picture [H, W, 3], scaled for the UNet; float32 on the CPU."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -21,22 +21,16 @@ from .sources import MOST, DataError, Source
 
 @dataclass(frozen=True)
 class Share:
-    """Which of the batches a process trains. accumulation: batches per step; rank, ranks: the process and their number.
-
-    Batches are counted through all steps, and go to the processes in turn.
-    """
+    """How the batches of a step are counted. accumulation: batches per step and process; ranks: number of processes;
+    rank: this process, which takes every batch whose number is `rank` modulo `ranks`."""
 
     accumulation: int = 1
     rank: int = 0
     ranks: int = 1
 
-    def number(self, step: int, micro: int) -> int:
-        """The number of a batch, from 0."""
-        return (step * self.accumulation + micro) * self.ranks + self.rank
-
 
 class Batches:
-    """Calling it with a step and the number of a batch in that step returns the batch.
+    """Calling it with a step and the number of a batch in that step, over all processes, returns the batch.
 
     rotation: largest rotation of the characters' crops, in degrees; time_ids: "size" for the sizes that hosts pass in
     drawing, "published" for those of StoryMaker's program, which always has the target 1286 x 960.
@@ -64,12 +58,19 @@ class Batches:
 
     def __call__(self, step: int, micro: int) -> Batch:
         """The batch. Raises DataError if a file has become unreadable since the scan."""
-        number = self.share.number(step, micro)
-        chosen = self.plan.batch(number)
+        number = step * self.share.accumulation * self.share.ranks + micro
         examples = self._read_ahead(number)
         random = np.random.default_rng([self.plan.seed, number, 1])
-        counts = tuple(len(example.persons) for example in examples)
-        degrees = random.uniform(-self.rotation, self.rotation, sum(counts))
+        degrees = random.uniform(-self.rotation, self.rotation, sum(len(example.persons) for example in examples))
+        return self._together(self.plan.batch(number), examples, degrees)
+
+    def alone(self, i: int) -> tuple[Example, Batch]:
+        """A picture of the index, and a batch of it alone, with references that are not rotated."""
+        example = self._example(i)
+        return example, self._together((i,), [example], [0.0] * len(example.persons))
+
+    def _together(self, chosen: Sequence[int], examples: Sequence[Example], degrees: Sequence[float]) -> Batch:
+        """A batch of these pictures; degrees: the rotation of each person's crop."""
         encoded = [self._encoded(i, example) for i, example in zip(chosen, examples, strict=True)]
         persons = [person for example in examples for person in example.persons]
         crops = [character_picture(person.crop, angle) for person, angle in zip(persons, degrees, strict=True)]
@@ -81,7 +82,7 @@ class Batches:
             time_ids=torch.tensor([self._sizes(example.picture.shape[:2]) for example in examples]),
             empty_context=context[None],
             empty_pooled=pooled[None],
-            counts=counts,
+            counts=tuple(len(example.persons) for example in examples),
             masks=_stacked([example.masks for example in examples]),
             id_embeds=torch.stack([person.id_embed for person in persons]),
             face=torch.cat([each["face"] for each in encoded]),
@@ -90,10 +91,16 @@ class Batches:
             crops=torch.stack([person.grid for person in persons]),
         )
 
-    def encode_all(self) -> None:
-        """Encode every picture of the index into the cache, so that training needs neither the VAE nor captions."""
-        for i in range(self.share.rank, len(self.index.items), self.share.ranks):
+    @property
+    def own(self) -> range:
+        """The pictures that this process encodes for all."""
+        return range(self.share.rank, len(self.index.items), self.share.ranks)
+
+    def encode_all(self, progress: Callable[[], None]) -> None:
+        """Encode this process's part of the pictures into the cache; training then needs neither VAE nor captions."""
+        for i in self.own:
             self._encoded(i, self._example(i))
+            progress()
 
     def _read_ahead(self, number: int) -> list[Example]:
         """The examples of a batch; those of the process's next batch are read meanwhile, in a thread of their own."""
