@@ -86,7 +86,10 @@ def _masks_of(path: Path, person: int, provider: str) -> Masks:
             found = find_mask(path, photo.stem)
             if found is None:
                 raise Unusable(f"it has no mask in {path}")
-            return ready_masks(found, pixels.shape[:2])
+            try:
+                return ready_masks(found, pixels.shape[:2])
+            except SegmentationError as error:
+                raise Unusable(str(error)) from error
 
         return ready
     if not path.exists():

@@ -39,8 +39,8 @@ def load_network(path: Path, providers: Sequence[str] = ("CPUExecutionProvider",
     except Exception as error:  # damaged files make the loaders raise all kinds of errors
         reason = str(error).strip().partition("\n")[0][:200]
         raise SegmentationError(
-            f'"{path}" is neither an ONNX nor a TorchScript file that can be loaded ({reason}): choose another one, or a '
-            "folder of masks."
+            f'"{path}" is neither an ONNX nor a TorchScript file that can be loaded ({reason}): choose another one, '
+            "or a folder of masks."
         ) from error
 
 
@@ -137,9 +137,12 @@ def separated(mask: np.ndarray, boxes: Sequence[Sequence[float]]) -> list[np.nda
 
 def ready_masks(path: Path, size: tuple[int, int]) -> list[np.ndarray]:
     """The masks in a picture: blue, green and red for three persons, or white for one. size: height and width of the
-    photo, to which the masks are scaled."""
-    with Image.open(path) as image:
-        colours = np.asarray(image.convert("RGB").resize(size[::-1], Image.Resampling.NEAREST))
+    photo, to which the masks are scaled. Raises SegmentationError if the picture cannot be read."""
+    try:
+        with Image.open(path) as image:
+            colours = np.asarray(image.convert("RGB").resize(size[::-1], Image.Resampling.NEAREST))
+    except Exception as error:  # as above
+        raise SegmentationError(f"its mask {path.name} cannot be read ({error})") from error
     inside = colours[..., ::-1] >= THRESHOLD
     if (inside.all(2) | ~inside.any(2)).all():
         inside = inside[..., :1]
