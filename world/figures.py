@@ -11,21 +11,22 @@ from .scene import CLOTHES, FURS, SIZE, Figure
 
 FOOT = 23
 """Row just below the shoes of a standing figure."""
+HEAD = 8
+"""Width of a head."""
 SKIN = (250, 208, 170)
 
 
 def figure(who: Figure, action: str, prop: str, at: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """A figure facing right: its body (without outline) and the effects around it, int16 [24, width, 3], else EMPTY.
 
-    at: column of the left edge of the head, which is 8 pixels wide.
+    at: column of the left edge of the head, which is HEAD pixels wide.
     """
     body = np.full((SIZE, width, 3), EMPTY, np.int16)
     effects = body.copy()
     fur, shirt, trousers = FURS[who.fur], CLOTHES[who.shirt], CLOTHES[who.trousers]
     skin = SKIN if who.species == "girl" else fur
     box = partial(_shifted_box, body, at)
-    rise = {"jumping": 2, "sitting": -2, "sleeping": -2}.get(action, 0)
-    head = FOOT - 14 - rise
+    head = head_row(action)
     torso, legs = head + 5, head + 10
     _tail(box, who.species, fur, torso)
     _legs(box, partial(_shifted_box, effects, at), action, trousers, legs)
@@ -38,6 +39,11 @@ def figure(who: Figure, action: str, prop: str, at: int, width: int) -> tuple[np
         _snore(partial(_shifted_box, effects, at), head)
     _prop(box, prop, head, torso)
     return body, effects
+
+
+def head_row(action: str) -> int:
+    """The top row of a figure's head, which is 5 pixels high, below its ears and hat."""
+    return FOOT - 14 - {"jumping": 2, "sitting": -2, "sleeping": -2}.get(action, 0)
 
 
 def _shifted_box(image, at, x0, y0, x1, y1, colour) -> None:

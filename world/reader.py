@@ -16,6 +16,7 @@ import numpy as np
 from .backgrounds import background
 from .canvas import EMPTY
 from .draw import HALF, SHIFTS, compose
+from .figures import HEAD
 from .scene import ACTIONS, CLOTHES, FURS, LOOKS, PLACES, PROPS, SIZE, SPECIES, TOGETHER, Figure, Scene
 
 CLIP = 0.2
@@ -44,10 +45,12 @@ class Reading:
     """The scene of a picture and its error.
 
     error: mean over the pixels of the squared colour distance (sum over three channels in 0..1), each at most CLIP.
+    heads: column of the left edge of each figure's head, in the picture's own (large) pixels.
     """
 
     scene: Scene
     error: float
+    heads: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -157,6 +160,16 @@ def tables() -> Tables:
     )
 
 
+def background_cost(pixels: np.ndarray, place: str) -> np.ndarray:
+    """How badly a place without figures explains each pixel of a picture [24, 24, 3]: squared distances [24, 24].
+
+    The rarity of the best colour is included; see SURPRISE.
+    """
+    rows, surprise = tables().places[PLACES.index(place)]
+    distances = np.square(pixels - tables().colours[rows, None, None]).sum(-1).clip(max=CLIP)
+    return (distances + surprise.reshape(distances.shape)).min(0)
+
+
 class Reader:
     """Reads pictures. All readers share one set of tables."""
 
@@ -166,7 +179,7 @@ class Reader:
     def read(self, picture: np.ndarray) -> Reading:
         """The scene of a picture: floats in 0..1 [S, S, 3], S a multiple of 24. Raises ValueError for any other."""
         table = self._tables
-        pixels = _small(picture)
+        pixels = small(picture)
         distances = np.square(pixels - table.colours[:, None, None]).sum(-1).clip(max=CLIP)
         costs, errors = [], []
         for rows, surprise in table.places:
@@ -193,7 +206,8 @@ class Reader:
         part, pose = chosen[0]
         action, prop, _, _ = part.key(pose)
         scene = Scene(PLACES[place], action, prop, tuple(part.figure(pose) for part, pose in chosen))
-        return Reading(scene, max(0.0, sum(part.error(pose, bare[place]) for part, pose in chosen) / SIZE**2))
+        error = max(0.0, sum(part.error(pose, bare[place]) for part, pose in chosen) / SIZE**2)
+        return Reading(scene, error, tuple(part.head(pose) for part, pose in chosen))
 
     def read_all(self, pictures: Iterable[np.ndarray]) -> list[Reading]:
         """Readings of pictures [N, S, S, 3]."""
@@ -229,6 +243,12 @@ class _Fit:
         colours = {look: LOOKS[look][int(costs[pose].argmin())] for look, costs in self._looks.items()}
         return Figure(species, **colours, hat=hat)
 
+    def head(self, pose: int) -> int:
+        """Column of the left edge of the head. The right one of two figures is mirrored."""
+        if self._poses.columns.start:
+            return SIZE - SHIFTS[2][0] - HEAD
+        return SHIFTS[2][0] if self._poses.columns.stop == HALF else SHIFTS[1][pose % len(self._poses.moves)]
+
     def error(self, pose: int, bare: np.ndarray) -> float:
         """Remaining squared distance. bare: that of the place alone [24, 24]."""
         return float(self._body[pose] + self._behind(bare[None])[pose, 0])
@@ -249,7 +269,7 @@ def _sums(masks: np.ndarray, costs: np.ndarray) -> np.ndarray:
     return (masks @ costs.reshape(-1, pixels).T).reshape(-1, values)
 
 
-def _small(picture: np.ndarray) -> np.ndarray:
+def small(picture: np.ndarray) -> np.ndarray:
     """The picture reduced to float32 [24, 24, 3] by block means. Raises ValueError for a wrong shape or type."""
     picture = np.asarray(picture)
     shape = picture.shape

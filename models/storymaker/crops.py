@@ -1,4 +1,4 @@
-"""Image preparation for StoryMaker: the character cropped onto white, and the choice of the face.
+"""Image preparation for StoryMaker: the character cropped onto white, the aligned face, and the choice of the face.
 
 Images are prepared as in StoryMaker's published program (arXiv 2409.12576). Pictures are [H, W, 3] RGB and masks
 [H, W], both 8-bit arrays; boxes are left, top, right, bottom in pixels, right and bottom exclusive.
@@ -13,6 +13,9 @@ from torch import Tensor
 
 SIDE = 224
 """Height and width of the image encoder's input."""
+ARCFACE = np.array([[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]])
+"""ArcFace's landmark template: x, y of eyes, nose and mouth corners in an aligned face of ARCFACE_SIDE pixels."""
+ARCFACE_SIDE = 112
 BLUR = (1, 4, 6, 4, 1)
 """OpenCV's 5-tap Gaussian for sigma 0: a fixed table in sixteenths, not computed from the formula's sigma of 1.1."""
 
@@ -69,6 +72,32 @@ def character_crop(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
 def stretched(picture: np.ndarray) -> np.ndarray:
     """A picture at the encoder's size [224, 224, 3], bicubic, ignoring its proportions. Used for clothing as well."""
     return np.asarray(Image.fromarray(picture).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+
+
+def aligned(picture: np.ndarray, landmarks: np.ndarray, side: int = SIDE) -> np.ndarray:
+    """A face [side, side, 3] turned, scaled and moved so that its landmarks [5, 2] come closest to ArcFace's template.
+
+    picture: whole and unmasked. Bilinear; pixels outside it are black. The similarity transform has the least squared
+    error; points are complex numbers, whose products turn and scale.
+    """
+    points, targets = landmarks.astype(np.float64) @ (1, 1j), ARCFACE @ (1, 1j) * side / ARCFACE_SIDE
+    spread = points - points.mean()
+    turn = np.vdot(spread, targets) / np.vdot(spread, spread)
+    rows, columns = np.mgrid[:side, :side]
+    sources = (columns + 1j * rows - targets.mean()) / turn + points.mean()
+    return _bilinear(picture, sources.real, sources.imag)
+
+
+def _bilinear(picture: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The colours of an 8-bit picture at these places, black outside it."""
+    height, width = picture.shape[:2]
+    black = np.pad(picture, ((1, 2), (1, 2), (0, 0))).astype(np.float64)
+    x, y = x.clip(-1, width) + 1, y.clip(-1, height) + 1
+    left, top = x.astype(int), y.astype(int)
+    right, down = (x - left)[..., None], (y - top)[..., None]
+    upper = black[top, left] * (1 - right) + black[top, left + 1] * right
+    lower = black[top + 1, left] * (1 - right) + black[top + 1, left + 1] * right
+    return (upper * (1 - down) + lower * down).round().astype(np.uint8)
 
 
 def choose_face(boxes: np.ndarray, mask: np.ndarray | None) -> int | None:

