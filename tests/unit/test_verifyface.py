@@ -216,8 +216,8 @@ def test_a_face_is_the_same_mirrored_and_darkened_and_different_from_all_others(
 
 
 def test_the_aligned_crop_has_the_landmarks_of_the_template(analysis, people):
-    """Found again in the crop, their middle is where ArcFace expects it; a turned head moves single ones."""
+    """Found again in the crop, their middle is where ArcFace expects it, up to a few pixels of the detector's own."""
     for picture, face, _ in people:
         framed = np.pad(analysis.crop(picture, face), ((200, 200), (200, 200), (0, 0)))
         (again,), _ = analysis.find(framed)
-        assert np.abs((again.landmarks - 200 - 2 * ARCFACE).mean(0)).max() < 10
+        assert np.abs((again.landmarks - 200 - 2 * ARCFACE).mean(0)).max() < 16
