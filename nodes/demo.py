@@ -21,6 +21,7 @@ from comfy_api.latest import io
 
 from ..models.demo import model as demo
 from ..models.demo import storymaker as demo_storymaker
+from ..models.demo import vision as demo_vision
 from .storymaker_patcher import storymaker_of
 from .types import StoryMaker as StoryMakerType
 
@@ -102,15 +103,14 @@ class DemoStoryMaker(io.ComfyNode):
 
 
 def build_clip_vision() -> comfy.clip_vision.ClipVisionModel:
-    """An image encoder with CLIP ViT-H's feature shape and the stand-in's random weights."""
+    """The demo's image encoder in float32, with CLIP ViT-H's input size and feature shape."""
     with TemporaryDirectory() as folder:  # ComfyUI 0.19 accepts the configuration only as a file
         config = Path(folder, "config.json")
-        config.write_text(json.dumps(demo_storymaker.VISION), encoding="utf-8")
-        vision = comfy.clip_vision.ClipVisionModel(str(config))
-    empty = vision.get_sd()
-    numbers = demo_storymaker.random_weights(empty)
-    vision.load_sd({name: numbers[name].to(tensor.dtype) for name, tensor in empty.items()})
-    return vision
+        config.write_text(json.dumps(demo_vision.VISION), encoding="utf-8")
+        encoder = comfy.clip_vision.ClipVisionModel(str(config))
+    encoder.model.float()
+    encoder.load_sd(demo_vision.state_dict())
+    return encoder
 
 
 def build_model(disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:

@@ -22,19 +22,6 @@ SEED = 7
 LORA_RANK = 4
 VALUE_GAIN, LORA_GAIN = 2.0, 0.2
 """Gain of the values and of the LoRA: images change visibly, but still follow the prompt."""
-VISION = {
-    "model_type": "clip_vision_model",
-    "hidden_act": "gelu",
-    "hidden_size": 1280,
-    "image_size": 224,
-    "intermediate_size": 64,
-    "num_attention_heads": 16,
-    "num_channels": 3,
-    "num_hidden_layers": 2,
-    "patch_size": 14,
-    "projection_dim": 8,
-}
-"""CLIP ViT-H/14's input size and features [257, 1280], with two layers instead of 32."""
 
 
 def demo_storymaker() -> StoryMakerWeights:

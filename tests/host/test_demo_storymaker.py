@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from story_graphs import build, call, differ, sample
+from story_graphs import build, call, differ, distance, sample
 from story_makers import APPLY
 
 from storyloom.world.reader import Reader
@@ -55,6 +55,17 @@ def test_it_is_made_for_the_demo_model_s_layers(host, loaded):
     widths, context = host.pack("nodes.patching").attention_widths(model)
     assert (loaded[0].adapter.widths, loaded[0].adapter.context) == (widths, context)
     assert len(loaded[0].lora) == 2 * 140 * 4
+
+
+def test_the_encoder_returns_the_features_of_the_demo(host, loaded):
+    images = torch.stack(
+        [torch.nn.functional.interpolate(picture(seed).movedim(-1, 1), (224, 224))[0] for seed in (1, 2)]
+    )
+    images = (images.movedim(1, -1) * 255).round() / 255
+    encoded = loaded[1].encode_image(images)
+    expected = host.pack("models.demo.vision").features(images)
+    assert distance(expected, encoded["penultimate_hidden_states"]) < 5e-5
+    assert distance(*encoded["image_embeds"]) > 0.01, "CLIP-I with this encoder has to tell pictures apart"
 
 
 def test_the_encoder_tells_pictures_apart(host, loaded):
