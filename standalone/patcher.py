@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .unet import diffusers_names, unet_numbers
@@ -101,7 +102,8 @@ def _difference(value: tuple) -> Tensor:
         return data[0]
     up, down, alpha = data[:3]
     scale = 1.0 if alpha is None else alpha / down.shape[0]
-    return scale * (up.flatten(1).float() @ down.flatten(1).float())
+    dtype = torch.promote_types(up.dtype, torch.float32)
+    return scale * (up.flatten(1).to(dtype) @ down.flatten(1).to(dtype))
 
 
 def copied(value: Any) -> Any:

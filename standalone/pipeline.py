@@ -29,6 +29,7 @@ from .layers import attend, blocks_of
 from .model import StoryModel, model_of
 from .patcher import UNetPatcher
 from .sampling import ModelSampling, Progress, sample_euler, story_noise
+from .storymaker import Characters, with_characters
 from .text import TextEncoders, tokenize
 
 
@@ -108,6 +109,7 @@ class StoryPipeline:
         captions: bool = True,
         page_style: PageStyle | None = None,
         progress: Progress | None = None,
+        characters: Characters | None = None,
     ) -> DrawnStory:
         """Draw a story.
 
@@ -117,8 +119,8 @@ class StoryPipeline:
         negative: None for the published all-zero one. window: which frames share a prompt when the story is too long
         for one, as in the node Encode story as one prompt. svr, npr: constants and variants of the reweighting.
         captions: whether the pages have captions. page_style: their look. progress: called as progress(steps done,
-        total steps), None for a progress bar. Raises ValueError (StoryScriptError, StoryTooLongError) for invalid
-        input, before drawing starts.
+        total steps), None for a progress bar. characters: StoryMaker's, from reference images. Raises ValueError
+        (StoryScriptError, StoryTooLongError) for invalid input, before drawing starts.
         """
         width, height = width or self.model.width, height or self.model.height
         percents = (start_percent, end_percent)
@@ -135,6 +137,8 @@ class StoryPipeline:
         if shares_attention:
             where = blocks_of(self.model.unet, sharing_blocks)
             model = with_patch(model, ConsistentAttention(*sharing, 0.0, 1.0, where, seed), attend)
+        if characters is not None:
+            model = with_characters(model, characters)
         positive = self.conditioning(story, reweighting, window, svr, npr)
         self.model.on_story(story)
         latents = sample_euler(

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from precision import CLOSE, kept_double
 from rounding import moved, rounding
 from story_graphs import CAST, CSA, STORY, SVR, build, call, csa, distance, ipca
+from story_makers import APPLY, apply, someone
 from tiny_models import TEXT_HEAD, WIDE, WIDE_TEXT, fill_, tiny_clip, tiny_model
 
 pytestmark = pytest.mark.skipif(
@@ -222,7 +223,35 @@ def test_the_frames_of_a_cast_are_the_same(host, graph, standalone):
     assert len(ours["samples"]) == 4 and distance(ours["samples"], theirs["samples"]) < CLOSE
 
 
-def on_comfyui(host, graph, patched, kind, cfg, script=STORY):
+REGION = torch.linspace(0, 1, 48).view(1, 6, 8)
+"""Where the second character acts."""
+
+
+@pytest.mark.parametrize("patched, script", [("plain", STORY), ("csa and ipca on replaced", STORY), ("ipca", CAST)])
+def test_storymaker_is_the_same(host, graph, standalone, weights, maker, patched, script):
+    names = ("Owl", "Fox") if script is CAST else ("", "")
+    people = tuple(someone(host, seed, name) for seed, name in enumerate(names, start=1))
+    theirs = on_comfyui(host, graph, patched, "epsilon", 5.0, script, (maker, people))
+    ours = on_diffusers(standalone, patched, "epsilon", 5.0, theirs["positive"], script, (weights, people))
+    assert all(distance(*pair) < CLOSE for pair in zip(ours["unet"], theirs["unet"], strict=True))
+    assert distance(ours["samples"], theirs["samples"]) < CLOSE
+    without = on_diffusers(standalone, patched, "epsilon", 5.0, theirs["positive"], script)
+    assert distance(without["samples"], ours["samples"]) > 0.01
+
+
+def test_storymaker_off_is_bit_identical(host, graph, standalone, weights):
+    encoded, settings = on_comfyui(host, graph, "plain", "epsilon", 5.0)["positive"], ("plain", "epsilon", 5.0)
+    before = {name: value.clone() for name, value in standalone[0].state_dict().items()}
+    plain = on_diffusers(standalone, *settings, encoded)
+    off = {"token_strength": 0.0, "lora_strength": 0.0}
+    ours = on_diffusers(standalone, *settings, encoded, made=(weights, (someone(host, 1),), off))
+    assert torch.equal(plain["samples"], ours["samples"])
+    on_diffusers(standalone, *settings, encoded, made=(weights, (someone(host, 1),)))
+    assert all(torch.equal(value, before[name]) for name, value in standalone[0].state_dict().items())
+
+
+def on_comfyui(host, graph, patched, kind, cfg, script=STORY, made=None):
+    """made: StoryMaker's adapter and the characters, the second of them in REGION."""
     parts = build(graph, size=SIZE, literal=True, **script)
     model, options, outputs = parts["model"], [], []
     if kind == "v_prediction":
@@ -233,6 +262,9 @@ def on_comfyui(host, graph, patched, kind, cfg, script=STORY):
         model = ipca(graph, model)
     if "csa" in patched:
         model = csa(graph, model)
+    if made is not None:
+        maker, people = made
+        model = apply(graph, host, model, maker, *people, regions=(None, REGION))
 
     def record_outputs(patcher):
         patcher = patcher.clone()
@@ -258,14 +290,18 @@ def on_comfyui(host, graph, patched, kind, cfg, script=STORY):
     return {"samples": seen.samples["samples"], "positive": seen.positive, "unet": outputs, "options": options}
 
 
-def on_diffusers(standalone, patched, kind, cfg, encoded, script=STORY):
-    """encoded: the host's conditioning, used in place of ours, which differs by rounding."""
+def on_diffusers(standalone, patched, kind, cfg, encoded, script=STORY, made=None):
+    """encoded: the host's conditioning, used in place of ours, which differs by rounding.
+
+    made: StoryMaker's weights, the characters and other strengths than APPLY's.
+    """
     from storyloom.attention.consistent import ConsistentAttention
     from storyloom.attention.identity import IdentityPreserving
     from storyloom.runtime.sampling import with_patch
     from storyloom.standalone.layers import attend, blocks_of
     from storyloom.standalone.patcher import UNetPatcher
     from storyloom.standalone.sampling import ModelSampling, sample_euler, story_noise
+    from storyloom.standalone.storymaker import Characters, storymaker_of, with_characters
 
     unet, encoders = standalone
     model, options, outputs = UNetPatcher(unet, ModelSampling(scheduler(kind))), [], []
@@ -275,6 +311,11 @@ def on_diffusers(standalone, patched, kind, cfg, encoded, script=STORY):
         model = with_patch(model, IdentityPreserving(2.0, 0.0, 1.0, blocks_of(unet, "all")), attend)
     if "csa" in patched:
         model = with_patch(model, ConsistentAttention(**CSA | {"blocks": blocks_of(unet, "output")}), attend)
+    if made is not None:
+        made_of, people, *changes = made
+        regions = (None, REGION)[: len(people)]
+        strengths = {**APPLY, **(changes[0] if changes else {})}
+        model = with_characters(model, Characters(storymaker_of(made_of), people, regions, **strengths))
     _, our_info = conditioning(encoders, SVR["reweighting"], script)
     ((context, their_info),) = encoded
     info = {**our_info, "pooled_output": their_info["pooled_output"]}
