@@ -1,12 +1,13 @@
 PYTHON ?= python3
 ARGS ?=
 
-.PHONY: help demo demo-model test browser-test lint validate clean python
+.PHONY: help demo demo-model demo-storymaker test browser-test lint validate clean python
 
 help:
 	@echo "make demo        draw a four-frame story without and with StoryLoom, measure both and print the path of the page,"
 	@echo "                 in a real ComfyUI on the CPU, or without one   (make demo ARGS=\"--host standalone\" chooses)"
 	@echo "make demo-model  retrain the demo model: about 80 minutes on one core, less on two"
+	@echo "make demo-storymaker  train a StoryMaker adapter for the demo model (make demo-storymaker ARGS=\"--help\")"
 	@echo "make test        run every test, on each ComfyUI version found   (make test ARGS=\"-k svr\" selects tests)"
 	@echo "                 (make test SETTING=busy: in another CPU setting, see CONTRIBUTING.md)"
 	@echo "make browser-test  run only the tests in ComfyUI's own interface, and install their dependencies"
@@ -23,6 +24,10 @@ demo: python
 demo-model: python
 	@"$(PYTHON)" scripts/environment.py
 	@.venv/bin/python -m storyloom.training.demo $(ARGS)
+
+demo-storymaker: python
+	@"$(PYTHON)" scripts/environment.py
+	@.venv/bin/python -m storyloom.training.storymaker.demo $(ARGS)
 
 test: python
 	@"$(PYTHON)" scripts/test.py $(ARGS)

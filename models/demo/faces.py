@@ -84,26 +84,30 @@ class DemoFaces(FaceAnalysis):
         return identity(face.who, face.pixels)
 
 
-def _head(who: Figure, seen: np.ndarray, column: int, row: int, block: int) -> Head:
-    """A head in an image whose large pixels are `block` wide.
+def landmarks(row: int, column: int, block: int) -> np.ndarray:
+    """Landmarks [5, 2] of a head with this top left corner in large pixels, which are `block` pixels wide.
 
-    The landmarks put a square that holds head, ears and hat on the aligned crop.
+    They put a square that holds head, ears and hat on the aligned crop.
     """
     corner = np.array([column + (HEAD - SQUARE) / 2, row + TALL + 1.5 - SQUARE])
-    landmarks = (corner + ARCFACE / ARCFACE_SIDE * SQUARE) * block - 0.5
+    return ((corner + ARCFACE / ARCFACE_SIDE * SQUARE) * block - 0.5).astype(np.float32)
+
+
+def _head(who: Figure, seen: np.ndarray, column: int, row: int, block: int) -> Head:
+    """A head in an image whose large pixels are `block` wide."""
     box = np.array([column, row, column + HEAD, row + TALL], np.float32) * block
-    return Head(box, landmarks.astype(np.float32), who, seen)
+    return Head(box, landmarks(row, column, block), who, seen)
 
 
 def _is_head(seen: np.ndarray, who: Figure, scene: Scene, behind: np.ndarray) -> bool:
     """Whether pixels [9, 10, 3] look like the drawing of a head, and not like the background, whose cost is [9, 10]."""
-    drawn = _drawing(who, scene)
+    drawn = drawing(who, scene)
     shown = drawn[..., 0] != EMPTY
     error = np.square(seen - drawn / 255).sum(-1).clip(max=CLIP)[shown].mean()
     return bool(error <= min(MAX_ERROR, MAX_SHARE * behind[shown].mean()))
 
 
-def _drawing(who: Figure, scene: Scene) -> np.ndarray:
+def drawing(who: Figure, scene: Scene) -> np.ndarray:
     """A head facing right as drawn in a scene, with its outline: int16 [9, 10, 3], else EMPTY."""
     row, at = head_row(scene.action), (SIZE - HEAD) // 2
     empty = np.full((SIZE, SIZE, 3), EMPTY, np.int16)

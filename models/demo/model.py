@@ -181,8 +181,7 @@ def _wide_unet(stored: dict[str, Tensor]) -> dict[str, Tensor]:
     depths = depths_of_widths()
     for name, value in stored.items():
         if ".attn2.to_k." in name or ".attn2.to_v." in name:
-            halves = zip(value.split(NARROW, 1), ("l", "g"), (CLIP_L, CLIP_G), strict=True)
-            value = torch.cat([half @ basis(clip["hidden_size"]).T / _scale(which) for half, which, clip in halves], 1)
+            value = reading_text(value)
         elif name == "label_emb.0.0.weight":
             pooled = value @ basis(CLIP_G["hidden_size"]).T
             value = pad(pooled, (0, UNET["adm_in_channels"] - pooled.shape[1]))
@@ -193,6 +192,12 @@ def _wide_unet(stored: dict[str, Tensor]) -> dict[str, Tensor]:
         else:
             wide[name] = value
     return wide
+
+
+def reading_text(matrix: Tensor) -> Tensor:
+    """A matrix [rows, 2048] for text tokens at full width from one for narrow text tokens [rows, 256]."""
+    halves = zip(matrix.split(NARROW, 1), ("l", "g"), (CLIP_L, CLIP_G), strict=True)
+    return torch.cat([half @ basis(clip["hidden_size"]).T / _scale(which) for half, which, clip in halves], 1)
 
 
 def _wide_encoder(stored: dict[str, Tensor], which: str) -> dict[str, Tensor]:

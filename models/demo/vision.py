@@ -60,12 +60,17 @@ def narrow_features(images: Tensor) -> Tensor:
     images: [B, 224, 224, 3] in 0..1, rounded to 8 bits as ComfyUI does. First the class token, then rows of patches.
     """
     pixels = (images.float() * 255).clamp(0, 255).round() / 255
-    mean, deviation = (torch.tensor(values, device=pixels.device) for values in (MEAN, DEVIATION))
-    quarters = avg_pool2d(((pixels - mean) / deviation).permute(0, 3, 1, 2), QUARTER)
-    split = quarters.unflatten(3, (PATCHES, 2)).unflatten(2, (PATCHES, 2))  # B, 3, row, 2, column, 2
-    colours = split.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+    return quarter_features(avg_pool2d(pixels.permute(0, 3, 1, 2), QUARTER).permute(0, 2, 3, 1))
+
+
+def quarter_features(quarters: Tensor) -> Tensor:
+    """The narrow features of images whose mean colours in squares of 7x7 pixels are these: [B, 32, 32, 3] in 0..1."""
+    mean, deviation = (torch.tensor(values, device=quarters.device) for values in (MEAN, DEVIATION))
+    normed = (quarters - mean) / deviation
+    split = normed.unflatten(2, (PATCHES, 2)).unflatten(1, (PATCHES, 2))  # B, row, 2, column, 2, 3
+    colours = split.permute(0, 1, 3, 5, 2, 4).flatten(3).flatten(1, 2)
     patches = colours @ _colour_matrix().T.to(colours) + _positions().to(colours)
-    tokens = torch.cat([_class_token().to(colours).expand(len(images), 1, -1), patches], 1)
+    tokens = torch.cat([_class_token().to(colours).expand(len(quarters), 1, -1), patches], 1)
     return tokens / (tokens.square().mean(2, keepdim=True) + EPSILON).sqrt()
 
 

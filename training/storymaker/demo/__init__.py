@@ -1,0 +1,1 @@
+"""StoryMaker's training on the demo model and the story world."""
