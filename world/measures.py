@@ -166,13 +166,14 @@ def interval(values: Sequence[float], seed: int = 0, resamples: int = 2000) -> t
     return float(low), float(high)
 
 
-def _estimate(values: np.ndarray) -> Estimate:
+def estimate(values: np.ndarray) -> Estimate:
+    """The mean of values [n], one per story, without those that are nan."""
     known = values[~np.isnan(values)]
     return Estimate(_mean(known), *interval(known), len(known))
 
 
 def _effect(values: Mapping[str, np.ndarray]) -> Effect:
-    estimates = {name: _estimate(column) for name, column in values.items()}
+    estimates = {name: estimate(column) for name, column in values.items()}
     rates = {name: estimates.pop(name) for name in RATES}
     return Effect(**estimates, rates=rates, stories=len(values["alignment"]))
 
