@@ -141,7 +141,7 @@ def draw_all(keys: Sequence[tuple[str, int]], settings: Settings, options) -> di
     """The pictures of all rows and references, several at a time, with a progress bar that shows the time left."""
     from tqdm import tqdm
 
-    bar = {"total": len(keys), "unit": "reference", "ncols": 90}
+    bar = {"total": len(keys), "unit": "story", "ncols": 90}
     loaded = (options.weights, options.adapters)
     if options.jobs == 1:
         start(*loaded)

@@ -165,7 +165,7 @@ ROWS: Mapping[str, Row] = {
     "outfit": Row("head of one, clothes of another", PARTS, outfit, _dressed),
     "face-only": Row("face only", PARTS, one, _face),
     **{
-        f"{BLEND} {ratio:g}": Row(f"blend, {ratio:.0%} of the second", BLENDED, blended, partial(_between, ratio))
+        f"{BLEND} {ratio:g}": Row(f"blend, {100 * ratio:g} % of the second", BLENDED, blended, partial(_between, ratio))
         for ratio in RATIOS
     },
     "with-csa-ipca-svr": Row(

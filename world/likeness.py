@@ -39,9 +39,7 @@ def aligned(cases: Sequence[Portrayal]) -> np.ndarray:
 
 
 def shared(cases: Sequence[Portrayal], looks: Sequence[str] = ALL) -> np.ndarray:
-    """Share of the looks that a figure has as expected. A missing figure has none; looks that the text names do not
-    count.
-    """
+    """Share of looks in which a figure is as expected, 0 if it is missing. Looks that the text names do not count."""
     return np.array(
         [_mean(_agreement(case, looks, lambda identity, case=case: [case.expected[identity]])) for case in cases]
     )
@@ -58,14 +56,7 @@ def shared_by_chance(cases: Sequence[Portrayal], looks: Sequence[str] = ALL) -> 
 
 def swapped(cases: Sequence[Portrayal]) -> np.ndarray:
     """Share of looks that a figure has from another character in its picture, where the two differ."""
-    values = []
-    for case in cases:
-
-        def others(identity: int, case: Portrayal = case) -> list[Figure]:
-            return [figure for number, figure in enumerate(case.expected) if number != identity]
-
-        values.append(_mean(_agreement(case, ALL, others, distinct=True)))
-    return np.array(values)
+    return np.array([_mean(_agreement(case, ALL, lambda _, case=case: case.expected, distinct=True)) for case in cases])
 
 
 def leak(cases: Sequence[Portrayal]) -> np.ndarray:
