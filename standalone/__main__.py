@@ -77,6 +77,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--own-noise", action="store_true", help="start every frame from its own noise")
     parser.add_argument("--window", default="circular", help="window for stories over 75 tokens: circular or trailing")
+    likeness = parser.add_argument_group("characters from images (StoryMaker)")
+    likeness.add_argument(
+        "--character", type=Path, nargs="+", default=[], help="1 to 3 files that the node Save character wrote"
+    )
+    likeness.add_argument("--storymaker", type=Path, help="StoryMaker's mask.bin (default: the demo's adapter)")
+    likeness.add_argument("--token-strength", type=float, default=0.8, help="of the reference images (default: 0.8)")
+    likeness.add_argument("--lora-strength", type=float, default=0.8, help="of StoryMaker's LoRA (default: 0.8)")
     page = parser.add_argument_group("page")
     page.add_argument("--layout", default="grid", help=f"{', '.join(LAYOUTS)} (default: grid)")
     page.add_argument("--columns", type=int, default=0, help="panels per row of the grid (default: near-square)")
@@ -134,6 +141,7 @@ def _draw(options: argparse.Namespace) -> tuple[Image.Image, ...]:
     )
     captions, style = options.captions != "none", page_style(options)
     check_page(story, *size, captions, style)
+    characters = _characters(options)
     drawn = StoryPipeline(_load(options.checkpoint))(
         options.identity,
         options.frames,
@@ -149,10 +157,32 @@ def _draw(options: argparse.Namespace) -> tuple[Image.Image, ...]:
         anchors=options.anchors,
         shared_noise=not options.own_noise,
         window=options.window,
+        characters=characters,
         captions=captions,
         page_style=style,
     )
     return drawn.pages
+
+
+def _characters(options: argparse.Namespace):
+    """The `Characters` of the options, None without any. Raises ValueError for files that are missing or damaged."""
+    from ..models.demo.storymaker import demo_storymaker
+    from ..models.storymaker.characters import load_character
+    from ..models.storymaker.weights import load_storymaker, read_checkpoint
+    from .storymaker import Characters, storymaker_of
+
+    if not options.character:
+        return None
+    if len(options.character) > 3:
+        raise ValueError(f"--character takes 1 to 3 files, got {len(options.character)}.")
+    if options.checkpoint and not options.storymaker:
+        raise ValueError("--character with --checkpoint also needs StoryMaker's mask.bin: name it with --storymaker.")
+    references = tuple(map(load_character, options.character))
+    weights = load_storymaker(read_checkpoint(options.storymaker)) if options.storymaker else demo_storymaker()
+    if weights.missing:
+        raise ValueError(f"{options.storymaker.name}: {weights.missing}")
+    strengths = {"token_strength": options.token_strength, "lora_strength": options.lora_strength}
+    return Characters(storymaker_of(weights), references, **strengths)
 
 
 def _load(checkpoint: Path | None):

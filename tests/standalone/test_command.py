@@ -106,6 +106,9 @@ def test_further_pages_get_a_number(tmp_path, monkeypatch, capsys, small):
         ([*STORY, "-o", "nowhere/page.png"], 'There is no folder "nowhere"'),
         ([*STORY, "-o", "page.txt"], 'The page "page.txt" must end in .png'),
         ([*STORY, "--checkpoint", "none.safetensors"], 'There is no checkpoint at "none.safetensors"'),
+        ([*STORY, "--character", "none.safetensors"], "none.safetensors cannot be read as a character"),
+        ([*STORY, "--character", *"abcd"], "--character takes 1 to 3 files, got 4."),
+        ([*STORY, "--character", "a", "--checkpoint", "b"], "also needs StoryMaker's mask.bin: name it with"),
     ],
 )
 def test_faults_are_one_sentence_and_code_1(tmp_path, monkeypatch, capsys, arguments, message):

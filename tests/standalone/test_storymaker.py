@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
 from storyloom.models.demo.storymaker import random_weights
-from storyloom.models.storymaker.characters import CharacterReference, features_of
+from storyloom.models.storymaker.characters import CharacterReference, features_of, save_character
 from storyloom.models.storymaker.ppr import PositionalPerceiverResampler
 from storyloom.models.storymaker.weights import StoryMakerWeights
+from storyloom.standalone import __main__ as command
 from storyloom.standalone.layers import transformers
 from storyloom.standalone.storymaker import Characters, storymaker_of
 
@@ -96,3 +98,28 @@ def test_a_lora_for_another_unet_is_refused(draw, small):
     weights.lora["mid_block.attentions.0.transformer_blocks.7.attn1.processor.to_q_lora.up.weight"] = torch.ones(2, 2)
     with pytest.raises(ValueError, match="no layer mid_block.attentions.0.transformer_blocks.7.attn1.to_q.weight"):
         latents(draw, Characters(storymaker_of(weights), (someone(1),)))
+
+
+COMMAND = ["a red fox", "asleep", "reading", "--steps", "1"]
+
+
+def test_character_files_are_drawn_by_the_command_line(tmp_path):
+    features = features_of(None, torch.ones(257, 1280))
+    paths = [tmp_path / f"{name}.safetensors" for name in ("Ann", "Bob")]
+    for path in paths:
+        save_character(path, CharacterReference(path.stem, ((features, 1.0),), torch.zeros(8, 8, 3)))
+    options = [*COMMAND, "--character", *map(str, paths), "--token-strength", "0.5", "--lora-strength", "0.25"]
+    made = command._characters(command._parser().parse_args(options))
+    assert [reference.name for reference in made.references] == ["Ann", "Bob"]
+    assert (made.token_strength, made.lora_strength) == (0.5, 0.25)
+    assert command._characters(command._parser().parse_args(COMMAND)) is None
+
+
+def test_the_command_line_s_characters_reach_the_page(tmp_path, monkeypatch, small, characters):
+    monkeypatch.setattr("storyloom.standalone.demo.demo_model", lambda: small)
+    pages = []
+    for made in (None, characters):
+        monkeypatch.setattr(command, "_characters", lambda options, made=made: made)
+        assert command.main([*COMMAND, "-o", str(tmp_path / "page.png")]) == 0
+        pages.append(Image.open(tmp_path / "page.png").tobytes())
+    assert pages[0] != pages[1]
