@@ -92,7 +92,7 @@ class DemoStoryMaker(io.ComfyNode):
                 io.ClipVision.Output(
                     "clip_vision",
                     display_name="CLIP_VISION",
-                    tooltip="An encoder with two random layers, for Character from image.",
+                    tooltip="The demo's image encoder, which keeps colours and positions, for Character from image.",
                 ),
             ],
         )
