@@ -147,6 +147,19 @@ def test_any_sampler_draws_what_it_is_told(host, graph, sampler, scheduler):
     assert rates["species"].mean == rates["place"].mean == 1.0
 
 
+def test_the_head_of_a_described_character_has_the_same_vector_in_every_frame(host, graph):
+    """In pictures as they are drawn, whose colours are not exactly the world's."""
+    texts = {
+        "identity": "a red fox in a green coat and white trousers with a crown",
+        "frames": "asleep in the snow\nreading a book in the meadow",
+    }
+    parts = build(graph, "EncodePerFrame", (192, 192), loader="StoryLoom_DemoModel", **texts)
+    latents = sample(graph, parts, "samples", steps=STEPS, cfg=3.0)
+    graph.capture(images=graph.add("VAEDecode", samples=latents, vae=parts["vae"])())
+    one, other = host.pack("models.demo.faces").DemoFaces().embeddings(host.run(graph).images)
+    assert one @ other > 0.95
+
+
 def test_a_story_on_it_keeps_its_model_untouched_and_feels_ipca(host, graph):
     parts = story_parts(graph, random_story(1, frames=2), size=64)
     sample(graph, parts, "plain", steps=1)
