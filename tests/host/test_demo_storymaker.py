@@ -5,6 +5,9 @@ import torch
 from story_graphs import build, call, differ, distance, sample
 from story_makers import APPLY
 
+from storyloom.benchmarks.likeness_rows import outfit
+from storyloom.benchmarks.portraits import Portraits
+from storyloom.models.storymaker.crops import character_crop, to_image
 from storyloom.world.reader import Reader
 
 TEXTS = {"identity": "a fox in a blue coat", "frames": "jumping on the beach\nwith an umbrella in the city"}
@@ -101,3 +104,24 @@ def test_the_pictures_still_show_what_they_were_told(host, graph, loaded):
     scenes = [reading.scene for reading in Reader().read_all(host.run(graph).images.numpy())]
     assert [scene.place for scene in scenes] == ["beach", "city"]
     assert all(scene.figures[0].species == "fox" for scene in scenes)
+
+
+def test_the_benchmark_of_likeness_makes_the_node_s_characters(host, loaded):
+    faces = host.pack("models.demo.faces").DemoFaces()
+    head, clothes = outfit(30_000, 1).references
+    large = [array.repeat(8, 0).repeat(8, 1) for array in (head.picture, head.mask, clothes.picture)]
+    inputs = {"mask": torch.from_numpy(large[1])[None].float(), "face_analysis": faces}
+    worn = character_crop(large[2], clothes.below_the_head.repeat(8, 0).repeat(8, 1).astype("uint8") * 255)
+    made = Portraits(faces)
+    pairs = [
+        ("face and appearance", {}, made.whole(head)),
+        ("face only", {}, made.face_only(head)),
+        ("face and appearance", {"clothing": to_image(worn)[None]}, made.dressed(head, clothes)),
+    ]
+    node = host.pack("nodes.characters").Character
+    for mode, changes, ours in pairs:
+        theirs = node.execute("", loaded[1], to_image(large[0])[None], mode, **inputs, **changes).result[0]
+        (ours, _), (theirs, _) = *ours.parts, *theirs.parts
+        assert (ours.has_face, ours.has_character) == (theirs.has_face, theirs.has_character)
+        for name in ("id_embed", "face", "character"):
+            assert (getattr(ours, name) - getattr(theirs, name)).abs().max() < 2e-4, name
