@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from zlib import crc32
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ..storymaker.ppr import PositionalPerceiverResampler
-from ..storymaker.weights import CONTEXT, StoryMakerWeights, layers
+from ..storymaker.weights import CONTEXT, StoryMakerFileError, StoryMakerWeights, layers
 from . import model as demo
+from .wide import widened
 
 SEED = 7
 LORA_RANK = 4
@@ -24,7 +28,25 @@ VALUE_GAIN, LORA_GAIN = 2.0, 0.2
 """Gain of the values and of the LoRA: images change visibly, but still follow the prompt."""
 
 
-def demo_storymaker() -> StoryMakerWeights:
+def demo_storymaker(path: Path | None = None) -> StoryMakerWeights:
+    """StoryMaker's weights for the demo model. path: of a file from `training.storymaker.demo`, None for random ones.
+
+    Raises StoryMakerFileError.
+    """
+    return random_storymaker() if path is None else read_narrow(path)
+
+
+def read_narrow(path: Path) -> StoryMakerWeights:
+    """The weights of a file from `training.storymaker.demo` at full width. Raises StoryMakerFileError."""
+    try:
+        return widened(load_file(path))
+    except (SafetensorError, OSError, KeyError, RuntimeError) as error:
+        raise StoryMakerFileError(
+            f"{path.name} is not an adapter of the demo model ({error}): train it again."
+        ) from error
+
+
+def random_storymaker() -> StoryMakerWeights:
     """Random float16 weights for the demo model: PPR with one layer; layers of equal width share keys and values."""
     ppr = PositionalPerceiverResampler(depth=1, device="meta").state_dict()
     demo_layers = tuple(layers(demo.UNET["model_channels"]))
