@@ -3,15 +3,17 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.nn.functional import normalize
 
 from storyloom.models.demo import model as demo
 from storyloom.models.demo import vision, wide
+from storyloom.models.demo.storymaker import demo_storymaker
 from storyloom.models.storymaker.ppr import PositionalPerceiverResampler
-from storyloom.models.storymaker.weights import LAYER_SLOTS
+from storyloom.models.storymaker.weights import LAYER_SLOTS, StoryMakerFileError
 from storyloom.training.demo.data import Vocabulary
 from storyloom.training.storymaker.demo import lessons
-from storyloom.training.storymaker.demo.__main__ import objective
+from storyloom.training.storymaker.demo.__main__ import objective, stored
 from storyloom.training.storymaker.demo.control import ControlTraining
 from storyloom.training.storymaker.demo.lessons import World, random_lesson
 from storyloom.training.storymaker.demo.networks import frozen_model, narrow_ppr, new_adapter, repeat_blocks
@@ -174,6 +176,19 @@ def test_every_layer_gets_its_lora_keys_and_values(net):
             k, v = weights.image_kv[slot.part, slot.number, j]
             assert torch.allclose(tokens @ k.T, narrow.to_k_ip(context), rtol=0, atol=1e-4), name
             assert torch.allclose(tokens @ v.T, narrow.to_v_ip(context), rtol=0, atol=1e-4), name
+
+
+def test_a_written_file_is_read_at_full_width(net, tmp_path):
+    adapter = filled(new_adapter(net, 0))
+    batches = World(net, Vocabulary(), 5, size=1)
+    loop = TrainingLoop(adapter, net.unet, objective(), batches, Options(average=0.0))
+    save_file(stored(loop), tmp_path / "storymaker.safetensors")
+    weights = demo_storymaker(tmp_path / "storymaker.safetensors")
+    k, _ = weights.image_kv["middle", 0, 9]
+    assert torch.allclose(k @ wide.tokens().into, adapter.processors[-1].to_k_ip.weight, rtol=0, atol=1e-3)
+    (tmp_path / "other.safetensors").write_bytes(b"nothing")
+    with pytest.raises(StoryMakerFileError, match=r"other\.safetensors is not an adapter of the demo model .*train it"):
+        demo_storymaker(tmp_path / "other.safetensors")
 
 
 def test_a_repeated_block_adds_as_much_of_its_lora(net):
