@@ -37,8 +37,8 @@ drawing, and its highest share of the distance to the background of the place.""
 SEED = 11
 WAVES, BANDWIDTH = 16, 0.25
 """Random Fourier features per pixel, and the colour distance at which two colours become different ones."""
-PRIOR = 32
-"""The drawing's own colour counts as much as this many pixels, so that a detail of one pixel is not only noise."""
+PRIOR = 400
+"""The drawing's own colour counts as much as this many pixels: the demo model's colours differ from frame to frame."""
 EVENNESS = 0.5
 """0: plain features; 1: every direction in which the world's heads differ counts the same."""
 
@@ -148,7 +148,7 @@ def _waves() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _features(who: Figure, pixels: np.ndarray) -> Tensor:
-    """NARROW numbers from a head's colours at fixed places. Pixels of one paint have their mean colour."""
+    """NARROW numbers from a head's colours at fixed places. Pixels of one paint have one colour: see PRIOR."""
     paint = _paint(who.species, who.fur, who.hat)
     shown = paint[..., 0] != EMPTY
     _, numbers = np.unique(paint[shown], axis=0, return_inverse=True)
