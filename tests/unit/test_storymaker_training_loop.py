@@ -155,6 +155,14 @@ def test_the_norm_of_the_gradient_is_limited():
     assert math.isclose(norm, 1e-3, rel_tol=1e-3)
 
 
+def test_the_limit_holds_for_gradients_of_a_scaled_loss():
+    loop = loop_of(unet=tiny_unet(torch.float32), precision="fp16", accumulation=1, clip=1e-3)
+    loop.scaler.load_state_dict({**loop.scaler.state_dict(), "scale": 8.0})
+    loop.advance()
+    norm = torch.stack([parameter.grad.norm() for parameter in loop.adapter.parameters()]).norm()
+    assert math.isclose(norm, 1e-3, rel_tol=1e-2)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_weights():
     loop = loop_of(batches=lambda *_: replace(tiny_batch((1,)), latents=torch.full((1, 4, 8, 8), torch.nan)))
     before = [parameter.detach().clone() for parameter in loop.adapter.parameters()]
