@@ -176,7 +176,9 @@ class Run:
             return None
         if arguments.face_network is None:
             raise ValueError("The identity loss needs a face network: add --face-network FILE, or --identity 0.")
-        network = torch.jit.load(str(arguments.face_network), self.device).eval().requires_grad_(False)
+        network = torch.jit.load(str(arguments.face_network), self.device).train(False)
+        for parameter in network.parameters():
+            parameter.requires_grad_(False)
         vae = self.encoders.vae
 
         def decode(latents: torch.Tensor) -> torch.Tensor:
