@@ -76,3 +76,12 @@ def draw(small):
     pipeline = StoryPipeline(small)
     frames = ["asleep in the snow", "reading on a train # On the train.", "drinking tea"]
     return partial(pipeline, "a red fox in a blue coat", frames, steps=2, seed=7, progress=lambda done, steps: None)
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Makes the numbers reproducible: several threads would sum gradients in any order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -23,14 +23,7 @@ from storyloom.world.draw import draw, draw_parts
 from storyloom.world.pose import pose
 from storyloom.world.scene import LOOKS, Figure, Scene
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Makes the numbers reproducible: several threads would sum gradients in any order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

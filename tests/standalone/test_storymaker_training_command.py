@@ -22,20 +22,13 @@ from storyloom.training.storymaker import loop
 from storyloom.training.storymaker.__main__ import main
 from storyloom.training.storymaker.adapter import TrainedAdapter
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 WIDTH, RANK, STEPS = 64, 3, 4
 """Width of each text encoder and of the image encoder, rank of the LoRA, and steps of a short run."""
 UNET = NUMBERS | {"context_dim": 2 * WIDTH, "adm_in_channels": WIDTH + 6 * 256}
 TEXT = {"hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 VISION = TEXT | {"num_attention_heads": 1, "patch_size": 56, "hidden_act": "gelu"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Makes the numbers reproducible: several threads would sum gradients in any order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def tiny_pipeline():

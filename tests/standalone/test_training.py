@@ -19,16 +19,9 @@ from storyloom.training.demo.networks import DividedLinear
 from storyloom.training.demo.report import contact_sheet, sample
 from storyloom.world.stories import random_lesson
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 STEPS = 3
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Makes the numbers reproducible: several threads would sum gradients in any order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module", autouse=True)
