@@ -48,15 +48,23 @@ class Reference:
         return mask
 
 
-def random_reference(random: np.random.Generator, accept: Callable[[Figure], bool] = lambda figure: True) -> Reference:
-    """A reference with random looks that `accept` returns True for; all values of an attribute are equally likely."""
-    while True:
-        who = Figure(*(str(random.choice(values)) for values in (SPECIES, *LOOKS.values())))
-        if accept(who):
-            break
+def any_look(random: np.random.Generator) -> Figure:
+    """A figure of which all values of an attribute are equally likely."""
+    return Figure(*(str(random.choice(values)) for values in (SPECIES, *LOOKS.values())))
+
+
+def photograph(who: Figure, random: np.random.Generator) -> Reference:
+    """A picture of this character with any frame's place, action and prop."""
     frame = any_frame(random)
     scene = Scene(frame.place, frame.action, frame.prop, (who,))
     return Reference(scene, draw_parts(scene, random))
+
+
+def random_reference(random: np.random.Generator, accept: Callable[[Figure], bool] = lambda figure: True) -> Reference:
+    """A reference with random looks that `accept` returns True for."""
+    while not accept(who := any_look(random)):
+        pass
+    return photograph(who, random)
 
 
 def all_differ(one: Figure, other: Figure) -> bool:

@@ -18,10 +18,12 @@ from ....models.demo import model as demo
 from ....models.storymaker.characters import IDENTITY
 from ....models.storymaker.crops import aligned, character_crop
 from ....models.storymaker.ppr import CHARACTERS
+from ....world import references
 from ....world.captions import FigureCaption, any_figure, any_frame, figure_words, frame_words
 from ....world.draw import Drawing, draw_parts
 from ....world.pose import pose
-from ....world.scene import ACTIONS, LOOKS, PLACES, PROPS, SIZE, SPECIES, Figure, Scene
+from ....world.references import any_look, photograph
+from ....world.scene import ACTIONS, PLACES, PROPS, SIZE, Figure, Scene
 from ....world.stereotypes import imagine
 from ...demo.data import Vocabulary
 from ...demo.networks import NarrowModel
@@ -39,8 +41,6 @@ BLOCK = 8
 """Width of a large pixel in an image."""
 QUARTERS = 2 * vision.PATCHES
 """Colours per row and column that the image encoder keeps."""
-HEAD_ROWS = 5
-"""Rows of a head without ears and hat."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,26 +80,14 @@ def reference(who: Figure, random: np.random.Generator) -> Reference:
     worn = photo
     if random.random() < OTHERS_CLOTHES:
         worn = photograph(replace(any_look(random), shirt=who.shirt, trousers=who.trousers), random)
-    mask = worn.masks[0].copy()
-    if random.random() < CLOTHES_ONLY:
-        mask[: worn.heads[0][0] + HEAD_ROWS] = False
+    mask = worn.below_the_head if random.random() < CLOTHES_ONLY else worn.mask
     return Reference(face_crop(photo), appearance_crop(worn.picture, mask), narrow_identity(who))
 
 
 def plain_reference(who: Figure, random: np.random.Generator) -> Reference:
     """A reference of a character from one other picture."""
     photo = photograph(who, random)
-    return Reference(face_crop(photo), appearance_crop(photo.picture, photo.masks[0]), narrow_identity(who))
-
-
-def photograph(who: Figure, random: np.random.Generator) -> Drawing:
-    """A picture of one character at a random place."""
-    frame = any_frame(random)
-    return draw_parts(Scene(frame.place, frame.action, frame.prop, (who,)), random)
-
-
-def any_look(random: np.random.Generator) -> Figure:
-    return Figure(str(random.choice(SPECIES)), **{look: str(random.choice(values)) for look, values in LOOKS.items()})
+    return Reference(face_crop(photo), appearance_crop(photo.picture, photo.mask), narrow_identity(who))
 
 
 def enlarged(pixels: np.ndarray) -> np.ndarray:
@@ -111,12 +99,12 @@ def appearance_crop(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return character_crop(enlarged(picture), enlarged(mask * np.uint8(255)))
 
 
-def face_crop(photo: Drawing, side: int = 2 * QUARTERS) -> np.ndarray:
+def face_crop(photo: references.Reference, side: int = 2 * QUARTERS) -> np.ndarray:
     """The aligned crop of the head of a picture's first figure, [side, side, 3].
 
     The image encoder keeps the means of QUARTERS x QUARTERS squares; four pixels in each cost a twelfth of its 224.
     """
-    row, column = photo.heads[0]
+    row, column = photo.drawing.heads[0]
     return aligned(enlarged(photo.picture), faces.landmarks(row, column, BLOCK), side)
 
 
@@ -154,7 +142,7 @@ class World:
     def batch(self, lessons: Sequence[Lesson], rows: Sequence[tuple]) -> Batch:
         """lessons: and `rows` of the encoders' tables for each caption."""
         context, pooled = self.net.encode(*(torch.tensor([row[i] for row in rows]) for i in (0, 1, 3)))
-        references = [each for lesson in lessons for each in lesson.references]
+        seen = [each for lesson in lessons for each in lesson.references]
         return Batch(
             latents=demo.to_latents(torch.from_numpy(np.stack([lesson.drawing.picture for lesson in lessons]))),
             context=context,
@@ -164,9 +152,9 @@ class World:
             empty_pooled=torch.zeros_like(pooled[:1]),
             counts=tuple(len(lesson.references) for lesson in lessons),
             masks=torch.stack([_masks(lesson.drawing) for lesson in lessons]),
-            id_embeds=torch.stack([each.identity for each in references]),
-            face=_features([each.face for each in references]),
-            character=_features([each.character for each in references]),
+            id_embeds=torch.stack([each.identity for each in seen]),
+            face=_features([each.face for each in seen]),
+            character=_features([each.character for each in seen]),
             pose=_poses(lessons) if self.poses else None,
         )
 

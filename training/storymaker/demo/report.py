@@ -10,6 +10,7 @@ from ....models.demo import model as demo
 from ....world.captions import FigureCaption, any_frame, figure_words, frame_words
 from ....world.draw import draw_parts
 from ....world.reader import Reader
+from ....world.references import any_look
 from ....world.scene import LOOKS, SIZE, Scene
 from ...demo.loop import noise_levels
 from ...demo.networks import NarrowModel
@@ -17,7 +18,7 @@ from ..adapter import TrainedAdapter
 from ..batch import Batch
 from ..drops import Dropped
 from ..processors import ImageContext
-from .lessons import Lesson, World, any_look, means, plain_reference
+from .lessons import Lesson, World, means, plain_reference
 
 
 @torch.inference_mode()
